@@ -1,0 +1,284 @@
+"""The contract: what may be counted, for how long, and nothing else.
+
+This is the page a privacy reviewer reads. It holds data: the fields, the vocabulary, the metrics. Tables, constraints,
+asset checks, telemetry and the data dictionary are derived from it. No input, output or database code belongs here, and
+only the standard library is imported, because the web application loads this module too.
+
+A day is a calendar day in one configured time zone (UTC unless set); no finer time exists anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import date
+from typing import Final
+
+RETENTION_DAYS: Final = 180
+"""Day D is kept on day T while D >= T - RETENTION_DAYS (the plan's "up to 180 days"); a setting may change it."""
+
+
+class ContractError(ValueError):
+    """A declaration that the contract does not accept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One field of a stored row.
+
+    The rules use only what Python's `re` and PostgreSQL's regular expressions read alike, because both enforce them.
+    """
+
+    name: str
+    type: str
+    """`date`, `text` or `integer`."""
+    meaning: str
+    unit: str
+    example: str
+    rule: str
+    """The rule in words; it stands in error messages, which never show the value."""
+    pattern: str | None = None
+    """For text: a regular expression that the whole value must match."""
+    max_length: int | None = None
+    """For text: in characters."""
+    choices: tuple[str, ...] | None = None
+    """For text: the only values."""
+    minimum: int | None = None
+    maximum: int | None = None
+    optional: bool = False
+
+
+ID_PATTERN: Final = r"0|[1-9][0-9]{0,18}|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
+UNMATCHED: Final = "(unmatched)"
+"""The endpoint of a response that no route produced."""
+OTHER: Final = "(other)"
+"""Stands in an endpoint for a request method that is not one of METHODS."""
+OVERFLOW: Final = "(overflow)"
+"""The endpoint of everything past the cap on endpoints per process and day."""
+
+# A segment of digits only, or like a UUID or token, is what a path looks like after its parameters were filled in; a
+# route template has none. `@`, `%`, `?`, `=` and blanks never occur, so neither an address nor a query fits. (A name
+# cannot be told from a literal of a template: there the wall is that telemetry reads the routing table, not the path.)
+_SEGMENT = r"(?!(?:[0-9]+|[0-9A-Fa-f-]{20,})(?:/|$))(?:[A-Za-z0-9._~-]|\{[A-Za-z_][A-Za-z0-9_]*\})*"
+ENDPOINT_PATTERN: Final = rf"(?:{'|'.join(METHODS)}|\(other\)) (?:/{_SEGMENT})+|\(unmatched\)|\(overflow\)"
+
+MAX_COUNT: Final = 10**12 - 1
+"""The largest count: twelve digits, the width of the number in a counter dump."""
+
+EVENT_DATE: Final = Field(
+    name="event_date",
+    type="date",
+    meaning="The calendar day on which it happened, in the configured time zone.",
+    unit="day, YYYY-MM-DD",
+    example="2026-11-22",
+    rule="must be a date written YYYY-MM-DD",
+)
+EVENT_NAME: Final = Field(
+    name="event_name",
+    type="text",
+    meaning="What happened, one name of the controlled vocabulary.",
+    unit="name",
+    example="event_signup",
+    rule="must be in the controlled vocabulary",
+)
+EVENT_ID: Final = Field(
+    name="event_id",
+    type="text",
+    meaning="The event of the directory (a meetup, a conference), never a person.",
+    unit="identifier",
+    example="42",
+    rule="must be an integer without sign or leading zeros, or a lower-case UUID",
+    pattern=ID_PATTERN,
+)
+SOURCE: Final = Field(
+    name="source",
+    type="text",
+    meaning="Which side of the application it came from; absent when that is not known.",
+    unit="name",
+    example="web",
+    rule="must be web, admin or absent",
+    choices=("web", "admin"),
+    optional=True,
+)
+COUNT: Final = Field(
+    name="count",
+    type="integer",
+    meaning="How many times it happened on that day.",
+    unit="occurrences a day",
+    example="17",
+    rule=f"must be a whole number from 1 to {MAX_COUNT}",
+    minimum=1,
+    maximum=MAX_COUNT,
+)
+ENDPOINT: Final = Field(
+    name="endpoint",
+    type="text",
+    meaning="Request method and route template as the application declares them, never the requested path.",
+    unit="route template",
+    example="GET /events/{event_id}",
+    rule="must be a method and a route template of at most 200 characters, (unmatched) or (overflow)",
+    pattern=ENDPOINT_PATTERN,
+    max_length=200,
+)
+STATUS_CODE: Final = Field(
+    name="status_code",
+    type="integer",
+    meaning="HTTP status code of the response.",
+    unit="code",
+    example="404",
+    rule="must be a whole number from 100 to 599",
+    minimum=100,
+    maximum=599,
+)
+
+CORE_FIELDS: Final = (EVENT_DATE, EVENT_NAME, EVENT_ID, SOURCE, COUNT)
+RESPONSE_FIELDS: Final = (EVENT_DATE, ENDPOINT, STATUS_CODE, COUNT)
+
+SCHEMA: Final = "analytics"
+"""The schema of our own tables."""
+SOURCE_SCHEMA: Final = "analytics_source"
+"""The schema of the views in the host application's database."""
+
+TABLES: Final = {"daily_event_counts": CORE_FIELDS, "daily_response_counts": RESPONSE_FIELDS}
+"""Our two tables and their columns, in order."""
+
+
+@dataclass(frozen=True)
+class SourceView:
+    """A view of schema `analytics_source`, written by the operator of the host application: one row an occurrence."""
+
+    name: str
+    switch: bool = False
+    """True: a boolean column `turned_on` decides between the metric's two event names (on first, off second)."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Exactly the columns the view has, in any order."""
+        return ("event_id", "occurred_at", "source", *(("turned_on",) if self.switch else ()))
+
+
+@dataclass(frozen=True)
+class CounterDumps:
+    """Counter dumps written inside the web application: `<event_date>/<128 random bits in hex>.ndjson`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric: one Dagster asset. Every attribute is required.
+
+    Raises:
+        ContractError: a text is blank, a name is not lower_snake_case, the owner is no `team:`, the fields are those of
+            no table, or the event names do not fit the origin.
+    """
+
+    asset: str
+    question: str
+    """The question it answers, in one sentence."""
+    owner: str
+    """The team that answers for it, as `team:name`."""
+    event_names: tuple[str, ...]
+    fields: tuple[Field, ...]
+    origin: SourceView | CounterDumps
+    since: date
+    """The day it was agreed on."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w.*\w.*\?", self.question):
+            raise ContractError(f"metric {self.asset!r}: state the question it answers, ending in a question mark")
+        if not re.fullmatch(r"team:[a-z][a-z-]*", self.owner):
+            raise ContractError(f"metric {self.asset!r}: the owner is a team, written team:name")
+        for name in (self.asset, *self.event_names):
+            if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
+                raise ContractError(f"metric {self.asset!r}: {name!r} is not lower_snake_case")
+        if self.fields not in TABLES.values():
+            raise ContractError(f"metric {self.asset!r}: its fields are those of no table of the contract")
+        if not isinstance(self.origin, SourceView | CounterDumps):
+            raise ContractError(f"metric {self.asset!r}: say where it comes from, a source view or the counter dumps")
+        expected = 2 if isinstance(self.origin, SourceView) and self.origin.switch else 1
+        if len(self.event_names) != expected:
+            raise ContractError(f"metric {self.asset!r}: its origin yields {expected} event name(s)")
+
+    @property
+    def table(self) -> str:
+        """Name of the table that keeps its counts."""
+        return next(name for name, fields in TABLES.items() if fields == self.fields)
+
+    @property
+    def dump_fields(self) -> tuple[Field, ...]:
+        """Fields of its lines in a counter dump: those of the table, and always the event name."""
+        return tuple(dict.fromkeys((EVENT_DATE, EVENT_NAME, *self.fields)))
+
+
+DUMP_FILE_PATTERN: Final = r"[0-9a-f]{32}\.ndjson"
+"""Name of a counter dump. Random, so that it says nothing about host, process or time."""
+
+_PHASE_1 = date(2026, 11, 24)
+
+METRICS: Final = (
+    Metric(
+        asset="event_signups",
+        question="How many people sign up for each event?",
+        owner="team:core",
+        event_names=("event_signup",),
+        fields=CORE_FIELDS,
+        origin=SourceView("signups"),
+        since=_PHASE_1,
+    ),
+    Metric(
+        asset="directory_page_views",
+        question="How often is the attendee directory of each event looked at?",
+        owner="team:core",
+        event_names=("directory_page_viewed",),
+        fields=CORE_FIELDS,
+        origin=CounterDumps(),
+        since=_PHASE_1,
+    ),
+    Metric(
+        asset="directory_searches",
+        question="How often is the attendee directory of each event searched, whatever was searched for?",
+        owner="team:core",
+        event_names=("directory_searched",),
+        fields=CORE_FIELDS,
+        origin=CounterDumps(),
+        since=_PHASE_1,
+    ),
+    Metric(
+        asset="profile_visibility_toggles",
+        question="How often do attendees switch the visibility of their profile at each event?",
+        owner="team:core",
+        event_names=("profile_visibility_toggled",),
+        fields=CORE_FIELDS,
+        origin=SourceView("profile_visibility_changes"),
+        since=_PHASE_1,
+    ),
+    Metric(
+        asset="consent_changes",
+        question="How often is consent given, and how often withdrawn, at each event?",
+        owner="team:core",
+        event_names=("consent_turned_on", "consent_turned_off"),
+        fields=CORE_FIELDS,
+        origin=SourceView("consent_changes", switch=True),
+        since=_PHASE_1,
+    ),
+    Metric(
+        asset="endpoint_error_rates",
+        question="Which share of the responses of each endpoint are errors, by status code?",
+        owner="team:engineering",
+        event_names=("http_response",),
+        fields=RESPONSE_FIELDS,
+        origin=CounterDumps(),
+        since=_PHASE_1,
+    ),
+)
+
+
+def metric(asset: str) -> Metric:
+    """The metric of an asset. Raises KeyError for a name that is not in the contract."""
+    return {m.asset: m for m in METRICS}[asset]
+
+
+def vocabulary(table: str) -> tuple[str, ...]:
+    """Every event name whose counts `table` keeps."""
+    return tuple(name for m in METRICS if m.table == table for name in m.event_names)

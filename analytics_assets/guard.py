@@ -1,0 +1,83 @@
+"""Rows and columns against the contract.
+
+Pure functions from data to violations: nothing is read, written or logged here, and a violation never holds the
+offending value, only the field and the rule. Standard library only: the web application loads this module too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from typing import Any
+
+from analytics_assets.contract import EVENT_NAME, Field
+
+Row = Mapping[str, Any]
+"""Field name -> value."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Violation:
+    """What is wrong with a row or a header, without the value."""
+
+    field: str
+    """Name of a contract field, or `(row)` when no single field is at fault."""
+    rule: str
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.rule}"
+
+
+UNKNOWN_FIELD = Violation("(row)", "has a field that the contract does not allow")
+NOT_AN_OBJECT = Violation("(row)", "must be one JSON object")
+
+
+@lru_cache(maxsize=32)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.ASCII)
+
+
+def _is_iso_date(value: str) -> bool:
+    if not _compiled(r"[0-9]{4}-[0-9]{2}-[0-9]{2}").fullmatch(value):
+        return False
+    try:
+        date.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
+
+
+def obeys(field: Field, value: object) -> bool:
+    """Whether one value obeys the rule of its field. `None` stands for absent.
+
+    Types count too: a boolean is not a count, 3.0 is not 3, and an id is text.
+    """
+    if value is None:
+        return field.optional
+    if field.type == "date":
+        return type(value) is date or (isinstance(value, str) and _is_iso_date(value))
+    if field.type == "integer":
+        return type(value) is int and (field.minimum or 0) <= value <= (field.maximum or value)
+    if not isinstance(value, str) or len(value) > (field.max_length or len(value)):
+        return False
+    if field.choices is not None:
+        return value in field.choices
+    return field.pattern is None or _compiled(field.pattern).fullmatch(value) is not None
+
+
+def row_violations(row: Row, fields: Sequence[Field], event_names: Iterable[str]) -> list[Violation]:
+    """Everything in which `row` (field name -> value) departs from `fields` and the vocabulary; empty when nothing.
+
+    A field name outside the contract may itself be somebody's data, so it is reported as `(row)`.
+    """
+    known = {field.name for field in fields}
+    found = [UNKNOWN_FIELD] if row.keys() - known else []
+    for field in fields:
+        value = row.get(field.name)
+        allowed = value in tuple(event_names) if field is EVENT_NAME else obeys(field, value)
+        if not allowed:
+            found.append(Violation(field.name, field.rule))
+    return found
