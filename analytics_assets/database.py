@@ -1,0 +1,99 @@
+"""Connections to PostgreSQL whose errors name structure, never a value.
+
+What both databases (the host's and ours) need belongs here; SQL does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import psycopg2.errors
+import sqlalchemy as sa
+
+from analytics_assets.settings import SettingsError
+
+REFUSED: Final = "AN001"
+"""The SQLSTATE of an error that one of our own functions raises; its text holds no value."""
+
+
+class DatabaseError(RuntimeError):
+    """The database refused or was out of reach. The text names error class and structure, never data."""
+
+
+class UnreachableError(DatabaseError):
+    """The database is out of reach, or has closed the connection."""
+
+
+@contextmanager
+def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterator[sa.Engine]:
+    """Yield an engine that keeps one connection until the end.
+
+    Raises:
+        SettingsError: no URL is known.
+    """
+    if url is None:
+        raise SettingsError(
+            f"{variable} is not set: start with `analytics-assets up`, which brings its own PostgreSQL, or set it"
+        )
+    options = "-c default_transaction_read_only=on" if read_only else ""
+    made = sa.create_engine(
+        url,
+        hide_parameters=True,
+        pool_size=1,
+        max_overflow=0,
+        connect_args={"application_name": "analytics-assets", "connect_timeout": 10, "options": options},
+    )
+    try:
+        yield made
+    finally:
+        made.dispose()
+
+
+@contextmanager
+def without_values(doing: str) -> Iterator[None]:
+    """Replace a driver error by a DatabaseError without the texts that PostgreSQL fills with data.
+
+    PostgreSQL quotes values freely ("Failing row contains (...)", "invalid input syntax ...: "...""), and a function of
+    the host may raise whatever it likes. Only an error of our own functions is passed on as it reads.
+    """
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        # `from None`, or whoever prints the error prints the original, with its texts, as the context. (Raising after
+        # the except block does not help: the `with` statement is still handling the original then.)
+        kind = UnreachableError if _is_unreachable(error) else DatabaseError
+        raise kind(f"{doing}: {_structure(error)}") from None
+
+
+def anchored(pattern: str) -> str:
+    """A pattern of the contract, so that PostgreSQL matches the whole value."""
+    return f"^(?:{pattern})$"
+
+
+def _is_unreachable(error: sa.exc.DBAPIError) -> bool:
+    return error.connection_invalidated or getattr(error.orig, "pgcode", None) is None
+
+
+def _structure(error: sa.exc.DBAPIError) -> str:
+    diagnostics = getattr(error.orig, "diag", None)
+    state = getattr(error.orig, "pgcode", None)
+    if diagnostics is None or state is None:
+        return (
+            "the database cannot be reached or closed the connection; is it running, and are address, name, login and"
+            " password in the URL right?"
+        )
+    if state == REFUSED:
+        return str(diagnostics.message_primary)
+    try:
+        kind = psycopg2.errors.lookup(state).__name__
+    except KeyError:
+        kind = "error"
+    named = {
+        "table": diagnostics.table_name,
+        "column": diagnostics.column_name,
+        "constraint": diagnostics.constraint_name,
+    }
+    where = ", ".join(f"{what} {name}" for what, name in named.items() if name)
+    return f"{kind} (SQLSTATE {state}{', ' + where if where else ''})"

@@ -1,0 +1,102 @@
+"""Every setting of the pipeline, read from the environment; no other module of it reads an environment variable."""
+
+from __future__ import annotations
+
+import os
+import zoneinfo
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy as sa
+
+from analytics_assets.contract import RETENTION_DAYS
+
+VARIABLES: Final = {
+    "ANALYTICS_DATABASE_URL": "Where the counts are kept; login `analytics_writer`. Unset: an embedded PostgreSQL.",
+    "ANALYTICS_SOURCE_URL": "The host application's database. Unset: the same as `ANALYTICS_DATABASE_URL`.",
+    "DAGSTER_POSTGRES_URL": "Dagster's own storage, a database of its own. Unset: the embedded PostgreSQL.",
+    "ANALYTICS_DATA_DIR": "Folder of the embedded PostgreSQL, Dagster's logs and the dumps. Default: `.analytics`.",
+    "ANALYTICS_DUMP_DIR": "Folder of the counter dumps. Default: `dumps` in the data folder.",
+    "ANALYTICS_TIMEZONE": "The time zone whose calendar days are counted, an IANA name. Default: `UTC`.",
+    "ANALYTICS_RETENTION_DAYS": f"How many days are kept. Default: `{RETENTION_DAYS}`.",
+}
+"""Name -> meaning; the README's table is tested against it."""
+
+
+class SettingsError(ValueError):
+    """A setting is missing or has a value that cannot be used; the text names the variable, never its value."""
+
+
+def database_url(text: str, variable: str) -> str:
+    """A PostgreSQL URL that names its driver.
+
+    SQLAlchemy 2.1 takes a bare `postgresql://` for psycopg 3, which dagster-postgres does not install.
+    """
+    try:
+        url = sa.make_url(text)
+    except (sa.exc.ArgumentError, ValueError):  # ValueError: a port that is no number, or an @ in the password
+        # The text may hold a password, so neither it nor SQLAlchemy's message is shown.
+        raise SettingsError(f"{variable} is not a database URL (postgresql://user:password@host:5432/name)") from None
+    if url.drivername in {"postgres", "postgresql"}:
+        url = url.set(drivername="postgresql+psycopg2")
+    if url.drivername != "postgresql+psycopg2":
+        raise SettingsError(f"{variable} must be a PostgreSQL URL (postgresql://user:password@host:5432/name)")
+    return url.render_as_string(hide_password=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of one process. Its `repr` leaves out the URLs, which hold passwords."""
+
+    database_url: str | None = field(repr=False)
+    """None: nothing is set, and no embedded server has been started for this process."""
+    source_url: str | None = field(repr=False)
+    dagster_url: str | None = field(repr=False)
+    data_dir: Path
+    dump_dir: Path
+    time_zone: str
+    retention_days: int
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Read the settings. Raises SettingsError; an empty variable counts as unset."""
+        given = {name: environ[name] for name in VARIABLES if environ.get(name)}
+        urls = {name: database_url(given[name], name) for name in given if name.endswith("_URL")}
+        time_zone = given.get("ANALYTICS_TIMEZONE", "UTC")
+        try:
+            zoneinfo.ZoneInfo(time_zone)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+            raise SettingsError("ANALYTICS_TIMEZONE is not an IANA time zone (like Europe/Berlin)") from None
+        retention = given.get("ANALYTICS_RETENTION_DAYS", str(RETENTION_DAYS))
+        if not (retention.isascii() and retention.isdigit() and len(retention) <= 4 and 1 <= int(retention) <= 3650):
+            raise SettingsError("ANALYTICS_RETENTION_DAYS must be a whole number of days from 1 to 3650")
+        data_dir = Path(given.get("ANALYTICS_DATA_DIR", ".analytics")).absolute()
+        return cls(
+            database_url=urls.get("ANALYTICS_DATABASE_URL"),
+            source_url=urls.get("ANALYTICS_SOURCE_URL", urls.get("ANALYTICS_DATABASE_URL")),
+            dagster_url=urls.get("DAGSTER_POSTGRES_URL"),
+            data_dir=data_dir,
+            dump_dir=Path(given.get("ANALYTICS_DUMP_DIR", data_dir / "dumps")).absolute(),
+            time_zone=time_zone,
+            retention_days=int(retention),
+        )
+
+    def today(self) -> date:
+        """Today in the configured time zone."""
+        return datetime.now(zoneinfo.ZoneInfo(self.time_zone)).date()
+
+    def environment(self) -> dict[str, str]:
+        """The same settings as environment variables, for a process that is started from this one."""
+        values = {
+            "ANALYTICS_DATABASE_URL": self.database_url,
+            "ANALYTICS_SOURCE_URL": self.source_url,
+            "DAGSTER_POSTGRES_URL": self.dagster_url,
+            "ANALYTICS_DATA_DIR": str(self.data_dir),
+            "ANALYTICS_DUMP_DIR": str(self.dump_dir),
+            "ANALYTICS_TIMEZONE": self.time_zone,
+            "ANALYTICS_RETENTION_DAYS": str(self.retention_days),
+        }
+        return {name: value for name, value in values.items() if value is not None}
