@@ -1,0 +1,101 @@
+"""Making and upgrading the analytics database: roles, migrations, what follows from the contract.
+
+Everything here is idempotent, keeps data, and needs a login that may create roles; the pipeline never runs it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import AddConstraint
+
+from analytics_assets.contract import SCHEMA
+from analytics_assets.database import engine, without_values
+from analytics_assets.settings import Settings
+from analytics_assets.store.tables import METADATA
+
+ROLES: Final = {
+    "analytics_owner": "nologin",  # owns the schema; nobody logs in as it
+    "analytics_writer": "login",  # the service account: the pipeline
+    "analytics_reader": "login",  # the core team
+}
+
+
+_DIALECT: Final[sa.Dialect] = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+
+
+def init_db(admin_url: str, settings: Settings) -> None:
+    """Create or upgrade schema `analytics` and its roles, and set time zone and retention period.
+
+    Raises:
+        DatabaseError: the login may not create roles, stored rows break a rule of the contract, or the server is older
+            than PostgreSQL 15 (`unique nulls not distinct`).
+    """
+    with (
+        without_values("setting up the analytics database (it takes a login that may create roles: --admin-url)"),
+        engine(admin_url, "ANALYTICS_DATABASE_URL") as database,
+        database.begin() as connection,
+    ):
+        # Two processes that set up at once take turns.
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext("analytics setup"))))
+        _create_roles(connection)
+        _migrate(connection)
+        apply_contract(connection, settings)
+
+
+def _create_roles(connection: sa.Connection) -> None:
+    existing = set(connection.scalars(sa.text("select rolname from pg_roles")))
+    for role, login in ROLES.items():
+        if role not in existing:
+            connection.exec_driver_sql(f"create role {role} {login}")
+    connection.exec_driver_sql("grant analytics_owner to current_user")
+    connection.exec_driver_sql(f"create schema if not exists {SCHEMA} authorization analytics_owner")
+    connection.exec_driver_sql("set local role analytics_owner")
+
+
+def _migrate(connection: sa.Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def apply_contract(connection: sa.Connection, settings: Settings) -> None:
+    """Bring checks and comments in line with the contract and store the two settings the database itself enforces.
+
+    A check whose text has not changed is left alone, so that a start does not lock tables.
+    """
+    for table in METADATA.sorted_tables:
+        checks = [c for c in table.constraints if isinstance(c, sa.CheckConstraint)]
+        found = connection.execute(
+            sa.text(
+                "select conname as name, obj_description(oid, 'pg_constraint') as text from pg_constraint"
+                " where conrelid = cast(:table as regclass) and contype = 'c'"
+            ),
+            {"table": table.fullname},
+        )
+        in_place: dict[str, str | None] = {row.name: row.text for row in found}
+        for check in checks:
+            definition = str(check.sqltext.compile(dialect=_DIALECT, compile_kwargs={"literal_binds": True}))
+            if in_place.get(str(check.name)) == definition:
+                continue
+            if check.name in in_place:
+                connection.exec_driver_sql(f"alter table {table.fullname} drop constraint {check.name}")
+            connection.execute(AddConstraint(check))
+            quoted = definition.replace("'", "''")
+            connection.exec_driver_sql(f"comment on constraint {check.name} on {table.fullname} is '{quoted}'")
+        for column in table.columns:
+            connection.execute(sa.schema.SetColumnComment(column))
+    connection.execute(
+        sa.text(
+            "insert into analytics.settings (retention_days, time_zone) values (:days, :zone)"
+            " on conflict (only_row) do update set retention_days = excluded.retention_days,"
+            " time_zone = excluded.time_zone"
+        ),
+        {"days": settings.retention_days, "zone": settings.time_zone},
+    )

@@ -1,0 +1,66 @@
+"""The tables of schema `analytics`, derived from the contract.
+
+Column types, checks and the unique key follow from the fields. What a migration has created is compared with this by a
+test; the checks are put in place by `setup.apply_contract` and so follow the contract without a migration.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.sql.type_api import TypeEngine
+
+from analytics_assets.contract import COUNT, METRICS, SCHEMA, TABLES, Field, vocabulary
+from analytics_assets.database import anchored
+
+METADATA: Final = sa.MetaData(schema=SCHEMA)
+
+_TYPES: Final[dict[str, type[TypeEngine[object]]]] = {"date": sa.Date, "text": sa.Text, "integer": sa.BigInteger}  # type: ignore[dict-item]
+
+
+def _rules(column: sa.Column[object], field: Field, names: tuple[str, ...]) -> list[sa.ColumnElement[bool]]:
+    rules: list[sa.ColumnElement[bool]] = []
+    if field.name == "event_name":
+        rules.append(column.in_(names))
+    if field.choices is not None:
+        rules.append(column.in_(field.choices))
+    if field.pattern is not None:
+        rules.append(column.regexp_match(anchored(field.pattern)))
+    if field.max_length is not None:
+        rules.append(sa.func.char_length(column) <= field.max_length)
+    if field.minimum is not None and field.maximum is not None:
+        rules.append(column.between(field.minimum, field.maximum))
+    return rules
+
+
+def _table(name: str, fields: tuple[Field, ...]) -> sa.Table:
+    columns = {f.name: sa.Column(f.name, _TYPES[f.type], nullable=f.optional, comment=f.meaning) for f in fields}
+    checks = [
+        sa.CheckConstraint(sa.and_(*rules), name=f"{name}_{field.name}")
+        for field in fields
+        if (rules := _rules(columns[field.name], field, vocabulary(name)))
+    ]
+    key = [f.name for f in fields if f is not COUNT]
+    return sa.Table(
+        name,
+        METADATA,
+        *columns.values(),
+        *checks,
+        sa.UniqueConstraint(*key, name=f"{name}_key", postgresql_nulls_not_distinct=True),
+        postgresql_partition_by="RANGE (event_date)",
+    )
+
+
+COUNTS: Final = {name: _table(name, fields) for name, fields in TABLES.items()}
+
+COLLECTED_DAYS: Final = sa.Table(
+    "collected_days",
+    METADATA,
+    sa.Column("asset", sa.Text, primary_key=True, comment="Metric."),
+    sa.Column("event_date", sa.Date, primary_key=True, comment="Day that was collected."),
+    sa.Column("rows", sa.BigInteger, nullable=False, comment="Rows stored; 0 says that nothing happened that day."),
+    sa.Column("collected_at", sa.DateTime(timezone=True), nullable=False, comment="When the pipeline stored the day."),
+    sa.CheckConstraint(sa.column("asset", sa.Text).in_([m.asset for m in METRICS]), name="collected_days_asset"),
+    sa.CheckConstraint(sa.column("rows", sa.BigInteger) >= 0, name="collected_days_rows"),
+)

@@ -1,0 +1,479 @@
+"""What the database itself refuses, whoever writes: the second wall, and the rights of the three logins."""
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from analytics_assets.contract import ENDPOINT, EVENT_ID, MAX_COUNT, METRICS, SOURCE, Field, vocabulary
+from analytics_assets.database import DatabaseError
+from analytics_assets.guard import obeys
+from analytics_assets.settings import Settings
+from analytics_assets.store.setup import init_db
+from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS, METADATA
+from analytics_assets_tests.conftest import set_up
+
+SUPERUSER, WRITER, READER = "postgres", "analytics_writer", "analytics_reader"
+EVENTS, RESPONSES = COUNTS["daily_event_counts"], COUNTS["daily_response_counts"]
+Row = dict[str, Any]
+
+
+@dataclass
+class Database:
+    """One analytics database that every test leaves as it was; yesterday has its partitions."""
+
+    settings: Settings
+    day: date
+
+    @property
+    def admin_url(self) -> str:
+        return admin_url(self.settings)
+
+    @contextmanager
+    def login(self, user: str) -> Iterator[sa.Connection]:
+        """A connection whose changes are rolled back."""
+        engine = sa.create_engine(sa.make_url(self.admin_url).set(username=user))
+        with engine.connect() as connection:
+            yield connection
+        engine.dispose()
+
+    def row(self, table: sa.Table) -> Row:
+        """A row that the table accepts."""
+        if table is RESPONSES:
+            return {"event_date": self.day, "endpoint": "GET /events/{event_id}", "status_code": 404, "count": 1}
+        return {"event_date": self.day, "event_name": "event_signup", "event_id": "7", "source": "web", "count": 1}
+
+
+@pytest.fixture(scope="module")
+def database(make_database: Callable[[str], sa.URL], tmp_path_factory: pytest.TempPathFactory) -> Database:
+    url = make_database("constraints")
+    made = set_up(url, url.render_as_string(hide_password=False), tmp_path_factory.mktemp("constraints"))
+    database = Database(made, made.today() - timedelta(days=1))
+    with database.login(WRITER) as connection, connection.begin():
+        connection.execute(sa.select(sa.func.analytics.create_day(database.day)))
+    return database
+
+
+def admin_url(settings: Settings) -> str:
+    """The superuser's URL of the analytics database."""
+    assert settings.database_url
+    return sa.make_url(settings.database_url).set(username=SUPERUSER).render_as_string(hide_password=False)
+
+
+def as_superuser(settings: Settings, *statements: str) -> None:
+    """Run SQL that the pipeline could not."""
+    engine = sa.create_engine(admin_url(settings))
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+# --- rows
+
+
+@pytest.mark.parametrize("user", [WRITER, SUPERUSER])
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        *((EVENTS, {"event_name": name}) for name in vocabulary("daily_event_counts")),
+        (EVENTS, {"event_id": "0"}),
+        (EVENTS, {"event_id": "9" * 19}),
+        (EVENTS, {"event_id": "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"}),
+        (EVENTS, {"source": "admin"}),
+        (EVENTS, {"source": None}),
+        (EVENTS, {"count": MAX_COUNT}),
+        (RESPONSES, {"endpoint": "(unmatched)"}),
+        (RESPONSES, {"endpoint": "(other) /{path}"}),
+        (RESPONSES, {"status_code": 100, "count": MAX_COUNT}),
+        (RESPONSES, {"status_code": 599}),
+    ],
+)
+def test_a_valid_row_is_accepted(database: Database, user: str, table: sa.Table, change: Row) -> None:
+    with database.login(user) as connection:
+        assert connection.execute(sa.insert(table).values(database.row(table) | change)).rowcount == 1
+
+
+@pytest.mark.parametrize("user", [WRITER, SUPERUSER])
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        (EVENTS, "event_name", "page_printed"),
+        (EVENTS, "event_name", "http_response"),
+        (EVENTS, "event_name", "event_signup\n"),
+        (EVENTS, "event_id", "someone@example.org"),
+        (EVENTS, "event_id", "7\n"),
+        (EVENTS, "event_id", "07"),
+        (EVENTS, "event_id", "-7"),
+        (EVENTS, "event_id", ""),
+        (EVENTS, "event_id", "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"),
+        (EVENTS, "source", "mobile"),
+        (EVENTS, "source", ""),
+        (EVENTS, "count", 0),
+        (EVENTS, "count", -1),
+        (EVENTS, "count", MAX_COUNT + 1),
+        (RESPONSES, "endpoint", "GET /events/17"),
+        (RESPONSES, "endpoint", "/events"),
+        (RESPONSES, "endpoint", "GET /search?q=someone"),
+        (RESPONSES, "endpoint", "GET /" + "z" * 200),
+        (RESPONSES, "endpoint", "GET /reset/" + "0a" * 16),
+        (RESPONSES, "endpoint", "GET /events\n"),
+        (RESPONSES, "status_code", 99),
+        (RESPONSES, "status_code", 600),
+        (RESPONSES, "count", 0),
+        (RESPONSES, "count", MAX_COUNT + 1),
+    ],
+)
+def test_a_value_outside_the_contract_is_refused(
+    database: Database, user: str, table: sa.Table, column: str, value: object
+) -> None:
+    with database.login(user) as connection, pytest.raises(sa.exc.IntegrityError) as refusal:
+        connection.execute(sa.insert(table).values(database.row(table) | {column: value}))
+    assert constraint(refusal) == f"{table.name}_{column}"
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [(table, column.name) for table in (EVENTS, RESPONSES) for column in table.columns if not column.nullable],
+)
+def test_null_is_refused_except_as_source(database: Database, table: sa.Table, column: str) -> None:
+    with database.login(WRITER) as connection, pytest.raises(sa.exc.IntegrityError):
+        connection.execute(sa.insert(table).values(database.row(table) | {column: None}))
+
+
+def test_a_count_past_64_bits_is_refused(database: Database) -> None:
+    with database.login(WRITER) as connection, pytest.raises(sa.exc.DataError):
+        connection.execute(sa.insert(EVENTS).values(database.row(EVENTS) | {"count": sa.text("1" + "0" * 30)}))
+
+
+@pytest.mark.parametrize(("table", "change"), [(EVENTS, {}), (EVENTS, {"source": None}), (RESPONSES, {})])
+def test_a_key_occurs_once(database: Database, table: sa.Table, change: Row) -> None:
+    row = database.row(table) | change
+    with database.login(WRITER) as connection:
+        connection.execute(sa.insert(table).values(row))
+        with pytest.raises(sa.exc.IntegrityError) as refusal:
+            connection.execute(sa.insert(table).values(row | {"count": 2}))
+    assert constraint(refusal).endswith("_key")
+
+
+@pytest.mark.parametrize("days", [-1, 1, 2, 400])
+@pytest.mark.parametrize("table", [EVENTS, RESPONSES])
+def test_a_day_without_partition_has_no_place(database: Database, table: sa.Table, days: int) -> None:
+    day = database.day + timedelta(days=days)
+    with database.login(WRITER) as connection, pytest.raises(sa.exc.IntegrityError, match="no partition of relation"):
+        connection.execute(sa.insert(table).values(database.row(table) | {"event_date": day}))
+
+
+def test_a_partition_is_no_way_around(database: Database) -> None:
+    partition = f"daily_event_counts_{database.day:%Y%m%d}"
+    elsewhere = sa.table(partition, *map(sa.column, EVENTS.columns.keys()), schema="analytics")
+    row = database.row(EVENTS)
+    with database.login(WRITER) as connection, pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
+        connection.execute(sa.insert(elsewhere).values(row))
+    for change in ({"event_id": "someone@example.org"}, {"event_date": database.day - timedelta(days=1)}):
+        with database.login(SUPERUSER) as connection, pytest.raises(sa.exc.IntegrityError):
+            connection.execute(sa.insert(elsewhere).values(row | change))
+
+
+@pytest.mark.parametrize("user", [WRITER, SUPERUSER])
+@pytest.mark.parametrize(
+    ("column", "value"), [("asset", "page_prints"), ("asset", "someone@example.org"), ("rows", -1)]
+)
+def test_only_metrics_are_noted_as_collected(database: Database, user: str, column: str, value: object) -> None:
+    row: Row = {"asset": METRICS[0].asset, "event_date": database.day, "rows": 0, "collected_at": sa.func.now()}
+    with database.login(user) as connection:
+        connection.execute(sa.insert(COLLECTED_DAYS).values(row))
+        connection.rollback()
+        with pytest.raises(sa.exc.IntegrityError) as refusal:
+            connection.execute(sa.insert(COLLECTED_DAYS).values(row | {column: value}))
+    assert constraint(refusal) == f"collected_days_{column}"
+
+
+def constraint(refusal: pytest.ExceptionInfo[sa.exc.IntegrityError]) -> str:
+    """The name of the constraint that refused."""
+    return str(getattr(refusal.value.orig, "diag").constraint_name)  # noqa: B009  # psycopg2 alone has it
+
+
+# --- the two walls agree
+
+_characters = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
+_hexadecimal = st.text("0123456789abcdefABCDEF-", min_size=30, max_size=40)
+TEXTS = {
+    EVENT_ID: st.one_of(
+        st.text(_characters, max_size=8),
+        st.text("0123456789\n+-. \u0667\uff17", max_size=21),
+        st.uuids().map(str),
+        st.uuids().map(lambda value: f"{value}\n"),
+        _hexadecimal,
+    ),
+    SOURCE: st.sampled_from(["web", "admin", "Web", "web\n", " web", "", "webadmin"])
+    | st.text(_characters, max_size=5),
+    ENDPOINT: st.one_of(
+        st.text(_characters, max_size=8),
+        st.builds(
+            "{}{}{}".format,
+            st.sampled_from(["GET", "(other)", "(unmatched)", "get", "", "OPTIONS", "\nPUT"]),
+            st.sampled_from([" ", "  ", "", "\t", "\n"]),
+            st.lists(
+                st.sampled_from(["/", "//", "/events", "/{id}", "/{7}", "{", "/7", "/7e", "/\u0667", "7", "~", "@"])
+                | st.text(_characters, max_size=2),
+                max_size=5,
+            ).map("".join),
+        ),
+        st.integers(190, 205).map(lambda length: "GET /".ljust(length, "é" if length % 5 == 0 else "e")),
+    ),
+}
+
+
+@pytest.mark.parametrize("field", TEXTS, ids=lambda field: field.name)
+@hypothesis_settings(deadline=None, max_examples=25, derandomize=True)
+@given(data=st.data())
+def test_python_and_postgresql_read_a_rule_alike(database: Database, field: Field, data: st.DataObject) -> None:
+    values = data.draw(st.lists(TEXTS[field], min_size=20, max_size=80, unique=True))
+    table = EVENTS if field.name in EVENTS.columns else RESPONSES
+    with database.login(SUPERUSER) as connection:
+        live = sa.text(
+            "select pg_get_expr(conbin, conrelid) from pg_constraint where conname = :name and conparentid = 0"
+        )
+        rule = str(connection.scalar(live, {"name": f"{table.name}_{field.name}"})).replace("%", "%%")
+        query = f"select {field.name}, {rule} from unnest(%(values)s::text[]) as given({field.name})"  # noqa: S608
+        answers = connection.exec_driver_sql(query, {"values": values})
+        differing = [value for value, allowed in answers if allowed != obeys(field, value)]
+    assert differing == []
+
+
+# --- who may do what
+
+
+@pytest.mark.parametrize("day", ["today()", "today() + 1", "today() + 1000", "first_kept_day() - 1", "null"])
+def test_no_partition_for_an_unfinished_or_expired_day(database: Database, day: str) -> None:
+    with database.login(WRITER) as connection, pytest.raises(sa.exc.DBAPIError, match="only a finished day"):
+        connection.exec_driver_sql(f"select analytics.create_day({qualified(day)})")
+
+
+@pytest.mark.parametrize("day", ["first_kept_day()", "today() - 1"])
+def test_a_partition_for_the_ends_of_the_kept_days(database: Database, day: str) -> None:
+    with database.login(WRITER) as connection:
+        for _ in range(2):
+            connection.exec_driver_sql(f"select analytics.create_day({qualified(day)})")
+        row = database.row(EVENTS) | {"event_date": sa.text(qualified(day))}
+        assert connection.execute(sa.insert(EVENTS).values(row)).rowcount == 1
+
+
+@pytest.mark.parametrize("day", ["first_kept_day()", "today() - 1", "today()", "today() + 1", "null", "'1999-12-31'"])
+def test_a_kept_day_cannot_be_dropped(database: Database, day: str) -> None:
+    with database.login(WRITER) as connection, pytest.raises(sa.exc.DBAPIError, match="only a day past"):
+        connection.exec_driver_sql(f"select analytics.drop_day({qualified(day)})")
+
+
+def test_a_day_before_christ_does_not_stand_for_one_that_is_kept(database: Database) -> None:
+    with database.login(WRITER) as connection, pytest.raises(sa.exc.DBAPIError, match="only a day past"):
+        connection.exec_driver_sql(f"select analytics.drop_day('{database.day} BC')")
+
+
+def test_an_expired_day_is_dropped_whole_and_alone(database: Database) -> None:
+    expired = database.day - timedelta(days=30)
+    note: Row = {"asset": METRICS[0].asset, "rows": 1, "collected_at": sa.func.now()}
+    with database.login(SUPERUSER) as connection:
+        connection.execute(sa.select(sa.func.analytics.create_day(expired)))
+        for day in (expired, database.day):
+            for table in (EVENTS, RESPONSES):
+                connection.execute(sa.insert(table).values(database.row(table) | {"event_date": day}))
+            connection.execute(sa.insert(COLLECTED_DAYS).values(note | {"event_date": day}))
+        connection.exec_driver_sql("update analytics.settings set retention_days = 29")
+        connection.exec_driver_sql(f"set local role {WRITER}")
+        for _ in range(2):
+            connection.execute(sa.select(sa.func.analytics.drop_day(expired)))
+        for table in (EVENTS, RESPONSES, COLLECTED_DAYS):
+            assert connection.scalars(sa.select(table.c.event_date)).all() == [database.day]
+        left = connection.scalars(sa.text("select relname from pg_class where relname ~ '^daily_.*_[0-9]{8}$'")).all()
+    assert sorted(left) == [f"{table.name}_{database.day:%Y%m%d}" for table in (EVENTS, RESPONSES)]
+
+
+SELECTS = ["daily_event_counts", "daily_response_counts", "daily_error_rates", "collected_days", "settings"]
+
+
+@pytest.mark.parametrize("user", [WRITER, READER])
+@pytest.mark.parametrize("relation", SELECTS)
+def test_both_logins_read_everything(database: Database, user: str, relation: str) -> None:
+    with database.login(user) as connection:
+        connection.exec_driver_sql(f"select * from analytics.{relation}")  # noqa: S608
+
+
+NOBODY = [
+    "create table analytics.notes (id int)",
+    "create view analytics.notes as select 1 as id",
+    "create function analytics.notes() returns int language sql as 'select 1'",
+    "create table public.notes (id int)",
+    "create schema notes",
+    "drop table analytics.daily_event_counts",
+    "drop table analytics.{partition}",
+    "drop view analytics.daily_error_rates",
+    "drop schema analytics cascade",
+    "alter table analytics.daily_event_counts add column email text",
+    "alter table analytics.daily_event_counts drop constraint daily_event_counts_event_id",
+    "alter table analytics.daily_event_counts detach partition analytics.{partition}",
+    "comment on table analytics.daily_event_counts is 'x'",
+    "truncate analytics.daily_event_counts",
+    "truncate analytics.{partition}",
+    "update analytics.daily_event_counts set count = 1",
+    "delete from analytics.collected_days",
+    "update analytics.settings set retention_days = 3650",
+    "insert into analytics.settings (only_row, retention_days, time_zone) values (false, 1, 'UTC')",
+    "delete from analytics.alembic_version",
+    "set role analytics_owner",
+    "create role notes",
+]
+NOT_THE_READER = [
+    "insert into analytics.daily_event_counts values ('{day}', 'event_signup', '7', null, 1)",
+    "insert into analytics.collected_days values ('event_signups', '{day}', 0, now())",
+    "delete from analytics.daily_event_counts",
+    "delete from analytics.daily_response_counts",
+    "update analytics.collected_days set rows = 1",
+    "select analytics.create_day('{day}')",
+    "select analytics.drop_day('2020-01-01')",
+]
+
+
+@pytest.mark.parametrize(
+    ("user", "statement"),
+    [(user, statement) for user in (WRITER, READER) for statement in NOBODY]
+    + [(READER, statement) for statement in NOT_THE_READER],
+)
+def test_not_permitted(database: Database, user: str, statement: str) -> None:
+    text = statement.format(partition=f"daily_event_counts_{database.day:%Y%m%d}", day=database.day)
+    with database.login(user) as connection, pytest.raises(sa.exc.DBAPIError) as refusal:
+        connection.exec_driver_sql(text)
+    assert getattr(refusal.value.orig, "pgcode") == "42501"  # noqa: B009  # insufficient_privilege
+
+
+def test_a_login_without_grants_gets_nothing(database: Database) -> None:
+    with database.login(SUPERUSER) as connection:
+        connection.exec_driver_sql("create role passer_by login")
+        connection.exec_driver_sql("set local role passer_by")
+        for wanted in (*(f"* from analytics.{name}" for name in SELECTS), "analytics.today()"):
+            with pytest.raises(sa.exc.ProgrammingError, match="permission denied"), connection.begin_nested():
+                connection.exec_driver_sql(f"select {wanted}")
+
+
+def qualified(day: str) -> str:
+    return f"analytics.{day}" if "(" in day else day
+
+
+# --- set-up
+
+
+def test_the_live_tables_are_those_of_the_contract(database: Database) -> None:
+    with database.login(SUPERUSER) as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "include_schemas": True,
+                "include_name": lambda name, kind, _: kind != "schema" or name == "analytics",
+                "include_object": lambda thing, _, kind, *__: (
+                    kind != "table" or f"{thing.schema}.{thing.name}" in METADATA.tables
+                ),
+                "compare_type": True,
+                "compare_server_default": True,
+            },
+        )
+        assert compare_metadata(context, METADATA) == []
+        inspector = sa.inspect(connection)
+        for table in (EVENTS, RESPONSES):
+            (key,) = inspector.get_unique_constraints(table.name, "analytics")
+            assert key["column_names"] == [column.name for column in table.columns if column.name != "count"]
+            assert key["dialect_options"]["postgresql_nulls_not_distinct"] is True
+            divided = sa.text("select pg_get_partkeydef(cast(:table as regclass))")
+            assert connection.scalar(divided, {"table": table.fullname}) == "RANGE (event_date)"
+        for table in METADATA.tables.values():
+            live = {check["name"] for check in inspector.get_check_constraints(table.name, "analytics")}
+            assert live == {c.name for c in table.constraints if isinstance(c, sa.CheckConstraint)}
+
+
+def test_a_second_set_up_changes_nothing(database: Database) -> None:
+    def state() -> list[Any]:
+        with database.login(SUPERUSER) as connection:
+            constraints = "select oid, conname, pg_get_constraintdef(oid) from pg_constraint order by 1"
+            counts = "select * from analytics.daily_event_counts"
+            settings = "select * from analytics.settings"
+            return [connection.exec_driver_sql(query).all() for query in (constraints, counts, settings)]
+
+    with database.login(WRITER) as connection, connection.begin():
+        connection.execute(sa.insert(EVENTS).values(database.row(EVENTS)))
+    before = state()
+    init_db(database.admin_url, database.settings)
+    assert state() == before
+    with database.login(WRITER) as connection, connection.begin():
+        assert connection.execute(sa.delete(EVENTS)).rowcount == 1
+
+
+BAD_ROW = "insert into analytics.daily_event_counts values ('{day}', 'event_signup', 'canary@example.org', null, 1)"
+
+
+def test_a_check_that_is_gone_comes_back(settings: Settings, yesterday: date) -> None:
+    bad_row = BAD_ROW.format(day=yesterday)
+    as_superuser(
+        settings,
+        f"select analytics.create_day('{yesterday}')",
+        "alter table analytics.daily_event_counts drop constraint daily_event_counts_event_id",
+    )
+    init_db(admin_url(settings), settings)
+    with pytest.raises(sa.exc.IntegrityError):
+        as_superuser(settings, bad_row)
+
+
+def test_a_check_that_the_contract_has_changed_is_replaced(settings: Settings, yesterday: date) -> None:
+    """The comment holds the contract's text; a different one is what an older contract has left behind."""
+    name = "daily_event_counts_event_id"
+    as_superuser(
+        settings,
+        f"alter table analytics.daily_event_counts drop constraint {name}",
+        f"alter table analytics.daily_event_counts add constraint {name} check (event_id <> '')",
+        f"comment on constraint {name} on analytics.daily_event_counts is 'event_id <> '''''",
+        f"select analytics.create_day('{yesterday}')",
+    )
+    init_db(admin_url(settings), settings)
+    with pytest.raises(sa.exc.IntegrityError):
+        as_superuser(settings, BAD_ROW.format(day=yesterday))
+    partition = f"daily_event_counts_{yesterday:%Y%m%d}"
+    with pytest.raises(sa.exc.IntegrityError):
+        as_superuser(settings, BAD_ROW.format(day=yesterday).replace("daily_event_counts", partition))
+
+
+def test_stored_rows_that_break_a_rule_stop_the_set_up_without_being_shown(settings: Settings, yesterday: date) -> None:
+    as_superuser(
+        settings,
+        f"select analytics.create_day('{yesterday}')",
+        "alter table analytics.daily_event_counts drop constraint daily_event_counts_event_id",
+        BAD_ROW.format(day=yesterday),
+    )
+    with pytest.raises(DatabaseError, match="constraint daily_event_counts_event_id") as refusal:
+        init_db(admin_url(settings), settings)
+    assert "canary" not in str(refusal.value)
+    assert "canary" not in "".join(traceback.format_exception(refusal.value))
+
+
+def test_retention_and_time_zone_follow_the_settings(settings: Settings) -> None:
+    init_db(admin_url(settings), replace(settings, retention_days=5, time_zone="Asia/Tokyo"))
+    engine = sa.create_engine(admin_url(settings))
+    with engine.connect() as connection:
+        kept = connection.execute(sa.text("select retention_days, time_zone, analytics.today() -"
+                                          " analytics.first_kept_day() from analytics.settings")).one()  # fmt: skip
+    engine.dispose()
+    assert kept == (5, "Asia/Tokyo", 5)
+
+
+def test_a_login_without_rights_cannot_set_up(settings: Settings) -> None:
+    assert settings.database_url
+    with pytest.raises(DatabaseError, match="InsufficientPrivilege"):
+        init_db(settings.database_url, settings)
