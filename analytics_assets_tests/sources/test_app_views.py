@@ -1,0 +1,406 @@
+"""The source views: what is refused before a row is read, what the login should not see, and rows that break a rule."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date, timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+
+from analytics_assets.contract import EVENT_ID, SOURCE, metric
+from analytics_assets.database import DatabaseError
+from analytics_assets.settings import Settings, SettingsError
+from analytics_assets.sources import SourceRefusedError
+from analytics_assets.sources.app_views import open_view
+from analytics_assets_tests.host import Host, moments
+from analytics_assets_tests.pipeline import Pipeline, everything_said, failures, gate
+
+SIGNUPS, CONSENT = metric("event_signups"), metric("consent_changes")
+READER = "analytics_source_reader"
+# Planning a query on this view fails already, so whoever gets another refusal has not read it.
+UNREADABLE = " from signups where 1 / 0 = 1"
+
+
+@pytest.fixture
+def reading(host: Host) -> Settings:
+    """Settings that know the host's database only."""
+    return Settings.from_env({"ANALYTICS_SOURCE_URL": host.reader_url})
+
+
+def replace_view(host: Host, columns: str, rest: str = " from signups") -> None:
+    """Another view of sign-ups, readable for the pipeline."""
+    host.sql("drop view if exists analytics_source.signups")
+    host.sql(f"create view analytics_source.signups as select {columns}{rest}")
+    host.sql(f"grant select on analytics_source.signups to {READER}")
+
+
+def refusal_of(settings: Settings, name: str = "event_signups") -> str:
+    with pytest.raises(SourceRefusedError) as refusal, open_view(metric(name), settings):
+        pass
+    return str(refusal.value)
+
+
+def warnings_of(settings: Settings) -> list[str]:
+    with open_view(SIGNUPS, settings) as source:
+        return list(source.warnings)
+
+
+@pytest.fixture
+def leaked(
+    pipeline: Pipeline, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., bool]:
+    """Whether a canary is in what Dagster keeps, in the logs, on the terminal, or in the texts given."""
+
+    def look(*texts: str, of: Pipeline = pipeline) -> bool:
+        said = everything_said(of.instance)
+        assert "event_signups" in said
+        return "canary" in "\n".join([said, caplog.text, *capfd.readouterr(), *texts])
+
+    return look
+
+
+# --- structure
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ("event_id, occurred_at, source, email", "email is a column too many; leave it out"),
+        ("event_id, occurred_at, source, true as turned_on", "turned_on is a column too many"),
+        ("event_id, occurred_at", "source is a missing column"),
+        ("event_id as event, occurred_at, source", "event_id is a missing column"),
+        ("event_id, occurred_at::timestamp as occurred_at, source", "occurred_at has type timestamp without time zone"),
+        ("event_id, occurred_at::date as occurred_at, source", "expected is timestamp with time zone"),
+        ("event_id, occurred_at, 1 as source", "source has type integer"),
+        ("1.5 as event_id, occurred_at, source", "event_id has type numeric"),
+        ("to_jsonb(event_id) as event_id, occurred_at, source", "event_id has type jsonb"),
+    ],
+)
+def test_a_view_of_another_shape_is_refused_before_a_row_is_read(
+    host: Host, reading: Settings, columns: str, expected: str
+) -> None:
+    replace_view(host, columns, UNREADABLE)
+    said = refusal_of(reading)
+    assert expected in said
+    assert "view analytics_source.signups" in said
+    assert "corrects the view" in said
+
+
+def test_the_view_behind_these_refusals_cannot_be_read(host: Host, reading: Settings, yesterday: date) -> None:
+    replace_view(host, "event_id, occurred_at, source", UNREADABLE)
+    with pytest.raises(DatabaseError, match="DivisionByZero"), open_view(SIGNUPS, reading) as source:
+        source.count(yesterday)
+
+
+def test_every_fault_is_named_at_once(host: Host, reading: Settings) -> None:
+    replace_view(host, "event_id, 7 as source, email", UNREADABLE)
+    said = refusal_of(reading)
+    assert all(text in said for text in ("email is a column too many", "occurred_at is a missing", "source has type"))
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        (
+            "drop view analytics_source.signups",
+            "is missing, or is no view; create one with the columns event_id, occurred_at, source",
+        ),
+        ("drop schema analytics_source cascade", "is missing, or is no view; create one with the columns event_id"),
+        (
+            "revoke select on analytics_source.signups from analytics_source_reader",
+            "may not be read: grant usage on its schema",
+        ),
+        (
+            "revoke usage on schema analytics_source from analytics_source_reader",
+            "may not be read: grant usage on its schema",
+        ),
+    ],
+)
+def test_a_view_that_is_not_there_or_not_granted(host: Host, reading: Settings, statement: str, expected: str) -> None:
+    host.sql(statement)
+    assert expected in refusal_of(reading)
+
+
+def test_a_table_is_no_view(host: Host, reading: Settings) -> None:
+    host.sql("drop view analytics_source.signups")
+    host.sql("create table analytics_source.signups as select event_id, occurred_at, source from public.signups")
+    host.sql(f"grant select on analytics_source.signups to {READER}")
+    assert "is missing, or is no view; create one" in refusal_of(reading)
+
+
+def test_a_materialized_view_is_one(host: Host, reading: Settings, yesterday: date) -> None:
+    host.occur("signups", moments(yesterday, "UTC", 3))
+    host.sql("drop view analytics_source.signups")
+    host.sql("create materialized view analytics_source.signups as select event_id, occurred_at, source from signups")
+    host.sql(f"grant select on analytics_source.signups to {READER}")
+    with open_view(SIGNUPS, reading) as source:
+        assert source.total(yesterday) == 3
+
+
+def test_the_order_of_the_columns_does_not_matter(host: Host, reading: Settings) -> None:
+    replace_view(host, "source, occurred_at, event_id")
+    assert warnings_of(reading) == []
+
+
+def test_the_switch_belongs_to_the_view_of_consent(host: Host, reading: Settings) -> None:
+    host.sql("drop view analytics_source.consent_changes")
+    host.sql("create view analytics_source.consent_changes as select event_id, occurred_at, source from consent")
+    host.sql(f"grant select on analytics_source.consent_changes to {READER}")
+    assert "turned_on is a missing column" in refusal_of(reading, "consent_changes")
+
+
+def test_a_refused_view_fails_its_own_metric_only(
+    pipeline: Pipeline,
+    host: Host,
+    yesterday: date,
+    leaked: Callable[..., bool],
+) -> None:
+    zone = pipeline.settings.time_zone
+    host.occur("signups", moments(yesterday, zone, 2))
+    host.occur("visibility", moments(yesterday, zone, 2))
+    assert pipeline.run(["event_signups"], yesterday).success
+    replace_view(host, "event_id, occurred_at, source, email")
+    host.occur("signups", moments(yesterday, zone, 2))
+    result = pipeline.run(["event_signups", "profile_visibility_toggles"], yesterday)
+    assert set(failures(result)) == {"event_signups"}
+    assert "refused before a row was read" in failures(result)["event_signups"]
+    assert not gate(pipeline, result, "event_signups").passed
+    assert "email is a column too many" in (gate(pipeline, result, "event_signups").description or "")
+    assert {event.asset_key for event in result.get_asset_materialization_events()} == {
+        dg.AssetKey("profile_visibility_toggles")
+    }
+    assert pipeline.stored("event_signups", yesterday) == {("event_signup", "1", "web"): 2}
+    assert pipeline.stored("profile_visibility_toggles", yesterday) == {("profile_visibility_toggled", "1", "web"): 2}
+    assert not leaked(*failures(result).values())
+
+
+@pytest.mark.parametrize(
+    ("sql_type", "stored"),
+    [
+        ("text", "42"),
+        ("varchar", "42"),
+        ("varchar(9)", "42"),
+        ("smallint", "42"),
+        ("integer", "42"),
+        ("bigint", "42"),
+        ("uuid", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"),
+    ],
+)
+def test_an_id_of_any_usual_type_is_counted_canonically(
+    host: Host, reading: Settings, yesterday: date, sql_type: str, stored: str
+) -> None:
+    host.occur("signups", moments(yesterday, "UTC", 3))
+    replace_view(host, f"'{stored.upper()}'::{sql_type} as event_id, occurred_at, source")
+    with open_view(SIGNUPS, reading) as source:
+        counted = source.count(yesterday)
+    assert counted.problems == []
+    row = {"event_date": yesterday, "event_name": "event_signup", "event_id": stored, "source": "web", "count": 3}
+    assert counted.rows == [row]
+
+
+# --- the login
+
+
+def test_a_login_with_the_views_alone_gets_no_warning(reading: Settings) -> None:
+    assert warnings_of(reading) == []
+
+
+def test_a_superuser_is_warned_about(host: Host, reading: Settings) -> None:
+    superuser = replace(reading, source_url=host.url.render_as_string(hide_password=False))
+    (warning,) = warnings_of(superuser)
+    assert "is a superuser" in warning
+
+
+@pytest.mark.parametrize(
+    ("grant", "named"),
+    [
+        ("grant select on signups to {}", "public.signups"),
+        ("grant select (email) on signups to {}", "public.signups"),
+        ("grant select on signups to public", "public.signups"),
+        ("create view everyone as select * from consent; grant select on everyone to {}", "public.everyone"),
+        (
+            "create view analytics_source.emails as select email from signups;"
+            " grant select on analytics_source.emails to {}",
+            "analytics_source.emails",
+        ),
+    ],
+)
+def test_a_login_that_can_read_more_is_warned_about(host: Host, reading: Settings, grant: str, named: str) -> None:
+    host.sql(grant.format(READER))
+    (warning,) = warnings_of(reading)
+    assert f"can read more than the source views: {named}; revoke that" in warning
+
+
+def test_the_warning_is_in_the_log_of_the_run(pipeline: Pipeline, host: Host, yesterday: date) -> None:
+    host.sql(f"grant select on signups to {READER}")
+    assert pipeline.run(["event_signups"], yesterday).success
+    assert "can read more than the source views: public.signups" in everything_said(pipeline.instance)
+
+
+def test_the_reader_writes_nothing(host: Host, reading: Settings, yesterday: date) -> None:
+    host.sql("create function spoil() returns text language sql volatile security definer as"
+             " 'insert into signups (event_id) values (''1'') returning event_id'")  # fmt: skip
+    host.occur("signups", moments(yesterday, "UTC", 1))
+    replace_view(host, "spoil() as event_id, occurred_at, source")
+    with pytest.raises(DatabaseError, match="ReadOnlySqlTransaction"), open_view(SIGNUPS, reading) as source:
+        source.count(yesterday)
+
+
+# --- rows
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"event_id": None},
+        {"event_id": "canary@example.org"},
+        {"event_id": "42\n"},
+        {"event_id": "042"},
+        {"event_id": "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"},
+        {"source": "canary"},
+        {"source": ""},
+        {"event_id": "canary", "source": "canary"},
+    ],
+)
+def test_a_row_that_breaks_a_rule_costs_its_day_and_no_other(
+    pipeline: Pipeline, host: Host, yesterday: date, leaked: Callable[..., bool], row: dict[str, Any]
+) -> None:
+    broken = EVENT_ID if "event_id" in row else SOURCE
+    zone, before = pipeline.settings.time_zone, yesterday - timedelta(days=1)
+    host.occur("signups", moments(before, zone, 1))
+    assert pipeline.run(["event_signups"], before).success
+    host.occur("signups", moments(before, zone, 4))
+    host.occur("signups", moments(before, zone, 3), **row)
+    host.occur("signups", moments(yesterday, zone, 2))
+    host.occur("visibility", moments(before, zone, 2))
+
+    result = pipeline.run(["event_signups", "profile_visibility_toggles"], before, yesterday)
+
+    (failure,) = failures(result).values()
+    assert "1 of 2 days were not stored" in failure
+    assert str(before) in failure
+    assert str(yesterday) not in failure
+    red = gate(pipeline, result, "event_signups")
+    assert not red.passed
+    assert (red.description or "").startswith(
+        f"- {before}: view analytics_source.signups: {broken.name} {broken.rule} (3 rows)"
+    )
+    assert red.metadata["violations"].value == 3
+    assert pipeline.stored("event_signups", before) == {("event_signup", "1", "web"): 1}
+    assert pipeline.stored("event_signups", yesterday) == {("event_signup", "1", "web"): 2}
+    recorded = pipeline.instance.fetch_materializations(dg.AssetKey("event_signups"), limit=9).records
+    assert [record.partition_key for record in recorded] == [str(yesterday), str(before)]
+    assert gate(pipeline, result, "profile_visibility_toggles").passed
+    assert pipeline.materialized("profile_visibility_toggles") == {before, yesterday}
+    assert not leaked(failure)
+
+
+def test_a_consent_without_direction_costs_its_day(pipeline: Pipeline, host: Host, yesterday: date) -> None:
+    zone = pipeline.settings.time_zone
+    host.occur("consent", moments(yesterday, zone, 2), turned_on=True)
+    host.occur("consent", moments(yesterday, zone, 5), turned_on=None)
+    result = pipeline.run(["consent_changes"], yesterday)
+    assert not result.success
+    assert "turned_on must be true or false (5 rows)" in (gate(pipeline, result, "consent_changes").description or "")
+    assert pipeline.stored("consent_changes", yesterday) == {}
+
+
+def test_each_reason_is_counted_by_itself(host: Host, reading: Settings, yesterday: date) -> None:
+    host.occur("consent", moments(yesterday, "UTC", 2), event_id="canary-1", turned_on=None)
+    host.occur("consent", moments(yesterday, "UTC", 1), event_id="canary-2", source="canary", turned_on=True)
+    host.occur("consent", moments(yesterday, "UTC", 4), source="canary", turned_on=False)
+    host.occur("consent", moments(yesterday, "UTC", 5), turned_on=None)
+    host.occur("consent", moments(yesterday, "UTC", 6), turned_on=False)
+    with open_view(CONSENT, reading) as source:
+        counted = source.count(yesterday)
+    assert {problem.violation.field: problem.rows for problem in counted.problems} == {
+        "event_id": 3,
+        "source": 4,
+        "turned_on": 5,
+    }
+    assert "canary" not in repr(counted)
+
+
+@pytest.mark.parametrize(
+    "leaking",
+    [
+        "email::integer::text",
+        "tell(email)",
+        "(('{\"a\": ' || email)::jsonb ->> 'a')",
+        "repeat('x', 1 / (length(email) - length(email)))",
+    ],
+)
+def test_an_error_of_the_host_does_not_bring_its_values_along(
+    pipeline: Pipeline,
+    host: Host,
+    yesterday: date,
+    leaked: Callable[..., bool],
+    leaking: str,
+) -> None:
+    """PostgreSQL's own texts quote values, and a function of the host's operator may raise what it likes."""
+    host.sql("create function tell(value text) returns text language plpgsql as"
+             " $$ begin raise exception using message = 'not good: ' || value; end $$")  # fmt: skip
+    host.occur("signups", moments(yesterday, pipeline.settings.time_zone, 1))
+    replace_view(host, f"event_id, occurred_at, {leaking} as source")
+    result = pipeline.run(["event_signups"], yesterday)
+    (failure,) = failures(result).values()
+    assert "reading the source of event_signups" in failure
+    assert pipeline.stored("event_signups", yesterday) == {}
+    assert not leaked(failure)
+
+
+def test_a_host_out_of_reach_is_said_without_its_password(
+    pipeline: Pipeline, yesterday: date, leaked: Callable[..., bool]
+) -> None:
+    away = "postgresql+psycopg2://someone:canary@127.0.0.1:1/host"
+    with Pipeline.open(replace(pipeline.settings, source_url=away)) as unreachable:
+        result = unreachable.run(["event_signups"], yesterday)
+        (failure,) = failures(result).values()
+        assert "the database cannot be reached" in failure
+        assert not leaked(failure, of=unreachable)
+
+
+def test_an_unset_source_is_said(reading: Settings) -> None:
+    with (
+        pytest.raises(SettingsError, match="ANALYTICS_SOURCE_URL is not set"),
+        open_view(SIGNUPS, replace(reading, source_url=None)),
+    ):
+        pass
+
+
+# --- the statement
+
+
+@contextmanager
+def statements() -> Iterator[list[tuple[str, Any]]]:
+    """What is sent to a source view meanwhile."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(_: object, __: object, statement: str, parameters: object, *___: object) -> None:
+        if "FROM analytics_source." in statement:
+            sent.append((statement, parameters))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    yield sent
+    sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
+def test_a_day_is_one_statement_that_uses_an_index_on_the_bare_column(
+    host: Host, reading: Settings, yesterday: date
+) -> None:
+    host.sql(
+        "insert into signups select mod(n, 50), timestamptz 'yesterday' - n * interval '15 minutes', 'web'"
+        " from generate_series(1, 20000) n"
+    )
+    host.sql("create index by_moment on signups (occurred_at)")
+    host.sql("analyze signups")
+    with statements() as sent, open_view(SIGNUPS, reading) as source:
+        source.count(yesterday - timedelta(days=3))
+        source.total(yesterday - timedelta(days=3))
+    assert len(sent) == 2
+    for statement, parameters in sent:
+        plan = host.connection.exec_driver_sql(f"explain {statement}", parameters).scalars()
+        assert "by_moment" in "\n".join(plan)
