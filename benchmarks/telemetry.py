@@ -1,0 +1,310 @@
+"""What counting costs, beside what its peers cost: `make bench-telemetry`.
+
+The alternatives of one comparison take turns in one process, a small batch each, for many rounds, so that whatever
+else the machine does slows all of them, and the median over the rounds tells. What the bare loop or the bare
+application takes is subtracted. Then each must have counted what it was given, key by key, or the run fails with
+status 1. A missed target is printed and fails nothing: it may be the machine.
+
+Each comparison runs in an interpreter of its own, because prometheus_client settles when it is imported whether it
+keeps its numbers in memory or, as a prefork server needs it, in memory-mapped files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from time import perf_counter_ns
+from types import ModuleType
+from typing import Any, Final
+
+from analytics_assets.telemetry import Telemetry
+
+MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
+KEYS: Final = (1, 10, 100, 1000, 2000)
+WARM_UP: Final = max(KEYS)
+"""Calls of each alternative before the first round: every key is known then."""
+
+NOTE: Final = (
+    "The peers of the middlewares also time each request, measure its size, and keep histograms; ours only counts.\n"
+    "Ours keeps its counts in memory-mapped files, as the peers do in the comparisons called multiprocess."
+)
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """`run` makes so many calls, taking `keys` in turn; `counted` tells what came of them."""
+
+    name: str
+    run: Callable[[int], None]
+    keys: Sequence[str] = ()
+    counted: Callable[[], Counter[str]] = Counter
+
+
+def in_turn(call: Callable[[str], object], arguments: Sequence[str]) -> Callable[[int], None]:
+    """Make calls with one argument after the other, over and over."""
+    following = cycle(arguments)
+
+    def run(times: int) -> None:
+        for argument in islice(following, times):
+            call(argument)
+
+    return run
+
+
+def dumped(folder: Path, *fields: str) -> Counter[str]:
+    """What the counter dumps below a folder hold, by those fields."""
+    total: Counter[str] = Counter()
+    for path in folder.glob("*/*.ndjson"):
+        for row in map(json.loads, filter(None, path.read_bytes().split(b"\n"))):
+            total[" ".join(str(row[name]) for name in fields)] += row["count"]
+    return total
+
+
+def collected(metric: str, *labels: str) -> Counter[str]:
+    """What prometheus_client holds of a metric, by those labels."""
+    from prometheus_client import REGISTRY, CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = REGISTRY
+    if MULTIPROCESS in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    total: Counter[str] = Counter()
+    for sample in (sample for family in registry.collect() for sample in family.samples):
+        if sample.name == metric:
+            total[" ".join(sample.labels[name] for name in labels)] += int(sample.value)
+    return total
+
+
+def views(folder: Path) -> list[Alternative]:
+    """One `count`, beside one `labels(...).inc()` of prometheus_client, multiprocess; 100 keys."""
+    from prometheus_client import Counter as Prometheus
+
+    ids = [str(number) for number in range(100)]
+    keys = [f"{event_id} web" for event_id in ids]
+    count, labels = Telemetry(folder).count, Prometheus("views", "Views.", ["event_id", "source"]).labels
+    ours = in_turn(lambda event_id: count("directory_page_viewed", event_id=event_id, source="web"), ids)
+    theirs = in_turn(lambda event_id: labels(event_id, "web").inc(), ids)
+    return [
+        Alternative("an empty function", in_turn(lambda event_id: None, ids)),
+        Alternative("count", ours, keys, lambda: dumped(folder, "event_id", "source")),
+        Alternative("prometheus_client", theirs, keys, lambda: collected("views_total", "event_id", "source")),
+    ]
+
+
+def responses(folder: Path) -> list[Alternative]:
+    """One `count_response`, beside one `labels(...).inc()` of prometheus_client, multiprocess; 100 keys."""
+    from prometheus_client import Counter as Prometheus
+
+    routes = [f"/page{number}/{{event_id}}" for number in range(100)]
+    keys = [f"GET {route} 200" for route in routes]
+    count, names = Telemetry(folder).count_response, ["method", "route", "status"]
+    labels = Prometheus("responses", "Responses.", names).labels
+    ours = in_turn(lambda route: count("GET", route, 200), routes)
+    theirs = in_turn(lambda route: labels("GET", route, "200").inc(), routes)
+    return [
+        Alternative("an empty function", in_turn(lambda route: None, routes)),
+        Alternative("count_response", ours, keys, lambda: dumped(folder, "endpoint", "status_code")),
+        Alternative("prometheus_client", theirs, keys, lambda: collected("responses_total", *names)),
+    ]
+
+
+def flatness(folder: Path) -> list[Alternative]:
+    """One `count`, beside itself with fewer or more different keys, up to the cap."""
+
+    def with_keys(number: int) -> Alternative:
+        ids, below = [str(event_id) for event_id in range(number)], folder / str(number)
+        count = Telemetry(below).count
+        run = in_turn(lambda event_id: count("directory_page_viewed", event_id=event_id, source="web"), ids)
+        return Alternative(f"{number} keys", run, ids, lambda: dumped(below, "event_id"))
+
+    return [Alternative("an empty function", in_turn(lambda event_id: None, "1")), *map(with_keys, KEYS)]
+
+
+def asgi(folder: Path) -> list[Alternative]:
+    """A request to a Starlette application of one route, handed over as a server does."""
+    from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse, Response
+    from starlette.routing import Route
+    from starlette_exporter import PrometheusMiddleware
+
+    from analytics_assets.telemetry.asgi import CountResponses
+
+    async def page(request: Request) -> Response:
+        return PlainTextResponse(request.path_params["event_id"])
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: object) -> None:
+        pass
+
+    request = {"type": "http", "http_version": "1.1", "method": "GET", "scheme": "http", "query_string": b""}
+    request |= {"root_path": "", "server": ("localhost", 80), "client": ("127.0.0.1", 50000)}
+    request |= {"headers": [(b"host", b"localhost"), (b"user-agent", b"Mozilla/5.0"), (b"accept", b"text/html")]}
+    loop = asyncio.new_event_loop()
+
+    def requests(*middleware: Middleware) -> Callable[[int], None]:
+        app = Starlette(routes=[Route("/events/{event_id}", page)], middleware=middleware)
+
+        async def answer(times: int) -> None:
+            for number in range(times):
+                path = f"/events/{number}"
+                await app({**request, "path": path, "raw_path": path.encode()}, receive, send)
+
+        return lambda times: loop.run_until_complete(answer(times))
+
+    keys = ["GET /events/{event_id} 200"]
+    ours = requests(Middleware(CountResponses, telemetry=Telemetry(folder)))
+    # By template and by full status code, as ours.
+    instrumentator = requests(Middleware(PrometheusInstrumentatorMiddleware, should_group_status_codes=False))
+    exporter = requests(Middleware(PrometheusMiddleware, group_paths=True))
+    http, starlette = ("method", "handler", "status"), ("method", "path", "status_code")
+    return [
+        Alternative("no middleware", requests()),
+        Alternative("CountResponses", ours, keys, lambda: dumped(folder, "endpoint", "status_code")),
+        Alternative("fastapi-instrumentator", instrumentator, keys, lambda: collected("http_requests_total", *http)),
+        Alternative("starlette-exporter", exporter, keys, lambda: collected("starlette_requests_total", *starlette)),
+    ]
+
+
+def django(folder: Path) -> list[Alternative]:
+    """A request to a Django project of one route, through its WSGI handler."""
+    from django.conf import settings
+    from django.core.handlers.wsgi import WSGIHandler
+    from django.http import HttpRequest, HttpResponse
+    from django.test import RequestFactory, override_settings
+    from django.urls import path
+
+    from analytics_assets.telemetry.django import count_responses
+
+    def page(request: HttpRequest, event_id: int) -> HttpResponse:
+        return HttpResponse(str(event_id))
+
+    modules = {name: ModuleType(name) for name in ("urls", "counting")}
+    # django-prometheus counts by the route's name, ours by its template.
+    vars(modules["urls"])["urlpatterns"] = [path("events/<int:event_id>/", page, name="/events/{event_id}/")]
+    vars(modules["counting"])["middleware"] = count_responses(Telemetry(folder))
+    sys.modules |= modules
+    settings.configure(ROOT_URLCONF="urls", ALLOWED_HOSTS=["*"])
+    environ = RequestFactory()._base_environ()
+
+    def requests(*middleware: str) -> Callable[[int], None]:
+        with override_settings(MIDDLEWARE=middleware):
+            app = WSGIHandler()
+
+        def answer(times: int) -> None:
+            for number in range(times):
+                app({**environ, "PATH_INFO": f"/events/{number}/"}, lambda *_: None).close()
+
+        return answer
+
+    keys, labels = ["GET /events/{event_id}/ 200"], ("method", "view", "status")
+    metric = "django_http_responses_total_by_status_view_method_total"
+    ours = requests("counting.middleware")
+    theirs = requests(*(f"django_prometheus.middleware.Prometheus{place}Middleware" for place in ("Before", "After")))
+    return [
+        Alternative("no middleware", requests()),
+        Alternative("count_responses", ours, keys, lambda: dumped(folder, "endpoint", "status_code")),
+        Alternative("django-prometheus", theirs, keys, lambda: collected(metric, *labels)),
+    ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Bare, ours, peers; ours may add `target` of what the leanest peer adds, None where ours stands beside itself."""
+
+    alternatives: Callable[[Path], list[Alternative]]
+    target: float | None
+    multiprocess: bool = False
+
+
+COMPARISONS: Final = {
+    "views": Comparison(views, 1 / 3, multiprocess=True),
+    "responses": Comparison(responses, 1 / 3, multiprocess=True),
+    "flatness": Comparison(flatness, None),
+    "asgi": Comparison(asgi, 1 / 10),
+    "asgi-multiprocess": Comparison(asgi, 1 / 10, multiprocess=True),
+    "django": Comparison(django, 1 / 10),
+    "django-multiprocess": Comparison(django, 1 / 10, multiprocess=True),
+}
+
+
+def measure(alternatives: Sequence[Alternative], rounds: int, calls: int) -> list[list[float]]:
+    """Microseconds a call: a list for each alternative, and in it a number for each round."""
+    for alternative in alternatives:
+        alternative.run(WARM_UP)
+    times: list[list[float]] = [[] for _ in alternatives]
+    for number in range(rounds):
+        for place in range(len(alternatives)):
+            turn = (number + place) % len(alternatives)  # nobody always runs behind the same one
+            start = perf_counter_ns()
+            alternatives[turn].run(calls)
+            times[turn].append((perf_counter_ns() - start) / calls / 1000)
+    return times
+
+
+def verify(alternatives: Sequence[Alternative], calls: int) -> None:
+    """Exit with a message unless each has counted so many calls, spread over its keys in turn."""
+    for alternative in alternatives:
+        expected, counted = Counter(islice(cycle(alternative.keys), calls)), alternative.counted()
+        if counted != expected:
+            key = next(key for key in expected | counted if expected[key] != counted[key])
+            sys.exit(f"{alternative.name}: {counted[key]} counted as {key!r}, {expected[key]} made; no comparison")
+    print(f"  each has counted {calls:,} of {calls:,}, under the right keys")
+
+
+def report(times: Sequence[Sequence[float]], alternatives: Sequence[Alternative], target: float | None) -> None:
+    """Print a table, and the ratio it is about. What is added is the median of the differences in each round."""
+    added = [median(value - bare for value, bare in zip(values, times[0], strict=True)) for values in times]
+    print(f"  {'microseconds, median':<40}{'total':>8}{'added':>8}{'ratio':>8}")
+    for alternative, values, value in zip(alternatives, times, added, strict=True):
+        print(f"  {alternative.name:<40}{median(values):8.2f}{value:8.2f}{value / added[1]:8.2f}")
+    if target is None:
+        print(f"  slowest / fastest: {max(added[1:]) / min(added[1:]):.3f}")
+    else:
+        ratio = added[1] / min(added[2:])
+        print(f"  ours / leanest peer: {ratio:.3f}, target {target:.3f}: {'met' if ratio <= target else 'MISSED'}")
+
+
+def main() -> int:
+    """Run one comparison, or each in a process of its own."""
+    parser = argparse.ArgumentParser(description="What counting costs, beside what its peers cost.", epilog=NOTE)
+    parser.add_argument("--rounds", type=int, default=1000, help="in each of which all take a turn (default: 1000)")
+    parser.add_argument("--calls", type=int, default=50, help="calls, or requests, a turn (default: 50)")
+    parser.add_argument("--only", choices=COMPARISONS, help="one comparison")
+    arguments = parser.parse_args()
+    if arguments.only is None:
+        print(NOTE, flush=True)
+        command = [sys.executable, __file__, "--rounds", str(arguments.rounds), "--calls", str(arguments.calls)]
+        failed = [subprocess.run([*command, "--only", name], check=False).returncode for name in COMPARISONS]
+        return int(any(failed))
+    comparison = COMPARISONS[arguments.only]
+    print(f"\n{arguments.only}: {comparison.alternatives.__doc__}")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.pop(MULTIPROCESS, None)
+        if comparison.multiprocess:
+            os.environ[MULTIPROCESS] = folder
+        alternatives = comparison.alternatives(Path(folder, "dumps"))
+        times = measure(alternatives, arguments.rounds, arguments.calls)
+        verify(alternatives, WARM_UP + arguments.rounds * arguments.calls)
+        report(times, alternatives, comparison.target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
