@@ -1,0 +1,35 @@
+"""The daily job and its schedule."""
+
+from datetime import timedelta
+from typing import Final
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+
+from analytics_assets.collect import GROUP
+from analytics_assets.partitions import DAILY, range_tags
+from analytics_assets.settings import Settings
+
+AGAIN: Final = 2
+"""Days before yesterday that are collected again, for rows that arrived late."""
+
+daily_metrics_job = dg.define_asset_job(
+    "daily_metrics",
+    selection=dg.AssetSelection.groups(GROUP),
+    description="Collects the days of the run for every metric and checks what is stored.",
+)
+
+
+@dg.schedule(
+    name="daily_metrics",
+    job=daily_metrics_job,
+    cron_schedule="15 1 * * *",
+    execution_timezone=DAILY.timezone,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+def daily_metrics(context: dg.ScheduleEvaluationContext, settings: dg.ResourceParam[Settings]) -> dg.RunRequest:
+    """Collect yesterday, and the two days before it again, in one run."""
+    today = context.scheduled_execution_time.astimezone(ZoneInfo(settings.time_zone)).date()
+    last = today - timedelta(days=1)
+    first = last - timedelta(days=min(AGAIN, settings.retention_days - 1))
+    return dg.RunRequest(run_key=last.isoformat(), tags=range_tags(first, last))

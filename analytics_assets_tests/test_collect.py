@@ -1,0 +1,71 @@
+"""A clean day, from both kinds of source to the tables, the checks and Dagster's records."""
+
+from datetime import date, timedelta
+
+from analytics_assets.days import bounds
+from analytics_assets.telemetry import Telemetry
+from analytics_assets_tests.host import Host, last_moment, moments
+from analytics_assets_tests.pipeline import ALL, Pipeline, checks, everything_said
+
+
+def test_a_day_of_every_metric(pipeline: Pipeline, host: Host, yesterday: date) -> None:
+    zone = pipeline.settings.time_zone
+    host.occur("signups", moments(yesterday, zone, 5), event_id="7")
+    host.occur("signups", [last_moment(yesterday, zone)], event_id="7", source=None)
+    host.occur("signups", [bounds(yesterday, zone)[1]], event_id="7")
+    host.occur("visibility", moments(yesterday, zone, 3), source="admin")
+    host.occur("consent", moments(yesterday, zone, 4), turned_on=True)
+    host.occur("consent", moments(yesterday, zone, 2), turned_on=False)
+    noon = moments(yesterday, zone, 2)[1].timestamp()
+    with Telemetry(pipeline.settings.dump_dir, time_zone=zone, clock=lambda: noon) as telemetry:
+        telemetry.count("directory_page_viewed", event_id=7, source="web", times=9)
+        telemetry.count("directory_searched", event_id=7)
+        telemetry.count_response("GET", "/events/{event_id}", 200, times=30)
+        telemetry.count_response("GET", "/events/{event_id}", 500, times=10)
+
+    result = pipeline.run(ALL, yesterday)
+
+    assert result.success
+    assert pipeline.stored("event_signups", yesterday) == {
+        ("event_signup", "7", "web"): 5,
+        ("event_signup", "7", None): 1,
+    }
+    assert pipeline.stored("profile_visibility_toggles", yesterday) == {("profile_visibility_toggled", "1", "admin"): 3}
+    assert pipeline.stored("consent_changes", yesterday) == {
+        ("consent_turned_on", "1", "web"): 4,
+        ("consent_turned_off", "1", "web"): 2,
+    }
+    assert pipeline.stored("directory_page_views", yesterday) == {("directory_page_viewed", "7", "web"): 9}
+    assert pipeline.stored("directory_searches", yesterday) == {("directory_searched", "7", None): 1}
+    assert pipeline.sql("select endpoint, status_code, requests, error_rate from analytics.daily_error_rates") == [
+        ("GET /events/{event_id}", 200, 40, 0.25),
+        ("GET /events/{event_id}", 500, 40, 0.25),
+    ]
+    for asset in ALL:
+        evaluations = checks(pipeline, result, asset)
+        assert len(evaluations) == 3
+        assert all(evaluation.passed for evaluation in evaluations.values())
+        assert pipeline.materialized(asset) == {yesterday}
+    assert "canary" not in everything_said(pipeline.instance)
+
+
+def test_zero_and_not_collected_differ(pipeline: Pipeline, yesterday: date) -> None:
+    assert pipeline.run(["event_signups"], yesterday).success
+    assert pipeline.sql("select asset, event_date, rows from analytics.collected_days") == [
+        ("event_signups", yesterday, 0)
+    ]
+
+
+def test_the_numbers_of_each_day_are_in_its_own_record(pipeline: Pipeline, host: Host, yesterday: date) -> None:
+    before = yesterday - timedelta(days=1)
+    host.occur("signups", moments(yesterday, pipeline.settings.time_zone, 5))
+    host.occur("signups", moments(before, pipeline.settings.time_zone, 3), source=None)
+    result = pipeline.run(["event_signups"], before, yesterday)
+    numbers = {
+        materialization.partition: {name: value.value for name, value in materialization.metadata.items()}
+        for materialization in result.asset_materializations_for_node("event_signups")
+    }
+    assert numbers == {
+        str(before): {"dagster/partition_row_count": 1, "total": 3},
+        str(yesterday): {"dagster/partition_row_count": 1, "total": 5},
+    }

