@@ -1,0 +1,162 @@
+"""The command line. It parses, calls and prints; what it calls lives elsewhere.
+
+A command imports what only it needs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec
+
+import click
+
+from analytics_assets import settings as settings_module
+from analytics_assets.database import DatabaseError, engine, without_values
+from analytics_assets.dictionary import markdown
+from analytics_assets.settings import Settings, SettingsError
+
+P = ParamSpec("P")
+
+PORT = click.option("--port", default=3000, show_default=True, help="Port of the UI, on 127.0.0.1.")
+
+_EPILOG = "\b\nSettings (environment):\n" + "\n".join(
+    f"  {name}\n      {meaning.replace('`', '')}" for name, meaning in settings_module.VARIABLES.items()
+)
+
+
+def _explained(command: Callable[P, None]) -> Callable[P, None]:
+    """End with the message of an error of ours instead of a traceback."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        from analytics_assets.local.server import ServerError
+
+        try:
+            command(*args, **kwargs)
+        except (SettingsError, DatabaseError, ServerError) as error:
+            raise click.ClickException(str(error)) from None
+
+    return run
+
+
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="analytics-assets")
+def main() -> None:
+    """Daily usage counts that hold nothing about a person, as Dagster assets.
+
+    First time here? `analytics-assets demo` shows everything with a made-up application. For a real one, create the
+    source views, set ANALYTICS_SOURCE_URL, check with `analytics-assets sources`, then run `analytics-assets up`.
+    """
+
+
+@main.command()
+@PORT
+@_explained
+def up(port: int) -> None:
+    """Start the Dagster UI, daemon and schedule, with an embedded PostgreSQL for each URL that is not set."""
+    from analytics_assets.local import server
+
+    server.exit_on_sigterm()
+    with server.databases(Settings.from_env()) as settings, server.dagster_dev(settings, port) as process:
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            click.echo("Stopping.")
+    if process.returncode:
+        raise click.ClickException("Dagster has ended; its output above says why")
+
+
+@main.command()
+@PORT
+@click.option("--app-port", default=3001, show_default=True, help="Port of the made-up application, on 127.0.0.1.")
+@click.option("--once", is_flag=True, help="Exit after the summary; non-zero if anything is not green.")
+@_explained
+def demo(port: int, app_port: int, once: bool) -> None:
+    """Run everything on a made-up events application: 200 days of activity, a backfill of every retained day.
+
+    The application runs, too: what is clicked in it today is in tomorrow's numbers.
+
+    It keeps to itself in the folder `demo` of the data folder, whatever URLs are set; deleting that folder resets it.
+    """
+    from analytics_assets.local import demo as demonstration
+    from analytics_assets.local import server
+
+    server.exit_on_sigterm()
+    if not demonstration.run(Settings.from_env(), port, app_port, once=once):
+        raise click.ClickException("not everything is green; the UI says what")
+
+
+@main.command("init-db")
+@click.option(
+    "--admin-url",
+    envvar="ANALYTICS_DATABASE_URL",
+    help="Login that may create roles and schemas in the analytics database. Default: ANALYTICS_DATABASE_URL.",
+)
+@_explained
+def init_db(admin_url: str | None) -> None:
+    r"""Create or upgrade schema, roles, time zone and retention period of the analytics database; data is kept.
+
+    The roles are analytics_owner (no login), analytics_writer (the pipeline) and analytics_reader (the core team). Give
+    the two logins a password afterwards, for example with \password in psql.
+    """
+    from analytics_assets.local import server
+    from analytics_assets.store import setup
+
+    settings = Settings.from_env()
+    if admin_url:
+        setup.init_db(settings_module.database_url(admin_url, "--admin-url"), settings)
+    else:
+        with server.databases(settings):
+            pass
+    click.echo(
+        f"Schema analytics is up to date; kept: {settings.retention_days} days; time zone: {settings.time_zone}."
+    )
+
+
+@main.command()
+@_explained
+def sources() -> None:
+    """Check the source views and the dump folder against the contract; nothing is read from them but their columns."""
+    from analytics_assets.local import server
+    from analytics_assets.sources.app_views import login_warnings, view_metrics, view_problems
+    from analytics_assets.sources.counter_dumps import folder_problem
+
+    settings = Settings.from_env()
+    problems = 0
+    with (
+        # Without a URL, the views are looked for in the embedded database, where a trial may have put them.
+        nullcontext(settings) if settings.source_url else server.databases(settings) as ready,
+        without_values("reading the catalog of the host application's database (ANALYTICS_SOURCE_URL)"),
+        engine(ready.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
+        database.connect() as connection,
+    ):
+        for metric in view_metrics():
+            found = view_problems(connection, metric)
+            problems += len(found)
+            click.echo(f"{metric.asset}: " + ("ok" if not found else ""))
+            for problem in found:
+                click.echo(f"  {problem}")
+        for warning in login_warnings(connection):
+            click.echo(f"warning: {warning}")
+    refusal = folder_problem(settings.dump_dir)
+    click.echo("counter dumps: " + ("ok" if refusal is None else str(refusal)))
+    problems += refusal is not None
+    if problems:
+        raise click.ClickException(f"{problems} problem(s)")
+
+
+@main.command()
+@click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file.")
+def dictionary(write: Path | None) -> None:
+    """Print the data dictionary, generated from the contract: every metric and field, in Markdown."""
+    if write:
+        write.write_text(markdown(), encoding="utf-8")
+    else:
+        click.echo(markdown(), nl=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""The demonstration: a made-up application, its activity, a backfill of every retained day, a summary, and its pages.
+
+It goes through the front door: the backfill is launched at the webserver and run by the daemon, as from the UI.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Final, NoReturn
+
+import requests
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from analytics_assets.contract import METRICS
+from analytics_assets.database import engine
+from analytics_assets.days import span
+from analytics_assets.local.demo_activity import click_through, create_demo_app, missing_days, record_activity
+from analytics_assets.local.postgres import embedded_postgres, ensure_database
+from analytics_assets.local.server import (
+    HOST,
+    ServerError,
+    dagster_dev,
+    databases,
+    refuse_taken,
+    stop,
+    wait_until_ready,
+)
+from analytics_assets.local.webserver import Webserver
+from analytics_assets.settings import Settings
+from analytics_assets.store.daily import open_store
+
+ACTIVITY_DAYS: Final = 200
+ASSETS: Final = [metric.asset for metric in METRICS]
+_ENDED: Final = {"COMPLETED_SUCCESS", "COMPLETED_FAILED", "COMPLETED", "CANCELED", "FAILED"}
+
+
+@dataclass(frozen=True)
+class _HostApplication:
+    """The made-up application's database."""
+
+    url: str
+    """As its owner."""
+    filled: list[date]
+    """The days whose activity was added now."""
+
+
+def run(settings: Settings, port: int, app_port: int, *, once: bool) -> bool:
+    """Run the demonstration until it is interrupted, or with `once` until the summary. Returns whether all is green.
+
+    Raises:
+        ServerError: Dagster or the application could not be started, or ended by itself.
+    """
+    refuse_taken(port, "--port")
+    refuse_taken(app_port, "--app-port")
+    console = Console()
+    data_dir = settings.data_dir / "demo"
+    settings = replace(
+        settings, database_url=None, source_url=None, dagster_url=None, data_dir=data_dir, dump_dir=data_dir / "dumps"
+    )
+    try:
+        with (
+            _progress(console) as progress,
+            _host_application(settings, progress) as (with_source, host),
+            databases(with_source) as ready,
+            dagster_dev(ready, port, ready.data_dir / "dagster.log") as dagster,
+        ):
+            with _step(progress, "Dagster webserver and daemon"):
+                wait_until_ready(dagster, port)
+            with _web_server(ready, host.url, app_port) as app:
+                with _step(progress, "Host application"):
+                    wait_until_ready(app, app_port, name="The application", path="/events")
+                webserver = Webserver(f"http://{HOST}:{port}")
+                _backfill(webserver, ready, host.filled, progress)
+                progress.stop()
+                green = _summary(webserver, ready, console)
+                app_url = f"http://{HOST}:{app_port}"
+                if once:
+                    _click(app_url)
+                    console.print("Made some requests to the application; today's clicks appear tomorrow.")
+                    return green
+                console.print(f"Made-up application: {app_url} (today's clicks appear tomorrow)")
+                console.print(f"Dagster UI: {webserver.url} (Ctrl-C ends both)")
+                _wait({"Dagster": dagster, "The application": app}, ready)
+            return green
+    except KeyboardInterrupt:
+        console.print("Stopped; the next start goes on from here.")
+        return not once
+
+
+def _click(url: str) -> None:
+    try:
+        click_through(url)
+    except requests.RequestException:
+        raise ServerError("the made-up application does not answer as it should; its log says why") from None
+
+
+def _wait(processes: Mapping[str, subprocess.Popen[bytes]], settings: Settings) -> NoReturn:
+    """Wait for one of the processes to end, which it should not."""
+    while True:
+        for name, process in processes.items():
+            if process.poll() is not None:
+                raise ServerError(f"{name} has ended; the logs in {settings.data_dir} say why")
+        time.sleep(0.5)
+
+
+@contextmanager
+def _web_server(settings: Settings, database_url: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the application behind uvicorn, its output in `demo_app.log`."""
+    refuse_taken(port, "--app-port")
+    app_settings = {
+        "DEMO_APP_DATABASE_URL": database_url,
+        "DEMO_APP_DUMP_DIR": str(settings.dump_dir),
+        "DEMO_APP_TIME_ZONE": settings.time_zone,
+    }
+    # Its access log would have paths and queries.
+    options = ["--host", HOST, "--port", str(port), "--no-access-log", "--timeout-graceful-shutdown", "5"]
+    with (settings.data_dir / "demo_app.log").open("ab") as log:
+        process = subprocess.Popen(  # noqa: S603  # our own interpreter and constants
+            [sys.executable, "-m", "uvicorn", "--factory", "analytics_assets.local.demo_app:create_app", *options],
+            env=os.environ | app_settings,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # as with Dagster
+        )
+        try:
+            yield process
+        finally:
+            stop(process)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+@contextmanager
+def _step(progress: Progress, text: str) -> Iterator[None]:
+    task = progress.add_task(text, total=1)
+    yield
+    progress.update(task, completed=1)
+
+
+@contextmanager
+def _host_application(settings: Settings, progress: Progress) -> Iterator[tuple[Settings, _HostApplication]]:
+    """Yield settings that read the made-up application, and its own database."""
+    starting = progress.add_task("PostgreSQL", total=1)
+    with embedded_postgres(settings.data_dir) as server:
+        progress.update(starting, completed=1)
+        url = ensure_database(server, "demo_app")
+        today = settings.today()
+        days = span(today - timedelta(days=ACTIVITY_DAYS), today - timedelta(days=1))
+        owner = url.render_as_string(hide_password=False)
+        with engine(owner, "demo_app") as database, database.connect() as connection:
+            create_demo_app(connection)
+            missing = missing_days(connection, days)
+            task = progress.add_task("Host application: days of activity", total=len(days))
+            progress.update(task, completed=len(days) - len(missing))
+            record_activity(
+                connection, settings.dump_dir, missing, settings.time_zone, lambda _: progress.advance(task)
+            )
+        reader = url.set(username="analytics_source_reader").render_as_string(hide_password=False)
+        yield replace(settings, source_url=reader), _HostApplication(owner, missing)
+
+
+def _backfill(webserver: Webserver, settings: Settings, filled: list[date], progress: Progress) -> None:
+    """Materialize the retained days that are not, and those whose activity is new."""
+    with open_store(settings) as store:
+        window = store.window()
+        kept = span(window.first, window.last)
+        done = webserver.materialized_days(ASSETS)
+        days = [day for day in kept if day in filled or any(day not in done[asset] for asset in ASSETS)]
+        already = (len(kept) - len(days)) * len(ASSETS)
+        task = progress.add_task("Backfill: days x assets", total=len(kept) * len(ASSETS))
+        progress.update(task, completed=already)
+        if not days:
+            return
+        launched = datetime.now(UTC)
+        backfill = webserver.launch_backfill(ASSETS, days)
+        while webserver.backfill_status(backfill) not in _ENDED:
+            progress.update(task, completed=already + store.collected_since(launched))
+            time.sleep(0.5)
+
+
+def _summary(webserver: Webserver, settings: Settings, console: Console) -> bool:
+    """Print what is stored and whether the checks hold. Returns whether all is green."""
+    table = Table("metric", "days", "rows", "total", "checks", title="What is stored now")
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    materialized = webserver.materialized_days(ASSETS)
+    checks = webserver.check_statuses(ASSETS)
+    green = True
+    with open_store(settings) as store:
+        window = store.window()
+        kept = span(window.first, window.last)
+        for metric in METRICS:
+            stored = [store.read_day(metric, day) for day in kept]
+            days = len(materialized[metric.asset] & set(kept))
+            failing = [f"{name}: {status}" for name, status in checks[metric.asset].items() if status != "SUCCEEDED"]
+            green = green and days == len(kept) and bool(checks[metric.asset]) and not failing
+            table.add_row(
+                metric.asset,
+                f"{days} of {len(kept)}",
+                f"{sum(day.rows for day in stored):,}",
+                f"{sum(day.total for day in stored):,}",
+                "[red]" + ", ".join(failing) if failing else f"[green]{len(checks[metric.asset])} passed",
+            )
+    console.print(table)
+    return green

@@ -1,0 +1,378 @@
+"""The people who use the demonstration application: requests of past days, and a few to the running one.
+
+Every request of a past day really goes through the application, with the clock of its telemetry and its data set to
+that day. The same date always brings the same activity, whichever other days were filled before it, so a demonstration
+can be stopped and continued, and two of them can be compared. Every personal value, and whatever is searched for,
+contains the word `canary`: searching for the word shows whether one got any further than the application's own tables.
+
+What is counted, and how, is the application's business; nothing of the pipeline belongs here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import shutil
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from heapq import heappop, heappush
+from importlib.resources import files
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode
+
+import requests
+import sqlalchemy as sa
+
+from analytics_assets.days import bounds
+from analytics_assets.local.demo_app import build_app
+from analytics_assets.local.demo_directory import (
+    BY_ORGANIZER,
+    EVENTS,
+    IMPORT,
+    ORGANIZER,
+    SITE,
+    Browser,
+    MemoryDirectory,
+    insert,
+    profile_row,
+)
+from analytics_assets.telemetry import Telemetry
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """How much goes on around an event."""
+
+    event_id: int
+    usual_signups: int
+    """Expected on a working day."""
+    opens_on: int | None = None
+    """Signup opens on the days whose ordinal, modulo OPENING_CYCLE, is this."""
+    quiet: bool = False
+    """Only in every fifth week anything happens around it."""
+
+
+CROWDS: Final = (
+    Crowd(1, 24),
+    Crowd(2, 18),
+    Crowd(3, 12, opens_on=2),
+    Crowd(4, 10),
+    Crowd(5, 8, opens_on=16),
+    Crowd(6, 6),
+    Crowd(7, 5, opens_on=30),
+    Crowd(8, 4, opens_on=44),
+    Crowd(9, 3),
+    Crowd(10, 2),
+    Crowd(11, 3, quiet=True),
+    Crowd(12, 2, quiet=True),
+)
+
+# What is out of the ordinary hangs on the ordinal of the date: any 200 days have all of it, whatever today is.
+OPENING_CYCLE: Final = 8 * 7  # whole weeks: every opening is a Tuesday
+OPENING_BURST: Final = (6, 3, 2)  # times the usual signups, on the opening day and the two after it
+HOLIDAY_CYCLE, HOLIDAY = 45, 20
+ERROR_SPIKE_CYCLE: Final = 90
+
+PROCESSES: Final = 3
+"""The application runs in one to so many processes a day."""
+
+_PROFILES_PER_DAY = 10_000  # leaves every day ids of its own, so that no day depends on another
+_SCANNED = ("/wp-login.php", "/.env", "/admin/canary", "/api/v1/users?email=canary%40example.org", "/events/7/canary")
+
+
+def create_demo_app(connection: sa.Connection) -> None:
+    """Create the application's tables, its source views, its events and their organizer, and commit.
+
+    Needs a connection of `engine.connect()`. Running it again changes nothing.
+    """
+    connection.exec_driver_sql(files("analytics_assets.local").joinpath("demo_app.sql").read_text(encoding="utf-8"))
+    if connection.scalar(sa.text("select not exists (select from public.events)")):
+        founded = datetime(2020, 1, 1, tzinfo=UTC)
+        insert(connection, "profiles", [profile_row(ORGANIZER, _person(ORGANIZER), _browser(ORGANIZER), founded)])
+        insert(
+            connection,
+            "events",
+            [
+                {**event._asdict(), "title": event.title, "organizer_id": ORGANIZER, "created_at": founded}
+                for event in EVENTS
+            ],
+        )
+    connection.commit()
+
+
+def missing_days(connection: sa.Connection, days: Sequence[date]) -> list[date]:
+    """Those of `days` that are not filled yet, in the order given."""
+    filled = set(connection.scalars(sa.text("select day from public.demo_days")))
+    return [day for day in days if day not in filled]
+
+
+def record_activity(
+    connection: sa.Connection,
+    dump_dir: Path,
+    days: Sequence[date],
+    time_zone: str,
+    on_day: Callable[[date], None] | None = None,
+) -> None:
+    """Fill the missing ones of `days`, calendar days in `time_zone` (an IANA name), and call `on_day` after each.
+
+    Needs a connection of `engine.connect()`: every day is a transaction of its own. A day's dumps come before its rows
+    are committed and replace only those of an earlier attempt, so a day that was interrupted is written again, whole,
+    and what the running application has counted and stored on it stays.
+    """
+    staging = dump_dir.with_name(f"{dump_dir.name}.staging")  # beside it, because moving needs the same file system
+    for day in missing_days(connection, days):
+        shutil.rmtree(staging, ignore_errors=True)
+        lived = _Day(day, time_zone, staging)
+        asyncio.run(lived.live())
+        _move_in(staging, dump_dir / day.isoformat())
+        for table, rows in lived.directory.rows.items():
+            insert(connection, table, rows)
+        insert(connection, "demo_days", [{"day": day}])
+        connection.commit()
+        if on_day:
+            on_day(day)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def click_through(url: str) -> None:
+    """Send the running application the requests of one visitor and one organizer.
+
+    Raises:
+        requests.RequestException: it does not answer, or not as expected.
+    """
+    with requests.Session() as visitor:
+        _expect(visitor.get(f"{url}/events"), 200)
+        _expect(visitor.get(f"{url}/events/1"), 200)
+        _expect(visitor.post(f"{url}/events/1/signup", {"name": "canary"}), 422)
+        person = _person(secrets.randbits(48)) | {"visible": "on"}
+        _expect(visitor.post(f"{url}/events/1/signup", person), 200)
+        _expect(visitor.post(f"{url}/events/1/consent", {"given": "yes"}), 200)
+        _expect(visitor.get(f"{url}/events/1/directory"), 200)
+        _expect(visitor.get(f"{url}/events/1/directory/search", params={"q": "canary"}), 200)
+        _expect(visitor.get(f"{url}/organizer/events/1/signups"), 200)
+        _expect(visitor.get(f"{url}/events/99"), 404)
+        _expect(visitor.get(f"{url}/broken"), 500)
+
+
+def _expect(response: requests.Response, status_code: int) -> None:
+    if response.status_code != status_code:
+        raise requests.RequestException(f"the demonstration application answers {response.status_code}")
+
+
+class _Appointment(NamedTuple):
+    at: datetime
+    number: int
+    """In the order of planning, in which things happen at the same time."""
+    happen: Callable[[], Awaitable[None]]
+
+
+class _Day:
+    """A day of the application: what will be asked of it and when, and its processes, which answer.
+
+    Args:
+        day: the calendar day.
+        time_zone: whose calendar it is, an IANA name.
+        dumps: the folder in which each process gets one for its dumps.
+    """
+
+    def __init__(self, day: date, time_zone: str, dumps: Path) -> None:
+        self._rng = Random(day.isoformat())  # noqa: S311 # repeatable is the point
+        self._first, end = bounds(day, time_zone)
+        self._last = end - timedelta(microseconds=1)
+        self._now = self._first
+        self._people = count(day.toordinal() * _PROFILES_PER_DAY)
+        self._numbers = count()
+        self._agenda: list[_Appointment] = []
+        self.directory = MemoryDirectory(lambda: self._now, next_profile=day.toordinal() * _PROFILES_PER_DAY)
+        self._telemetries = [
+            Telemetry(dumps / str(process), source="web", time_zone=time_zone, clock=self._seconds)
+            for process in range(self._rng.randint(1, PROCESSES))
+        ]
+        self._processes = [build_app(self.directory, telemetry) for telemetry in self._telemetries]
+        self._plan(day)
+
+    async def live(self) -> None:
+        """Let everything happen in the order of time."""
+        while self._agenda:
+            appointment = heappop(self._agenda)
+            self._now = appointment.at
+            await appointment.happen()
+        for telemetry in self._telemetries:
+            telemetry.close()
+
+    def _seconds(self) -> float:
+        return self._now.timestamp()
+
+    def _plan(self, day: date) -> None:
+        usual = {crowd.event_id: _usual_signups(crowd, day) for crowd in CROWDS}
+        signups = [
+            crowd.event_id
+            for crowd in CROWDS
+            for _ in range(_around(self._rng, usual[crowd.event_id] * _burst(crowd, day)))
+        ]
+        self._rng.shuffle(signups)
+        # With all that the form offers, so that every view has rows on both sides of midnight.
+        edges = (self._first, self._last, self._first, self._last)
+        for at, event_id in zip(edges, signups, strict=False):
+            self._at(at, self._sign_up, event_id, {"visible": "on", "consent": "on"})
+        for event_id in signups[len(edges) :]:
+            ticked = {name: "on" for name, share in (("visible", 0.3), ("consent", 0.6)) if self._rng.random() < share}
+            self._at(self._any_time(), self._sign_up, event_id, ticked)
+        for event_id, expected in usual.items():
+            for _ in range(_around(self._rng, 4 * expected) + signups.count(event_id)):
+                self._at(self._any_time(), self._visit, event_id)
+        for _ in range(_around(self._rng, 0.1 * len(signups))):
+            self._at(self._any_time(), self._request, f"/events/{self._rng.choice(signups)}/signup", {"name": "canary"})
+        for _ in range(self._rng.randint(1, 4)):
+            self._at(self._any_time(), self._request, f"/events/{self._rng.randint(90, 99)}")
+        for _ in range(self._rng.randint(3, 12)):
+            self._at(self._any_time(), self._request, self._rng.choice(_SCANNED))
+        if day.toordinal() % ERROR_SPIKE_CYCLE == 0:
+            self._plan_outage()
+
+    def _plan_outage(self) -> None:
+        """For an hour the search fails, and is tried again and again."""
+        begin, hour = self._first + (self._last - self._first) * 0.6, timedelta(hours=1)
+        self._at(begin, self._let_search, down=True)
+        self._at(begin + hour, self._let_search, down=False)
+        for _ in range(self._rng.randint(60, 90)):
+            event_id = self._rng.choice(CROWDS[:4]).event_id
+            self._at(begin + hour * self._rng.random(), self._request, f"/events/{event_id}/directory/search?q=canary")
+
+    def _at(self, at: datetime, happen: Callable[..., Awaitable[None]], *args: Any, **options: Any) -> None:
+        heappush(self._agenda, _Appointment(at, next(self._numbers), partial(happen, *args, **options)))
+
+    def _any_time(self) -> datetime:
+        return self._first + (self._last - self._first) * self._rng.triangular(0, 1, 0.7)
+
+    async def _let_search(self, *, down: bool) -> None:
+        self.directory.search_is_down = down
+
+    async def _visit(self, event_id: int) -> None:
+        """Somebody looks through the directory of an event, now and then its organizer, or uncounted."""
+        headers = {"Sec-GPC": "1"} if self._rng.random() < 0.03 else {}
+        if self._rng.random() < 0.08:
+            await self._request(f"/organizer/events/{event_id}/signups", headers=headers)
+            return
+        if self._rng.random() < 0.5:
+            await self._request("/events", headers=headers)
+        if self._rng.random() < 0.8:
+            await self._request(f"/events/{event_id}", headers=headers)
+        await self._request(f"/events/{event_id}/directory", headers=headers)
+        if self._rng.random() < 0.3:
+            query = urlencode({"q": f"canary-name-{self._rng.randint(1, 9)}"})
+            await self._request(f"/events/{event_id}/directory/search?{query}", headers=headers)
+
+    async def _sign_up(self, event_id: int, ticked: dict[str, str]) -> None:
+        """Somebody signs up by one of the channels, and may change their mind later."""
+        number = next(self._people)
+        person = _person(number) | ticked
+        match self._rng.choices((SITE, BY_ORGANIZER, IMPORT), weights=(88, 9, 3))[0]:
+            case "site":
+                await self._request(f"/events/{event_id}/signup", person, number)
+            case "organizer":
+                await self._request(f"/organizer/events/{event_id}/signups", person)
+            case channel:
+                await self.directory.sign_up(event_id, person, channel, _browser(number))
+        profile = self.directory.rows["profiles"][-1]["id"]
+        cookie = {"Cookie": f"profile={profile}"}
+        later = self._now + (self._last - self._now) * self._rng.random()
+        if self._rng.random() < 0.1:
+            self._at(later, self._request, f"/events/{event_id}/consent", {"given": "no"}, number, cookie)
+        if self._rng.random() < 0.05:
+            hidden = {"profile": str(profile), "visible": "no"}
+            self._at(later, self._request, f"/organizer/events/{event_id}/visibility", hidden)
+        if self._rng.random() < 0.06:
+            self._at(later, self._request, f"/events/{event_id}/cancel", {}, number, cookie)
+
+    async def _request(
+        self,
+        target: str,
+        form: Mapping[str, str] | None = None,
+        number: int = ORGANIZER,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Send one of the processes what a web server would: a GET, or the POST of a form."""
+        path, _, query = target.partition("?")
+        browser = _browser(number)
+        sent = {"User-Agent": browser.user_agent} | dict(headers or {})
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "GET" if form is None else "POST",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in sent.items()],
+            "client": (browser.ip_address, 0),
+            "server": ("127.0.0.1", 80),
+        }
+        body = {"type": "http.request", "body": urlencode(form or {}).encode(), "more_body": False}
+
+        async def receive() -> dict[str, Any]:
+            return body
+
+        async def send(_: object) -> None:
+            return
+
+        # A web server would log it.
+        with suppress(ConnectionError):
+            await self._rng.choice(self._processes)(scope, receive, send)
+
+
+def _move_in(staging: Path, folder: Path) -> None:
+    """Move the dumps of the processes to the folder of the day, in place of those of an earlier attempt."""
+    folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+    for process in range(PROCESSES):
+        name = hashlib.sha256(f"demo activity of {folder.name}, process {process}".encode()).hexdigest()[:32]
+        target = folder / f"{name}.ndjson"
+        target.unlink(missing_ok=True)
+        for dump in (staging / str(process)).glob("*/*.ndjson"):
+            dump.replace(target)
+
+
+def _usual_signups(crowd: Crowd, day: date) -> float:
+    """Signups to expect by the kind of day it is: working day, weekend, holiday, or a quiet event's quiet weeks."""
+    if crowd.quiet and day.toordinal() // 7 % 5:
+        return 0
+    if day.toordinal() % HOLIDAY_CYCLE == HOLIDAY:
+        return crowd.usual_signups * 0.05
+    return crowd.usual_signups * (0.4 if day.weekday() >= 5 else 1)
+
+
+def _burst(crowd: Crowd, day: date) -> int:
+    """How many times the usual signups come in because signup has just opened."""
+    if crowd.opens_on is None:
+        return 1
+    days_open = (day.toordinal() - crowd.opens_on) % OPENING_CYCLE
+    return OPENING_BURST[days_open] if days_open < len(OPENING_BURST) else 1
+
+
+def _around(rng: Random, expected: float) -> int:
+    """A number of occurrences, scattered about as independent ones are (variance = mean)."""
+    return max(0, round(rng.gauss(expected, expected**0.5)))
+
+
+def _person(number: int) -> dict[str, str]:
+    """What somebody enters in the form to sign up."""
+    return {
+        "name": f"canary-name-{number}",
+        "email": f"canary-{number}@example.org",
+        "phone": f"canary-phone-{number}",
+        "bio": f"canary-bio-{number}",
+        "dietary_notes": f"canary-diet-{number}",
+    }
+
+
+def _browser(number: int) -> Browser:
+    return Browser(f"canary-ip-{number}", f"canary-agent-{number}")

@@ -1,0 +1,179 @@
+"""Running everything on one machine: the databases that are not set, and `dagster dev`.
+
+Whatever is started here is stopped here, on every way out but SIGKILL.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Final
+
+import psutil
+import requests
+
+from analytics_assets.local.postgres import embedded_postgres, ensure_database
+from analytics_assets.settings import Settings
+from analytics_assets.store.setup import init_db
+
+ROOT: Final = Path(__file__).parents[2]
+"""The project's folder: workspace.yaml and dagster.yaml are there."""
+
+HOST: Final = "127.0.0.1"
+"""The UI has no login of its own, so it listens here only."""
+
+
+class ServerError(RuntimeError):
+    """Something could not be started; the text says what to do."""
+
+
+@contextmanager
+def databases(settings: Settings) -> Iterator[Settings]:
+    """Yield the settings with every URL set, from the embedded PostgreSQL where none was."""
+    if settings.database_url and settings.dagster_url:
+        yield settings
+        return
+    with embedded_postgres(settings.data_dir) as server:
+        if settings.database_url is None:
+            url = ensure_database(server, "analytics")
+            init_db(url.render_as_string(hide_password=False), settings)
+            writer = url.set(username="analytics_writer").render_as_string(hide_password=False)
+            settings = replace(settings, database_url=writer, source_url=settings.source_url or writer)
+        if settings.dagster_url is None:
+            dagster_url = ensure_database(server, "dagster").render_as_string(hide_password=False)
+            settings = replace(settings, dagster_url=dagster_url)
+        yield settings
+
+
+@contextmanager
+def dagster_dev(settings: Settings, port: int, log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `dagster dev` (webserver, daemon, code server), its output in `log` or on this terminal.
+
+    Raises:
+        ServerError: the port is taken, or the project's folder cannot be found.
+    """
+    if not (ROOT / "workspace.yaml").exists():
+        raise ServerError("workspace.yaml is not beside the package: install it from its checkout (`make install`)")
+    refuse_taken(port, "--port")
+    with ExitStack() as stack:
+        output: IO[bytes] | None = stack.enter_context(log.open("ab")) if log else None
+        home = dagster_home(settings)
+        workspace = str(ROOT / "workspace.yaml")
+        process = subprocess.Popen(  # noqa: S603  # our own interpreter and constants
+            [sys.executable, "-m", "dagster", "dev", "--workspace", workspace, "--host", HOST, "--port", str(port)],
+            cwd=home,
+            env=os.environ | settings.environment() | {"DAGSTER_HOME": str(home)} | _DAGSTER,
+            stdout=output,
+            stderr=output,
+            # Ctrl-C reaches this process only, which then stops the others in order.
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            stop(process)
+
+
+def refuse_taken(port: int, option: str) -> None:
+    """Raise ServerError when something listens on the port, with the option that chooses another one."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise ServerError(
+                f"port {port} is taken: stop what listens there, or choose another with {option}"
+            ) from None
+
+
+_DAGSTER: Final = {
+    # It writes the events of a range run one by one unless told otherwise.
+    "DAGSTER_EVENT_BATCH_SIZE": "1000",
+    # It advises a newer command that serves projects of another layout.
+    "PYTHONWARNINGS": "ignore:Function `dev_command` is superseded",
+}
+
+
+def dagster_home(settings: Settings) -> Path:
+    """The folder of Dagster's logs, in the data folder, with the project's dagster.yaml linked into it."""
+    home = settings.data_dir / "dagster"
+    home.mkdir(parents=True, exist_ok=True)
+    link = home / "dagster.yaml"
+    link.unlink(missing_ok=True)
+    link.symlink_to(ROOT / "dagster.yaml")
+    return home
+
+
+def wait_until_ready(
+    process: subprocess.Popen[bytes],
+    port: int,
+    seconds: float = 180,
+    *,
+    name: str = "Dagster",
+    path: str = "/server_info",
+) -> None:
+    """Wait for a web server to answer. Raises ServerError when it ends or does not within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerError(f"{name} ended while starting; its output says why")
+        try:
+            # With the wish not to be counted: it is no visitor of the demonstration application.
+            if requests.get(f"http://{HOST}:{port}{path}", headers={"Sec-GPC": "1"}, timeout=5).ok:
+                return
+        except requests.RequestException:
+            time.sleep(0.3)
+    raise ServerError(f"{name} did not answer within {seconds:.0f} seconds; its output says why")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process and everything it has started: asked first, then made to."""
+    # A second Ctrl-C would leave half of them behind.
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        try:
+            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        except psutil.NoSuchProcess:
+            family = []
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        _, alive = psutil.wait_procs(family, timeout=20)
+        for member in alive:
+            member.kill()
+        process.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM and a closed terminal end this process like Ctrl-C does, through every `finally`."""
+
+    def leave(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    def swallowed(unraisable: sys.UnraisableHookArgs) -> None:
+        # A signal that arrives inside a finalizer or a weak reference's callback raises there, where Python ignores
+        # it: the process would go on for ever. It is raised again as soon as that is over.
+        match unraisable.exc_value:
+            case SystemExit() | KeyboardInterrupt() as leaving:
+                signal.signal(signal.SIGALRM, lambda _number, _frame: _raise(leaving))
+                signal.setitimer(signal.ITIMER_REAL, 0.01)
+            case _:
+                sys.__unraisablehook__(unraisable)
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGHUP, leave)
+    sys.unraisablehook = swallowed
+
+
+def _raise(error: BaseException) -> None:
+    raise error

@@ -1,0 +1,104 @@
+"""The few requests that the demonstration makes to the Dagster webserver, the ones its UI makes too (GraphQL)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Final
+
+import requests
+
+from analytics_assets.days import span
+
+_LAUNCH: Final = """
+mutation Launch($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+  }
+}
+"""
+_BACKFILL: Final = """
+query Backfill($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }
+"""
+_MATERIALIZED: Final = """
+query Materialized($keys: [AssetKeyInput!]!) {
+  assetNodes(assetKeys: $keys) {
+    assetKey { path }
+    assetPartitionStatuses {
+      ... on TimePartitionStatuses { ranges { status startKey endKey } }
+    }
+  }
+}
+"""
+_CHECKS: Final = """
+query Checks($keys: [AssetKeyInput!]!) {
+  assetNodes(assetKeys: $keys) {
+    assetKey { path }
+    assetChecksOrError {
+      ... on AssetChecks { checks { name executionForLatestMaterialization { status } } }
+    }
+  }
+}
+"""
+
+
+class WebserverError(RuntimeError):
+    """The webserver refused a request."""
+
+
+@dataclass(frozen=True)
+class Webserver:
+    """A running Dagster webserver."""
+
+    url: str
+
+    def query(self, text: str, **variables: object) -> Any:
+        """Answer of one GraphQL request: what stands under `data`."""
+        response = requests.post(f"{self.url}/graphql", json={"query": text, "variables": variables}, timeout=60)
+        answer = response.json()
+        if not response.ok or "errors" in answer:
+            raise WebserverError("the webserver refused a request; is it of the same version as this package?")
+        return answer["data"]
+
+    def launch_backfill(self, assets: Sequence[str], days: Iterable[date]) -> str:
+        """Launch one backfill of these assets and days. Returns its id."""
+        params = {"assetSelection": _keys(assets), "partitionNames": [str(day) for day in days]}
+        result = self.query(_LAUNCH, params=params)["launchPartitionBackfill"]
+        if "backfillId" not in result:
+            raise WebserverError(f"the backfill was not launched: {result['__typename']}")
+        return str(result["backfillId"])
+
+    def backfill_status(self, backfill_id: str) -> str:
+        """REQUESTED, COMPLETED_SUCCESS, COMPLETED_FAILED, FAILED, CANCELED or a state on the way to one of these."""
+        return str(self.query(_BACKFILL, id=backfill_id)["partitionBackfillOrError"]["status"])
+
+    def materialized_days(self, assets: Sequence[str]) -> dict[str, set[date]]:
+        """Asset -> days that Dagster shows as materialized."""
+        nodes = self.query(_MATERIALIZED, keys=_keys(assets))["assetNodes"]
+        return {
+            node["assetKey"]["path"][-1]: {
+                day
+                for reach in node["assetPartitionStatuses"]["ranges"]
+                if reach["status"] == "MATERIALIZED"
+                for day in span(date.fromisoformat(reach["startKey"]), date.fromisoformat(reach["endKey"]))
+            }
+            for node in nodes
+        }
+
+    def check_statuses(self, assets: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Asset -> check -> SUCCEEDED, FAILED, EXECUTION_FAILED, IN_PROGRESS, SKIPPED or NOT EXECUTED."""
+        nodes = self.query(_CHECKS, keys=_keys(assets))["assetNodes"]
+        return {
+            node["assetKey"]["path"][-1]: {
+                check["name"]: (check["executionForLatestMaterialization"] or {"status": "NOT EXECUTED"})["status"]
+                for check in node["assetChecksOrError"]["checks"]
+            }
+            for node in nodes
+        }
+
+
+def _keys(assets: Sequence[str]) -> list[dict[str, list[str]]]:
+    return [{"path": [asset]} for asset in assets]
