@@ -1,0 +1,177 @@
+"""What the browser tests stand on: Dagster's real webserver, daemon and code server, and Chromium in front of them.
+
+Clicks that several tests make belong here; what a page must show belongs to the tests.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from analytics_assets.days import bounds, span
+from analytics_assets.local.server import HOST, dagster_dev, wait_until_ready
+from analytics_assets.local.webserver import Webserver
+from analytics_assets.settings import Settings
+from analytics_assets.telemetry import Telemetry
+from analytics_assets_tests.conftest import set_up
+from analytics_assets_tests.host import Host, moments
+from analytics_assets_tests.pipeline import Pipeline
+
+PATIENCE = 90
+"""Seconds for anything a click has started: runs wait for the daemon, and other tests may keep the machine busy."""
+
+BUSY_DAYS = 8
+"""Days before today with activity; the days before are empty."""
+
+_FLAGS = [
+    "--no-sandbox",  # the tests may run as root
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@dataclass
+class Site:
+    """A pipeline whose UI is up."""
+
+    settings: Settings
+    pipeline: Pipeline
+    """To read what is stored; its runs are not made here."""
+    webserver: Webserver
+    analytics: sa.URL
+    """The analytics database, as its superuser."""
+
+    @classmethod
+    @contextmanager
+    def open(cls, make_database: Callable[[str], sa.URL], folder: Path) -> Iterator[Site]:
+        """Set up a host application with some days of activity, and start Dagster on it."""
+        analytics = make_database("analytics")
+        with Host.create(make_database("host")) as host:
+            settings = replace(
+                set_up(analytics, host.reader_url, folder),
+                dagster_url=make_database("dagster").render_as_string(hide_password=False),
+            )
+            _act(host, settings)
+            port = _free_port()
+            with (
+                Pipeline.open(settings) as pipeline,
+                dagster_dev(settings, port, log=folder / "dagster.log") as process,
+            ):
+                wait_until_ready(process, port)
+                yield cls(settings, pipeline, Webserver(f"http://{HOST}:{port}"), analytics)
+
+    def day(self, back: int) -> date:
+        """The day so many days before today."""
+        return self.settings.today() - timedelta(days=back)
+
+    def recorded(self, asset: str) -> set[date]:
+        """The days that Dagster records as materialized."""
+        return self.webserver.materialized_days([asset])[asset]
+
+    def as_superuser(self, statement: str) -> None:
+        """Change the analytics database behind the pipeline's back."""
+        engine = sa.create_engine(self.analytics)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+        engine.dispose()
+
+
+def _act(host: Host, settings: Settings) -> None:
+    """On the day n days ago: 2 + n sign-ups and searches, and a little of everything else."""
+    today = settings.today()
+    for day in span(today - timedelta(days=BUSY_DAYS), today - timedelta(days=1)):
+        number = 2 + (today - day).days
+        host.occur("signups", moments(day, settings.time_zone, number))
+        host.occur("visibility", moments(day, settings.time_zone, 2))
+        host.occur("consent", moments(day, settings.time_zone, 3), turned_on=True)
+        start = bounds(day, settings.time_zone)[0].timestamp()
+        telemetry = Telemetry(settings.dump_dir, time_zone=settings.time_zone, clock=partial(float, start))
+        telemetry.count("directory_page_viewed", event_id=1, source="web", times=2 * number)
+        telemetry.count("directory_searched", event_id=1, source="web", times=number)
+        telemetry.count_response("GET", "/events/{event_id}", 200, times=40)
+        telemetry.count_response("GET", "/events/{event_id}", 404)
+        telemetry.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium, without a window. It fails where there is none: a skipped browser test is soon forgotten."""
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.fail("the browser tests need Chromium: apt-get install chromium (.ci/run does it)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=_FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def new_page(browser: Browser, site: Site, *, width: int = 1440, height: int = 1000) -> Iterator[Page]:
+    """A page of a user who has been here before: Dagster's welcome, which loads things from elsewhere, is dismissed."""
+    context = browser.new_context(base_url=site.webserver.url, viewport={"width": width, "height": height})
+    context.set_default_timeout(PATIENCE * 1000)
+    context.add_init_script("localStorage.setItem('communityNux', '\"1\"')")
+    try:
+        yield context.new_page()
+    finally:
+        context.close()
+
+
+def materialize(page: Page, button: str, select: Callable[[Page], None], days: int) -> None:
+    """Click a button that materializes, select days in its dialog, launch, and go to the run or backfill."""
+    page.get_by_role("button", name=button).click()
+    dialog = page.get_by_role("dialog")
+    # It offers the last 90 days only, and is ready when it says so.
+    dialog.get_by_role("button", name="Show all partitions").click()
+    select(page)
+    expect(dialog.get_by_text(re.compile(rf"^{days} partitions?$"))).to_be_visible()
+    dialog.get_by_role("button", name="Launch").click()
+    follow_notification(page)
+
+
+def type_days(first: date, last: date) -> Callable[[Page], None]:
+    """Select a range in the dialog by typing it."""
+
+    def select(page: Page) -> None:
+        field = page.get_by_role("dialog").get_by_role("textbox")
+        field.fill(f"[{first}...{last}]")
+        field.press("Enter")
+
+    return select
+
+
+def follow_notification(page: Page) -> None:
+    """Click View in the notification of what was launched."""
+    page.get_by_role("region", name="Notifications").get_by_role("link", name="View").click()
+
+
+def open_check(page: Page, asset: str, check: str) -> None:
+    """Open a check of an asset on its Checks tab."""
+    page.goto(f"/assets/{asset}")
+    page.get_by_role("tab", name="Checks").click()
+    # The list cuts long names in the middle; the title has them whole.
+    page.get_by_title(check, exact=True).click()

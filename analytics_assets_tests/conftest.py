@@ -1,0 +1,80 @@
+"""Fixtures: a real PostgreSQL for the session; for each test that asks, databases of its own and a pipeline on them."""
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
+from itertools import count
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from analytics_assets.settings import VARIABLES, Settings
+
+for name in VARIABLES:
+    os.environ.pop(name, None)
+# A zone in which it is about noon, so that no day ends while a test runs.
+os.environ["ANALYTICS_TIMEZONE"] = f"Etc/GMT{datetime.now(UTC).hour - 12:+d}"
+
+from analytics_assets.local.postgres import embedded_postgres, ensure_database  # noqa: E402
+from analytics_assets.store.setup import init_db  # noqa: E402
+from analytics_assets_tests.host import Host  # noqa: E402
+from analytics_assets_tests.pipeline import Pipeline  # noqa: E402
+
+_NUMBERS = count(1)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL]:
+    """Superuser's URL of a PostgreSQL that lives as long as the session."""
+    with embedded_postgres(tmp_path_factory.mktemp("embedded")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def make_database(server: sa.URL) -> Callable[[str], sa.URL]:
+    """Make an empty database whose name starts as given."""
+    return lambda prefix: ensure_database(server, f"{prefix}_{next(_NUMBERS)}")
+
+
+@pytest.fixture
+def host(make_database: Callable[[str], sa.URL]) -> Iterator[Host]:
+    """An empty host application with correct source views."""
+    with Host.create(make_database("host")) as made:
+        yield made
+
+
+@pytest.fixture
+def settings(make_database: Callable[[str], sa.URL], host: Host, tmp_path: Path) -> Settings:
+    """Settings of a pipeline that is set up and has collected nothing."""
+    return set_up(make_database("analytics"), host.reader_url, tmp_path)
+
+
+@pytest.fixture
+def pipeline(settings: Settings) -> Iterator[Pipeline]:
+    """The pipeline, its runs in this process and Dagster's records in memory."""
+    with Pipeline.open(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def yesterday(settings: Settings) -> date:
+    """The last full day."""
+    return settings.today() - timedelta(days=1)
+
+
+def set_up(analytics: sa.URL, source_url: str, folder: Path) -> Settings:
+    """Initialize an analytics database and return the settings of the service account."""
+    dumps = folder / "dumps"
+    dumps.mkdir(exist_ok=True)
+    made = Settings.from_env(
+        {
+            "ANALYTICS_TIMEZONE": os.environ["ANALYTICS_TIMEZONE"],
+            "ANALYTICS_DATABASE_URL": analytics.set(username="analytics_writer").render_as_string(hide_password=False),
+            "ANALYTICS_SOURCE_URL": source_url,
+            "ANALYTICS_DATA_DIR": str(folder),
+            "ANALYTICS_DUMP_DIR": str(dumps),
+        }
+    )
+    init_db(analytics.render_as_string(hide_password=False), made)
+    return made

