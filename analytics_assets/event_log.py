@@ -1,0 +1,104 @@
+"""Dagster's event log in PostgreSQL with what the stock storage lacks: removing the records of partitions, and a pool.
+
+`dagster.yaml` names the class. What is removed, and when, is the business of `retention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import dagster as dg
+import sqlalchemy as sa
+from dagster._core.storage.event_log.schema import (
+    AssetCheckExecutionsTable,
+    AssetEventTagsTable,
+    AssetKeyTable,
+    SqlEventLogStorageTable,
+)
+from dagster._serdes import ConfigurableClassData
+from dagster_postgres.event_log import PostgresEventLogStorage
+from dagster_postgres.utils import create_pg_engine, pg_url_from_config
+
+EVENTS: Final = SqlEventLogStorageTable
+TAGS: Final = AssetEventTagsTable
+EXECUTIONS: Final = AssetCheckExecutionsTable
+KEYS: Final = AssetKeyTable
+
+_MATERIALIZATION: Final = dg.DagsterEventType.ASSET_MATERIALIZATION.value
+_BATCH: Final = 500
+"""Partitions named in one statement."""
+
+
+class EventLogStorage(PostgresEventLogStorage):
+    """The stock storage, one kept connection a process instead of a connection a statement, and partition wipe.
+
+    The stock one raises NotImplementedError for a partition wipe (Dagster 1.13), in the UI too.
+    """
+
+    def __init__(self, postgres_url: str, **kwargs: Any) -> None:
+        super().__init__(postgres_url, **kwargs)
+        self._engine.dispose()
+        # A second thread gets a connection of its own, which is closed after use.
+        self._engine = create_pg_engine(
+            postgres_url, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=-1, pool_pre_ping=True
+        )
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> EventLogStorage:
+        """Make one from `dagster.yaml`. The inherited method names its own class."""
+        return cls(
+            pg_url_from_config(config_value),
+            inst_data=inst_data,
+            should_autocreate_tables=config_value.get("should_autocreate_tables", True),
+        )
+
+    def dispose(self) -> None:
+        """Close the kept connection, too."""
+        super().dispose()
+        self._engine.dispose()
+
+    def wipe_asset_partitions(self, asset_key: dg.AssetKey, partition_keys: Sequence[str]) -> None:
+        """Remove every record of these partitions of one asset."""
+        with self.index_transaction() as connection:
+            for start in range(0, len(partition_keys), _BATCH):
+                keys = partition_keys[start : start + _BATCH]
+                forget_partitions(connection, asset_key.to_string(), EVENTS.c.partition.in_(keys))
+
+
+def forget_partitions(connection: sa.Connection, asset: str, of_event: sa.ColumnElement[bool]) -> int:
+    """Remove the events of an asset that the condition selects, and whatever else is recorded about these partitions.
+
+    That is: their tags, the check evaluations that they were the target of, the checks planned for them, and, where
+    the UI keeps a copy, the asset's newest materialization and its cached status. Returns the number of events.
+    """
+    selected = sa.and_(EVENTS.c.asset_key == asset, EVENTS.c.partition.is_not(None), of_event)
+    ids = sa.select(EVENTS.c.id).where(selected)
+    partitions = sa.select(EVENTS.c.partition).where(selected)
+    evaluated = sa.and_(EXECUTIONS.c.asset_key == asset, EXECUTIONS.c.materialization_event_storage_id.in_(ids))
+    evaluations = sa.select(EXECUTIONS.c.evaluation_event_storage_id).where(evaluated)
+    connection.execute(sa.delete(EVENTS).where(EVENTS.c.id.in_(evaluations)))
+    planned = sa.and_(EXECUTIONS.c.asset_key == asset, EXECUTIONS.c.partition.in_(partitions))
+    connection.execute(sa.delete(EXECUTIONS).where(sa.or_(evaluated, planned)))
+    connection.execute(sa.delete(TAGS).where(TAGS.c.event_id.in_(ids)))
+    removed = connection.execute(sa.delete(EVENTS).where(selected)).rowcount
+    _keep_newest(connection, asset)
+    return removed
+
+
+def _keep_newest(connection: sa.Connection, asset: str) -> None:
+    """Set the copies that the asset's own row has: the newest materialization there still is, and no cached status."""
+    newest = connection.execute(
+        sa.select(EVENTS.c.id, EVENTS.c.run_id, EVENTS.c.event)
+        .where(EVENTS.c.asset_key == asset, EVENTS.c.dagster_event_type == _MATERIALIZATION)
+        .order_by(EVENTS.c.id.desc())
+        .limit(1)
+    ).one_or_none()
+    values: dict[str, str | None] = {"last_materialization": None, "last_run_id": None, "cached_status_data": None}
+    if newest is not None:
+        entry = dg.deserialize_value(newest.event, dg.EventLogEntry)
+        record = dg.EventLogRecord(storage_id=newest.id, event_log_entry=entry)
+        values |= {"last_materialization": dg.serialize_value(record), "last_run_id": newest.run_id}
+    connection.execute(sa.update(KEYS).where(KEYS.c.asset_key == asset).values(values))
