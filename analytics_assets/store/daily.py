@@ -1,6 +1,7 @@
-"""Reading and replacing one day of one metric.
+"""Reading, replacing and dropping days of the analytics database.
 
 The only module that writes counts. A day is replaced whole, in one transaction: a crash leaves the old day or the new.
+It is dropped whole, too. Which days are to go, and what else is kept of them, is the business of `retention`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from analytics_assets.contract import SCHEMA, Metric, vocabulary
 from analytics_assets.database import DatabaseError, engine, without_values
 from analytics_assets.guard import Row, Violation, row_violations
 from analytics_assets.settings import Settings
-from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS
+from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS, RETENTION_LEDGER
 
 
 class DayRefusedError(RuntimeError):
@@ -149,6 +150,60 @@ class Store:
         query = sa.select(sa.func.count()).where(COLLECTED_DAYS.c.collected_at >= moment)
         with self._transaction("reading the collected days") as connection:
             return connection.scalar(query) or 0
+
+    def partitioned_days(self) -> list[date]:
+        """Days that have a partition, oldest first, whether there is a row in it or not."""
+        with self._transaction("reading the partitions") as connection:
+            return list(
+                connection.scalars(
+                    sa.text(
+                        "select distinct cast(substring(pg_get_expr(c.relpartbound, c.oid) from :from_bound) as date)"
+                        " from pg_inherits join pg_class p on p.oid = inhparent join pg_class c on c.oid = inhrelid"
+                        " where p.relkind = 'p' and p.relnamespace = cast(:schema as regnamespace)"
+                        " and c.relispartition and pg_get_expr(c.relpartbound, c.oid) ~ :from_bound order by 1"
+                    ),
+                    {"from_bound": r"FROM \('(\d+-\d\d-\d\d)'\)", "schema": SCHEMA},
+                )
+            )
+
+    def drop_day(self, day: date) -> int:
+        """Drop the partitions of a day. Returns how many rows were collected of it.
+
+        Raises:
+            DatabaseError: the day is still to be kept; or somebody has been reading the tables for too long, and
+                waiting on would have kept everybody else from reading.
+        """
+        with self._transaction("dropping the partition of a day") as connection:
+            return int(connection.scalar(sa.select(sa.func.analytics.drop_day(day))) or 0)
+
+    def collected_before(self, before: date) -> tuple[int, int, date | None]:
+        """Days and rows of `collected_days` before a day, and the oldest day of all."""
+        day = COLLECTED_DAYS.c.event_date
+        expired = day < before
+        query = sa.select(
+            sa.func.count(day.distinct()).filter(expired), sa.func.count().filter(expired), sa.func.min(day)
+        )
+        with self._transaction("reading the collected days") as connection:
+            days, rows, oldest = connection.execute(query).one()
+        return days, rows, oldest
+
+    def rows_collected(self, days: Sequence[date]) -> int:
+        """Rows that all metrics together have stored on these days."""
+        rows = sa.func.coalesce(sa.func.sum(COLLECTED_DAYS.c.rows), 0)
+        with self._transaction("reading the collected days") as connection:
+            return int(connection.scalar(sa.select(rows).where(COLLECTED_DAYS.c.event_date.in_(days))) or 0)
+
+    def forget_days(self, before: date) -> tuple[int, int]:
+        """Delete what `collected_days` has before a day. Returns days and rows. Raises as `drop_day` does."""
+        with self._transaction("deleting from the collected days") as connection:
+            query = sa.text("select days, rows from analytics.forget_days(:before)")
+            days, rows = connection.execute(query, {"before": before}).one()
+        return days, rows
+
+    def write_ledger(self, **entry: object) -> None:
+        """Append an entry to the retention ledger."""
+        with self._transaction("writing the retention ledger") as connection:
+            connection.execute(sa.insert(RETENTION_LEDGER).values(**entry))
 
     def column_violations(self, metric: Metric) -> list[Violation]:
         """Departures of the live table's columns from the contract; they name columns, which are structure."""

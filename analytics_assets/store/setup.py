@@ -93,9 +93,11 @@ def apply_contract(connection: sa.Connection, settings: Settings) -> None:
             connection.execute(sa.schema.SetColumnComment(column))
     connection.execute(
         sa.text(
-            "insert into analytics.settings (retention_days, time_zone) values (:days, :zone)"
+            "insert into analytics.settings as s (retention_days, time_zone) values (:days, :zone)"
             " on conflict (only_row) do update set retention_days = excluded.retention_days,"
-            " time_zone = excluded.time_zone"
+            # What has expired once stays expired, whatever the period is set to afterwards.
+            " time_zone = excluded.time_zone, kept_since = analytics.first_kept_day()"
+            " where (s.retention_days, s.time_zone) is distinct from (excluded.retention_days, excluded.time_zone)"
         ),
         {"days": settings.retention_days, "zone": settings.time_zone},
     )

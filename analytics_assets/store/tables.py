@@ -64,3 +64,26 @@ COLLECTED_DAYS: Final = sa.Table(
     sa.CheckConstraint(sa.column("asset", sa.Text).in_([m.asset for m in METRICS]), name="collected_days_asset"),
     sa.CheckConstraint(sa.column("rows", sa.BigInteger) >= 0, name="collected_days_rows"),
 )
+
+RETENTION_LEDGER: Final = sa.Table(
+    "retention_ledger",
+    METADATA,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True, comment="Number of the entry."),
+    sa.Column(
+        "removed_at",
+        sa.DateTime(timezone=True),
+        nullable=False,
+        server_default=sa.func.now(),
+        comment="When it was written, by the database's clock.",
+    ),
+    sa.Column("run_id", sa.Text, nullable=False, comment="Dagster run that removed, or: command line."),
+    sa.Column("cutoff", sa.Date, nullable=False, comment="First day that was kept; what came before it was removed."),
+    sa.Column("store", sa.Text, nullable=False, comment="Where days are kept, one name of the registry of stores."),
+    sa.Column("days", sa.BigInteger, nullable=False, comment="Days removed."),
+    sa.Column("rows", sa.BigInteger, nullable=False, comment="Rows removed; of folders, files."),
+    sa.Column("oldest_remaining", sa.Date, comment="Oldest day that was there afterwards; absent when there was none."),
+    sa.CheckConstraint(sa.column("days", sa.BigInteger) >= 0, name="retention_ledger_days"),
+    sa.CheckConstraint(sa.column("rows", sa.BigInteger) >= 0, name="retention_ledger_rows"),
+    sa.CheckConstraint(sa.func.char_length(sa.column("store", sa.Text)) <= 40, name="retention_ledger_store"),
+    sa.CheckConstraint(sa.func.char_length(sa.column("run_id", sa.Text)) <= 40, name="retention_ledger_run_id"),
+)
