@@ -149,6 +149,36 @@ def sources() -> None:
 
 
 @main.command()
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@_explained
+def retention(dry_run: bool) -> None:
+    """Remove what has expired from every place that keeps days: tables, dumps, and what Dagster has recorded.
+
+    The sensor `retention_sensor` does it every day. By hand it is for what comes back: after a restore, run this before
+    anyone reads. Exits non-zero when something that has expired is left.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from analytics_assets.local import server
+    from analytics_assets.retention.sweep import BY_HAND, apply_retention
+
+    with server.databases(Settings.from_env()) as settings, server.dagster_instance(settings) as instance:
+        before, reports = apply_retention(settings, instance, BY_HAND, dry_run=dry_run)
+    table = Table(
+        "place", "days", "rows", "oldest day left", title=f"{'To remove' if dry_run else 'Removed'} before {before}"
+    )
+    for report in reports:
+        amounts = (f"{report.expired.days:,}", f"{report.expired.rows:,}")
+        table.add_row(report.place, *amounts, f"[red]{report.problem}" if report.problem else str(report.oldest or ""))
+    Console().print(table)
+    if problems := sum(bool(report.problem) for report in reports):
+        raise click.ClickException(
+            f"not everything could be {'looked at' if dry_run else 'removed'}: {problems} place(s)"
+        )
+
+
+@main.command()
 @click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file.")
 def dictionary(write: Path | None) -> None:
     """Print the data dictionary, generated from the contract: every metric and field, in Markdown."""

@@ -20,6 +20,7 @@ from analytics_assets.checks import AT_SOURCE, listed, matches_result, not_compa
 from analytics_assets.contract import SCHEMA, SOURCE_SCHEMA, CounterDumps, Metric, SourceView
 from analytics_assets.database import DatabaseError, UnreachableError
 from analytics_assets.partitions import DAILY
+from analytics_assets.retention.job import nothing_older_result
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Problem, Source, SourceRefusedError
 from analytics_assets.store.daily import DayRefusedError, Store, Stored, open_store
@@ -158,6 +159,7 @@ def collect(
                 # Their steps are skipped after a failure, and would show as failed.
                 context.log_event(_evaluation(metric, stored_result(store, metric, days)))
                 context.log_event(_evaluation(metric, run.matches))
+                context.log_event(_evaluation(metric, nothing_older_result(settings, store, context.instance)))
             raise dg.Failure(_named(run.failed, of=len(days)), allow_retries=False)
     for day, numbers in run.stored.items():
         context.add_asset_metadata(_numbers(numbers), partition_key=str(day))

@@ -16,6 +16,7 @@ from analytics_assets.metrics.directory_searches import directory_searches
 from analytics_assets.metrics.endpoint_error_rates import endpoint_error_rates
 from analytics_assets.metrics.event_signups import event_signups
 from analytics_assets.metrics.profile_visibility_toggles import profile_visibility_toggles
+from analytics_assets.retention.job import RETENTION_CHECKS, retention_job, retention_sensor
 from analytics_assets.schedules import daily_metrics, daily_metrics_job
 from analytics_assets.settings import Settings
 from analytics_assets.sources.app_views import COLUMN_TYPES, view_metrics
@@ -64,9 +65,10 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         metrics = dg.with_source_code_references(METRIC_ASSETS)
     return dg.Definitions(
         assets=[*source_assets(), *metrics],
-        asset_checks=CHECKS,
-        jobs=[daily_metrics_job],
+        asset_checks=[*CHECKS, *RETENTION_CHECKS],
+        jobs=[daily_metrics_job, retention_job],
         schedules=[daily_metrics],
+        sensors=[retention_sensor],
         resources={"settings": settings},
         # The assets are small: a process for each would cost more than the work.
         executor=dg.in_process_executor,

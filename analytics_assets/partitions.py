@@ -18,10 +18,13 @@ from analytics_assets.settings import Settings
 
 _SETTINGS: Final = Settings.from_env()
 
+KEPT_DAYS: Final = _SETTINGS.retention_days
+"""The retention period that this process was started with."""
+
 # The first day stays what it was when the code location was loaded, so the UI may offer days that have expired since;
 # the assets refuse those themselves.
 DAILY: Final = dg.DailyPartitionsDefinition(
-    start_date=(_SETTINGS.today() - timedelta(days=_SETTINGS.retention_days)).isoformat(),
+    start_date=(_SETTINGS.today() - timedelta(days=KEPT_DAYS)).isoformat(),
     timezone=_SETTINGS.time_zone,
 )
 

@@ -11,13 +11,17 @@ from typing import Any
 import dagster as dg
 import sqlalchemy as sa
 
-from analytics_assets.checks import AT_SOURCE
+from analytics_assets.checks import AT_SOURCE, MATCHES, STORED
 from analytics_assets.contract import METRICS, metric
 from analytics_assets.definitions import build_definitions
+from analytics_assets.local.server import dagster_instance
 from analytics_assets.partitions import range_tags
+from analytics_assets.retention.job import NOTHING_OLDER, RetentionConfig, remove_expired_days, retention_job
 from analytics_assets.settings import Settings
 
 ALL = [m.asset for m in METRICS]
+EVERY_CHECK = {AT_SOURCE, STORED, MATCHES, NOTHING_OLDER}
+"""What every metric's asset has."""
 
 
 @dataclass
@@ -30,7 +34,7 @@ class Pipeline:
     @classmethod
     @contextmanager
     def open(cls, settings: Settings) -> Iterator[Pipeline]:
-        with dg.DagsterInstance.ephemeral() as instance:
+        with dagster_instance(settings) as instance:
             yield cls(settings, instance)
 
     def run(
@@ -44,6 +48,18 @@ class Pipeline:
             tags=range_tags(first, last or first),
             run_config={"ops": {name: {"config": {"allow_empty": allow_empty}} for name in assets}},
             raise_on_error=False,
+        )
+
+    def retain(self, *, dry_run: bool = False) -> dg.ExecuteInProcessResult:
+        """Run the retention job, which may fail."""
+        return (
+            build_definitions(self.settings)
+            .resolve_job_def(retention_job.name)
+            .execute_in_process(
+                instance=self.instance,
+                run_config=dg.RunConfig({remove_expired_days.name: RetentionConfig(dry_run=dry_run)}),
+                raise_on_error=False,
+            )
         )
 
     def sql(self, text: str, **parameters: object) -> list[Any]:

