@@ -29,6 +29,10 @@ DAILY: Final = dg.DailyPartitionsDefinition(
 )
 
 
+DAY_TAGS: Final = (PARTITION_NAME_TAG, ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
+"""Tags of a run whose value is a day."""
+
+
 def days_of_run(tags: Mapping[str, str]) -> list[date]:
     """The days a run was launched for, from its tags; empty for a run without partition."""
     first = tags.get(ASSET_PARTITION_RANGE_START_TAG, tags.get(PARTITION_NAME_TAG))

@@ -37,11 +37,15 @@ class Pipeline:
         with dagster_instance(settings) as instance:
             yield cls(settings, instance)
 
+    def definitions(self) -> dg.Definitions:
+        """The real ones, on these settings."""
+        return build_definitions(self.settings)
+
     def run(
         self, assets: Sequence[str], first: date, last: date | None = None, *, allow_empty: bool = False
     ) -> dg.ExecuteInProcessResult:
         """Materialize the assets for a range of days, with their checks, in one run that may fail."""
-        job = build_definitions(self.settings).resolve_implicit_global_asset_job_def()
+        job = self.definitions().resolve_implicit_global_asset_job_def()
         return job.execute_in_process(
             instance=self.instance,
             asset_selection=[dg.AssetKey(name) for name in assets],
@@ -53,7 +57,7 @@ class Pipeline:
     def retain(self, *, dry_run: bool = False) -> dg.ExecuteInProcessResult:
         """Run the retention job, which may fail."""
         return (
-            build_definitions(self.settings)
+            self.definitions()
             .resolve_job_def(retention_job.name)
             .execute_in_process(
                 instance=self.instance,

@@ -15,12 +15,13 @@ from typing import Final
 
 import dagster as dg
 import sqlalchemy as sa
-from dagster._core.storage.runs.schema import BackfillTagsTable, BulkActionsTable, RunsTable
+from dagster._core.storage.runs.schema import BackfillTagsTable, BulkActionsTable, RunsTable, RunTagsTable
 from dagster._core.storage.schedules.schema import AssetDaemonAssetEvaluationsTable, JobTickTable
 
 from analytics_assets.database import DatabaseError, without_values
 from analytics_assets.days import bounds, zone
 from analytics_assets.event_log import EVENTS, EXECUTIONS, TAGS, EventLogStorage, forget_partitions
+from analytics_assets.partitions import DAY_TAGS
 from analytics_assets.retention.places import Amount
 
 
@@ -94,24 +95,27 @@ def _before(column: sa.Column[str], day: date) -> sa.ColumnElement[bool]:
 
 @dataclass(frozen=True)
 class CheckEvaluations:
-    """Evaluations of checks whose text names a day. Those that name none go with the partition they evaluated."""
+    """Evaluations of checks: of the last day of their run, or of the oldest day that their text names.
+
+    An evaluation by itself, which names no day, is about none; it goes with its run.
+    """
 
     records: Records
     name = "check evaluations"
     covers = ("dagster.event_logs", "dagster.asset_check_executions")
 
     def oldest(self) -> date | None:
-        """The oldest day that is named."""
+        """The oldest day that one is of."""
         with self.records.connection("reading the check evaluations") as connection:
-            return min((min(days) for days in self._named(connection).values()), default=None)
+            return min(self._days(connection).values(), default=None)
 
     def expired(self, before: date) -> Amount:
-        """Days, and evaluations that name one of them."""
+        """Days, and evaluations of them."""
         with self.records.connection("reading the check evaluations") as connection:
             return self._expired(connection, before)[0]
 
     def remove(self, before: date) -> Amount:
-        """Delete evaluations that name an expired day, whatever else they name."""
+        """Delete them."""
         with self.records.connection("deleting check evaluations") as connection:
             amount, ids = self._expired(connection, before)
             connection.execute(sa.delete(EXECUTIONS).where(EXECUTIONS.c.evaluation_event_storage_id.in_(ids)))
@@ -119,18 +123,25 @@ class CheckEvaluations:
         return amount
 
     def _expired(self, connection: sa.Connection, before: date) -> tuple[Amount, list[int]]:
-        named = {number: days for number, days in self._named(connection).items() if min(days) < before}
-        gone = {day for days in named.values() for day in days if day < before}
-        return Amount(len(gone), len(named)), list(named)
+        expired = {number: day for number, day in self._days(connection).items() if day < before}
+        return Amount(len(set(expired.values())), len(expired)), list(expired)
 
-    def _named(self, connection: sa.Connection) -> dict[int, list[date]]:
-        """Id of an evaluation's event -> days in its text."""
-        query = sa.select(EVENTS.c.id, EVENTS.c.event).where(
-            EVENTS.c.dagster_event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION.value,
-            EVENTS.c.event.like(f"%{_A_DAY}%"),
+    def _days(self, connection: sa.Connection) -> dict[int, date]:
+        """Id of an evaluation's event -> its day."""
+        evaluation = EVENTS.c.dagster_event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION.value
+        last_day = sa.func.max(RunTagsTable.c.value)
+        of_runs = (
+            sa.select(EVENTS.c.id, last_day)
+            .join(RunTagsTable, RunTagsTable.c.run_id == EVENTS.c.run_id)
+            .where(evaluation, RunTagsTable.c.key.in_(DAY_TAGS), RunTagsTable.c.value.like(_A_DAY))
+            .group_by(EVENTS.c.id)
         )
-        found = {row.id: [*_days_in(row.event)] for row in connection.execute(query)}
-        return {number: days for number, days in found.items() if days}
+        naming = sa.select(EVENTS.c.id, EVENTS.c.event).where(evaluation, EVENTS.c.event.like(f"%{_A_DAY}%"))
+        days = {number: date.fromisoformat(day) for number, day in connection.execute(of_runs)}
+        for number, text in connection.execute(naming):
+            for day in _days_in(text):
+                days[number] = min(day, days.get(number, day))
+        return days
 
 
 def _days_in(text: str) -> Iterator[date]:

@@ -106,7 +106,7 @@ def test_a_day_is_kept_for_180_days_and_then_leaves_every_place(
     assert pipeline.retain().success
     assert collected(pipeline) == set(days)
     today = settings.today()
-    oldest = [days[0], days[0], days[0], days[0], None, today, today, None]
+    oldest = [days[0], days[0], days[0], days[0], yesterday, today, today, None]
     assert ledger(pipeline) == {place: (0, 0, day) for place, day in zip(PLACES, oldest, strict=True)}
 
     # The oldest of the three is now 181 days old, the others 180 and 179.

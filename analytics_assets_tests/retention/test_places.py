@@ -1,0 +1,445 @@
+"""Each place that keeps days: an old one is noticed, removed and read back; trouble in one does not keep the others."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+
+from analytics_assets.database import DatabaseError
+from analytics_assets.local.server import dagster_instance
+from analytics_assets.retention.job import NOTHING_OLDER, nothing_older_result
+from analytics_assets.retention.places import Amount, Files, Place
+from analytics_assets.retention.sweep import BY_HAND, WITHOUT_DAYS, apply_retention, preview, registry, sweep
+from analytics_assets.settings import Settings
+from analytics_assets.store.daily import open_store
+from analytics_assets_tests.host import Host
+from analytics_assets_tests.pipeline import ALL, Pipeline, checks, failures
+from analytics_assets_tests.retention.clock import noon_of, set_clock
+from analytics_assets_tests.retention.test_retention import PLACES, collected, dagster, ledger
+from analytics_assets_tests.store.test_constraints import as_superuser
+from analytics_assets_tests.test_faults import SPAWN, fill
+
+Put = Callable[[Pipeline, datetime], None]
+
+
+def old_partition(pipeline: Pipeline, noon: datetime) -> None:
+    for table in ("daily_event_counts", "daily_response_counts"):
+        as_superuser(
+            pipeline.settings,
+            f"create table analytics.{table}_{noon:%Y%m%d} partition of analytics.{table}"
+            f" for values from ('{noon.date()}') to ('{noon.date() + timedelta(days=1)}')",
+        )
+
+
+def old_note(pipeline: Pipeline, noon: datetime) -> None:
+    as_superuser(
+        pipeline.settings,
+        f"insert into analytics.collected_days values ('event_signups', '{noon.date()}', 0, now())",  # noqa: S608
+    )
+
+
+def old_dumps(pipeline: Pipeline, noon: datetime) -> None:
+    folder = pipeline.settings.dump_dir / str(noon.date())
+    (folder / "not a dump").mkdir(parents=True)
+    (folder / "stray").write_text("canary")
+    (folder / "link").symlink_to(pipeline.settings.data_dir)
+
+
+def old_stray_file(pipeline: Pipeline, noon: datetime) -> None:
+    _age(pipeline.settings.dump_dir / "saved" / "2026-13-45" / "canary.csv", noon)
+
+
+def old_stray_link(pipeline: Pipeline, noon: datetime) -> None:
+    link = pipeline.settings.dump_dir / "canary"
+    link.symlink_to(pipeline.settings.data_dir)
+    os.utime(link, (noon.timestamp(),) * 2, follow_symlinks=False)
+
+
+def old_empty_folder(pipeline: Pipeline, noon: datetime) -> None:
+    folder = pipeline.settings.dump_dir / "empty"
+    folder.mkdir()
+    os.utime(folder, (noon.timestamp(),) * 2)
+
+
+def old_materialization(pipeline: Pipeline, noon: datetime) -> None:
+    # What somebody has reported by hand, of an asset that the contract does not even know any more.
+    event = dg.AssetMaterialization("retired_metric", partition=str(noon.date()))
+    pipeline.instance.report_runless_asset_event(event)
+
+
+def old_planned_check(pipeline: Pipeline, noon: datetime) -> None:
+    dagster(
+        pipeline,
+        "insert into asset_check_executions (asset_key, check_name, partition, run_id, execution_status)"
+        " values ('[\"event_signups\"]', 'x', :day, 'x', 'PLANNED')",
+        day=str(noon.date()),
+    )
+
+
+def old_evaluation(pipeline: Pipeline, noon: datetime) -> None:
+    pipeline.instance.report_runless_asset_event(
+        dg.AssetCheckEvaluation(
+            asset_key=dg.AssetKey("event_signups"),
+            check_name="only_allowlisted_fields_stored",
+            passed=False,
+            metadata={},
+            description=f"- {noon.date()}: event_id must be an integer (3 rows)\n- {datetime.now(UTC).date()}: too",
+        )
+    )
+
+
+def old_run(pipeline: Pipeline, noon: datetime) -> None:
+    run = pipeline.instance.create_run_for_job(pipeline.definitions().resolve_job_def("daily_metrics"))
+    dagster(pipeline, "update runs set create_timestamp = :noon where run_id = :id", noon=noon, id=run.run_id)
+
+
+def old_backfill(pipeline: Pipeline, noon: datetime) -> None:
+    dagster(
+        pipeline,
+        "insert into bulk_actions (key, status, timestamp, body) values ('old', 'COMPLETED', :noon, '{}')",
+        noon=noon,
+    )
+    dagster(pipeline, "insert into backfill_tags (backfill_id, key, value) values ('old', 'x', 'x')")
+
+
+def old_event(pipeline: Pipeline, noon: datetime) -> None:
+    utc = noon.astimezone(UTC).replace(tzinfo=None)
+    dagster(pipeline, "insert into event_logs (run_id, event, timestamp) values ('x', '{}', :utc)", utc=utc)
+
+
+def old_log(pipeline: Pipeline, noon: datetime) -> None:
+    _age(Path(pipeline.instance.storage_directory()) / "a-run" / "compute_logs" / "x.out", noon)
+
+
+def old_tick(pipeline: Pipeline, noon: datetime) -> None:
+    dagster(pipeline, "insert into job_ticks (status, timestamp, tick_body) values ('SKIPPED', :noon, '{}')", noon=noon)
+
+
+def old_automation(pipeline: Pipeline, noon: datetime) -> None:
+    dagster(
+        pipeline,
+        "insert into asset_daemon_asset_evaluations (evaluation_id, asset_key, create_timestamp)"
+        " values (1, 'x', :noon)",
+        noon=noon,
+    )
+
+
+def _age(path: Path, moment: datetime) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_text("canary")
+    os.utime(path, (moment.timestamp(),) * 2)
+
+
+EXPIRED: list[tuple[Put, str]] = [
+    (old_partition, "daily counts"),
+    (old_note, "collected days"),
+    (old_dumps, "counter dumps"),
+    (old_stray_file, "counter dumps"),
+    (old_stray_link, "counter dumps"),
+    (old_empty_folder, "counter dumps"),
+    (old_materialization, "partition records"),
+    (old_planned_check, "partition records"),
+    (old_evaluation, "check evaluations"),
+    (old_run, "runs"),
+    (old_backfill, "runs"),
+    (old_event, "runs"),
+    (old_log, "run logs"),
+    (old_tick, "ticks"),
+    (old_automation, "ticks"),
+]
+
+
+def test_every_place_is_made_to_hold_an_old_day() -> None:
+    assert list(dict.fromkeys(place for _, place in EXPIRED)) == PLACES
+
+
+@pytest.mark.parametrize(("put", "place"), EXPIRED, ids=[put.__name__ for put, _ in EXPIRED])
+def test_what_is_older_is_found_removed_and_read_back(pipeline: Pipeline, put: Put, place: str) -> None:
+    settings = pipeline.settings
+    last_kept = noon_of(settings, settings.today() - timedelta(days=180))
+    with open_store(settings) as store:
+
+        def check() -> dg.AssetCheckResult:
+            return nothing_older_result(settings, store, pipeline.instance)
+
+        put(pipeline, last_kept - timedelta(days=3))
+        failed = check()
+        assert not failed.passed
+        assert f"- {place}: the oldest day is 3 days older than the first one that is kept" in (
+            failed.description or ""
+        )
+        assert "`retention_sensor` removes" in (failed.description or "")
+
+        _, before = apply_retention(settings, pipeline.instance, BY_HAND, dry_run=True)
+        would = {report.place: report.expired for report in before}
+        assert would[place].days == 1
+        assert not check().passed, "only looked"
+        _, after = apply_retention(settings, pipeline.instance, BY_HAND)
+        assert {report.place: report.expired for report in after} == would
+        assert [report.problem for report in after] == [""] * len(PLACES)
+        assert check().passed
+        assert dagster(pipeline, "select * from backfill_tags") == []
+        assert settings.data_dir.is_dir(), "links are not followed"
+
+
+@pytest.mark.parametrize("put", [old_stray_file, old_run, old_event, old_log, old_tick, old_backfill])
+def test_what_is_of_the_last_day_that_is_kept_stays(pipeline: Pipeline, put: Put) -> None:
+    settings = pipeline.settings
+    first = settings.today() - timedelta(days=180)
+    midnight = noon_of(settings, first) - timedelta(hours=12)
+    put(pipeline, midnight)
+    (place,) = {place for each, place in EXPIRED if each is put}
+    _, reports = apply_retention(settings, pipeline.instance, BY_HAND)
+    assert {report.place: (report.expired, report.oldest) for report in reports}[place] == (Amount(0, 0), first)
+    put_away = {"old_stray_file": "saved", "old_log": "a-run"}
+    for folder in (settings.dump_dir, Path(pipeline.instance.storage_directory())):
+        for name in put_away.values():
+            shutil.rmtree(folder / name, ignore_errors=True)
+    if put.__name__ not in put_away:
+        return
+    put(pipeline, midnight - timedelta(microseconds=1))
+    _, reports = apply_retention(settings, pipeline.instance, BY_HAND)
+    assert {report.place: report.expired for report in reports}[place] == Amount(1, 1)
+
+
+def test_an_evaluation_goes_with_the_last_day_of_its_run(pipeline: Pipeline, yesterday: date) -> None:
+    days = [yesterday - timedelta(days=1), yesterday]
+    runs = [pipeline.run(["event_signups"], day) for day in days]
+    set_clock(pipeline.settings, noon_of(pipeline.settings, days[1] + timedelta(days=180)))
+    assert pipeline.retain().success
+    gone, kept = (checks(pipeline, run, "event_signups") for run in runs)
+    assert not gone
+    assert kept
+    executions = dagster(pipeline, "select distinct run_id from asset_check_executions")
+    assert executions == [(runs[1].run_id,)]
+
+
+# --- trouble
+
+
+class Broken:
+    """A place that cannot be reached."""
+
+    name = "broken"
+    covers = ()
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def oldest(self) -> date | None:
+        raise self.error
+
+    def expired(self, before: date) -> Amount:
+        raise self.error
+
+    def remove(self, before: date) -> Amount:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (DatabaseError("reading: UndefinedTable (SQLSTATE 42P01)"), "reading: UndefinedTable (SQLSTATE 42P01)"),
+        (PermissionError(13, "no", "canary"), "a file or folder cannot be read or removed: PermissionError"),
+    ],
+)
+def test_trouble_in_one_place_does_not_keep_the_others(pipeline: Pipeline, error: Exception, text: str) -> None:
+    settings = pipeline.settings
+    old_dumps(pipeline, noon_of(settings, settings.today() - timedelta(days=190)))
+    with open_store(settings) as store:
+        places: list[Place] = [Broken(error), *registry(settings, store, pipeline.instance)]
+        broken, *others = sweep(places, store.window().first, store, BY_HAND)
+    assert broken.problem == text
+    assert [report.problem for report in others] == [""] * len(PLACES)
+    assert list(settings.dump_dir.iterdir()) == []
+    assert sorted(ledger(pipeline)) == sorted(PLACES), "what was not done is not claimed"
+
+
+@contextmanager
+def without_root() -> Iterator[None]:
+    """What root may do, nobody may."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_folder_that_may_not_be_emptied_is_reported_without_its_path(pipeline: Pipeline) -> None:
+    settings = pipeline.settings
+    old_dumps(pipeline, noon_of(settings, settings.today() - timedelta(days=190)))
+    old_note(pipeline, noon_of(settings, settings.today() - timedelta(days=190)))
+    settings.dump_dir.chmod(0o555)
+    for folder in settings.dump_dir.iterdir():
+        folder.chmod(0o555)
+    settings.data_dir.chmod(0o755)
+    with open_store(settings) as store:
+        places = registry(settings, store, pipeline.instance)
+        preview(places, date.min)  # connects while it may
+        with without_root():
+            reports = sweep(places, store.window().first, store, BY_HAND)
+    problems = {report.place: report.problem for report in reports if report.problem}
+    assert problems == {"counter dumps": "a file or folder cannot be read or removed: PermissionError"}
+    assert ledger(pipeline)["collected days"][:2] == (1, 1)
+    settings.dump_dir.chmod(0o755)
+
+
+def test_a_run_that_leaves_something_fails_and_says_where(pipeline: Pipeline) -> None:
+    settings = pipeline.settings
+    day = settings.today() - timedelta(days=190)
+    # Of another name than the pipeline's own, so that the function which drops partitions does not find it.
+    as_superuser(
+        settings,
+        "create table analytics.somebody_elses partition of analytics.daily_event_counts"
+        f" for values from ('{day}') to ('{day + timedelta(days=1)}')",
+    )
+    failure = failures(pipeline.retain())["remove_expired_days"]
+    assert "not everything that has expired was removed" in failure
+    assert "- daily counts: something that has expired is still there" in failure
+    found = checks(pipeline, pipeline.run(["event_signups"], settings.today() - timedelta(days=1)), "event_signups")
+    assert not found[NOTHING_OLDER].passed
+
+
+def test_whoever_keeps_a_table_open_makes_the_drop_fail_and_is_not_in_the_way_of_others(pipeline: Pipeline) -> None:
+    settings = pipeline.settings
+    old_partition(pipeline, noon_of(settings, settings.today() - timedelta(days=190)))
+    as_superuser(settings, "alter function analytics.drop_day set lock_timeout = '100ms'")
+    assert settings.database_url
+    engine = sa.create_engine(settings.database_url)
+    with engine.connect() as reader:
+        reader.execute(sa.text("select count(*) from analytics.daily_event_counts"))
+        _, reports = apply_retention(settings, pipeline.instance, BY_HAND)
+        assert reports[0].problem == "dropping the partition of a day: LockNotAvailable (SQLSTATE 55P03)"
+        assert not any(report.problem for report in reports[1:])
+    engine.dispose()
+    _, reports = apply_retention(settings, pipeline.instance, BY_HAND)
+    assert reports[0].expired.days == 1
+
+
+def _apply(settings: Settings) -> None:
+    with dagster_instance(settings) as instance:
+        apply_retention(settings, instance, BY_HAND)
+
+
+def test_killed_during_removal_and_finished_by_the_next_run(pipeline: Pipeline, host: Host, yesterday: date) -> None:
+    settings = pipeline.settings
+    days = [yesterday - timedelta(days=n) for n in range(4, -1, -1)]
+    fill(host, settings, days)
+    assert pipeline.run(ALL, days[0], days[-1]).success
+    set_clock(settings, noon_of(settings, days[-1] + timedelta(days=180)))
+    as_superuser(settings, "alter function analytics.drop_day set lock_timeout = 0")
+    assert settings.database_url
+    engine = sa.create_engine(sa.make_url(settings.database_url).set(username="postgres"))
+    with engine.connect() as connection:
+        # Dropping goes in the order of days, and cannot get past the third.
+        connection.execute(sa.text(f"lock table analytics.daily_event_counts_{days[2]:%Y%m%d} in access share mode"))
+        process = SPAWN.Process(target=_apply, args=(settings,))
+        process.start()
+        _until(lambda: _waiting(engine), process)
+        assert process.pid
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    _until(lambda: not _waiting(engine), None)
+    engine.dispose()
+    with open_store(settings) as store:
+        assert store.partitioned_days() == days[2:]
+        assert store.collected_before(date.min)[2] == days[0]
+
+    assert pipeline.retain().success
+    assert collected(pipeline) == {days[-1]}
+    assert ledger(pipeline)["daily counts"][:2] == (2, 14)
+    assert ledger(pipeline)["collected days"][:2] == (4, 24)
+
+
+def _waiting(engine: sa.Engine) -> bool:
+    with engine.connect() as connection:
+        query = (
+            "select count(*) from pg_stat_activity where datname = current_database()"
+            " and usename = 'analytics_writer' and wait_event_type = 'Lock'"
+        )
+        return bool(connection.scalar(sa.text(query)))
+
+
+def _until(condition: Callable[[], bool], process: multiprocessing.process.BaseProcess | None) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process is None or process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_an_event_log_that_cannot_forget_is_named_with_the_way_out(settings: Settings) -> None:
+    with dg.DagsterInstance.ephemeral() as instance, open_store(settings) as store:
+        result = nothing_older_result(settings, store, instance)
+    assert not result.passed
+    assert "Dagster's event log cannot forget days: start Dagster with the project's dagster.yaml" in (
+        result.description or ""
+    )
+
+
+def test_a_folder_that_does_not_exist_keeps_nothing(tmp_path: Path) -> None:
+    files = Files("x", (), tmp_path / "missing", "UTC")
+    assert files.oldest() is None
+    assert files.remove(date.max) == Amount(0, 0)
+
+
+# --- what is registered
+
+
+def places_there_are(pipeline: Pipeline) -> set[str]:
+    """Relations of our schema and of Dagster's database, and parts of the data folder."""
+    relations = (
+        "select relname from pg_class c where relnamespace = cast(:schema as regnamespace)"
+        " and relkind in ('r', 'p', 'v', 'm', 'f') and not relispartition"
+    )
+    ours = {f"analytics.{name}" for (name,) in pipeline.sql(relations, schema="analytics")}
+    dagsters = {f"dagster.{name}" for (name,) in dagster(pipeline, relations, schema="public")}
+    folder = pipeline.settings.data_dir
+    parts = {path for path in folder.iterdir() if path.name != "dagster"} | set((folder / "dagster").iterdir())
+    return ours | dagsters | {f"data/{path.relative_to(folder)}" for path in parts}
+
+
+def registered(pipeline: Pipeline) -> set[str]:
+    with open_store(pipeline.settings) as store:
+        places = registry(pipeline.settings, store, pipeline.instance)
+    return {name for place in places for name in place.covers} | WITHOUT_DAYS.keys()
+
+
+def test_every_place_is_registered(pipeline: Pipeline, yesterday: date) -> None:
+    assert pipeline.run(ALL, yesterday).success
+    there = places_there_are(pipeline)
+    assert there <= registered(pipeline)
+    in_databases = {name for name in registered(pipeline) if not name.startswith("data/")}
+    assert in_databases <= there, "what is registered exists"
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (
+            lambda p: as_superuser(p.settings, "create table analytics.weekly_counts (week date)"),
+            "analytics.weekly_counts",
+        ),
+        (lambda p: as_superuser(p.settings, "create view analytics.v as select 1 as x"), "analytics.v"),
+        (lambda p: dagster(p, "create table exports (day date)"), "dagster.exports"),
+        (lambda p: (p.settings.data_dir / "exports").mkdir(), "data/exports"),
+        (lambda p: (p.settings.data_dir / "dagster/cache").mkdir(), "data/dagster/cache"),
+    ],
+)
+def test_a_new_place_that_nobody_has_registered_is_found(
+    pipeline: Pipeline, make: Callable[[Pipeline], Any], name: str
+) -> None:
+    make(pipeline)
+    assert places_there_are(pipeline) - registered(pipeline) == {name}
