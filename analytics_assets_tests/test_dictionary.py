@@ -102,9 +102,9 @@ def test_every_asset_is_described_by_its_entry_on_the_configured_settings(settin
 
 
 def test_the_code_of_an_asset_is_in_its_own_file() -> None:
-    specs = {spec.key.path[-1]: spec for spec in build_definitions(Settings.from_env()).resolve_all_asset_specs()}
+    specs = {tuple(spec.key.path): spec for spec in build_definitions(Settings.from_env()).resolve_all_asset_specs()}
     for asset in ALL:
-        (reference,) = specs[asset].metadata["dagster/code_references"].code_references
+        (reference,) = specs[asset,].metadata["dagster/code_references"].code_references
         assert Path(reference.file_path).name == f"{asset}.py"
 
 
