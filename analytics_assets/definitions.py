@@ -63,12 +63,7 @@ def source_assets() -> list[dg.AssetSpec]:
         for metric in view_metrics()
         if isinstance(metric.origin, SourceView)
     ]
-    dumps = dg.AssetSpec(
-        DUMPS_KEY,
-        group_name=GROUP,
-        kinds={"json", "file"},
-    )
-    return [*views, dumps]
+    return [*views, dg.AssetSpec(DUMPS_KEY, group_name=GROUP, kinds={"json", "file"})]
 
 
 def build_definitions(settings: Settings) -> dg.Definitions:
