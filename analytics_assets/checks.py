@@ -15,16 +15,21 @@ from typing import Final
 import dagster as dg
 
 from analytics_assets.contract import METRICS, CounterDumps, Metric
-from analytics_assets.partitions import days_of_run
-from analytics_assets.settings import Settings
+from analytics_assets.database import DatabaseError
+from analytics_assets.partitions import KEPT_DAYS, days_of_run
+from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.sources import Source, SourceRefusedError
-from analytics_assets.sources.app_views import open_view
+from analytics_assets.sources.app_views import open_view, undocumented_views
 from analytics_assets.sources.counter_dumps import open_dumps
 from analytics_assets.store.daily import Store, open_store
 
 AT_SOURCE: Final = "only_allowlisted_fields_at_source"
 STORED: Final = "only_allowlisted_fields_stored"
 MATCHES: Final = "counts_match_source"
+DOCUMENTED: Final = "documented"
+NOTHING_OLDER: Final = f"nothing_older_than_{KEPT_DAYS}_days"
+CHECK_NAMES: Final = (AT_SOURCE, STORED, MATCHES, DOCUMENTED, NOTHING_OLDER)
+"""The checks of every metric. The first is evaluated in `collect`, the last one in `retention`."""
 
 _SHOWN: Final = 20
 """Problems listed in a check's text; the rest is a number."""
@@ -36,6 +41,11 @@ _STORED_RECOVERY: Final = (
 )
 _MATCHES_RECOVERY: Final = (
     "Late rows do this. The daily job collects the last three days again; an older day is to be materialized."
+)
+_DOCUMENTED_RECOVERY: Final = (
+    "What is not in the dictionary was not agreed on: declare it in contract.py, where it is reviewed, or remove it"
+    " in SQL by a login that may (a source view: revoke it or drop it, by the host application's operator). Then"
+    " `analytics-assets init-db` puts comments and constraints back."
 )
 
 
@@ -61,6 +71,22 @@ def matches_result(store: Store, source: Source, metric: Metric, days: Sequence[
     """Stored totals against an independent count of the same days at the source; a warning at worst."""
     differing = [day for day in days if source.total(day) != store.read_day(metric, day).total]
     return _matches({day: ["the stored total differs from the source"] for day in differing}, days)
+
+
+def documented_result(store: Store, metric: Metric, settings: Settings) -> dg.AssetCheckResult:
+    """Structure, vocabulary and comments of schema `analytics`, and the names of the source views, in the dictionary.
+
+    A finding about the metric's table is reported by the metrics of that table, any other by all. The assets are not
+    looked at here: definitions with an asset that the dictionary does not know are not even built.
+    """
+    found = store.undocumented(metric)
+    try:
+        found += [f"{name} is the origin of no metric" for name in undocumented_views(settings)]
+        seen = True
+    except (DatabaseError, SettingsError):
+        seen = False  # the gate and the comparison of the metrics that are counted there say why
+    result = _result(DOCUMENTED, {None: found}, [], _DOCUMENTED_RECOVERY)
+    return result._replace(metadata={"source views seen": dg.MetadataValue.bool(seen)})
 
 
 def not_compared(reason: str) -> dg.AssetCheckResult:
@@ -125,9 +151,24 @@ def matches_check(metric: Metric) -> dg.AssetChecksDefinition:
     return check
 
 
+def documented_check(metric: Metric) -> dg.AssetChecksDefinition:
+    """The check of `documented_result`."""
+
+    @dg.asset_check(
+        asset=metric.asset,
+        name=DOCUMENTED,
+        description="Every column, comment, vocabulary value and source view has an entry in the data dictionary.",
+    )
+    def check(settings: dg.ResourceParam[Settings]) -> dg.AssetCheckResult:
+        with open_store(settings) as store:
+            return documented_result(store, metric, settings)
+
+    return check
+
+
 def open_source(metric: Metric, settings: Settings) -> AbstractContextManager[Source]:
     """Open whatever the metric is counted from."""
     return open_dumps(metric, settings) if isinstance(metric.origin, CounterDumps) else open_view(metric, settings)
 
 
-CHECKS: Final = [check(metric) for metric in METRICS for check in (stored_check, matches_check)]
+CHECKS: Final = [check(metric) for metric in METRICS for check in (stored_check, matches_check, documented_check)]

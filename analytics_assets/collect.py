@@ -16,9 +16,10 @@ from typing import Any, Final, TypedDict, cast
 import dagster as dg
 from pydantic import Field
 
-from analytics_assets.checks import AT_SOURCE, listed, matches_result, not_compared, stored_result
+from analytics_assets.checks import AT_SOURCE, documented_result, listed, matches_result, not_compared, stored_result
 from analytics_assets.contract import SCHEMA, SOURCE_SCHEMA, CounterDumps, Metric, SourceView
 from analytics_assets.database import DatabaseError, UnreachableError
+from analytics_assets.dictionary import column_text
 from analytics_assets.partitions import DAILY
 from analytics_assets.retention.job import nothing_older_result
 from analytics_assets.settings import Settings
@@ -57,7 +58,6 @@ class AssetArgs(TypedDict):
 
     name: str
     group_name: str
-    description: str
     deps: list[dg.AssetKey]
     partitions_def: dg.PartitionsDefinition
     backfill_policy: dg.BackfillPolicy
@@ -70,14 +70,13 @@ class AssetArgs(TypedDict):
 
 
 def asset_args(metric: Metric) -> AssetArgs:
-    """Arguments of `@dg.asset` that follow from the contract.
+    """Arguments of `@dg.asset` that follow from the contract; the description is added by `definitions`.
 
     A home-made decorator would be shorter, but the UI's "open code" would then lead to the decorator.
     """
     return {
         "name": metric.asset,
         "group_name": GROUP,
-        "description": description(metric),
         "deps": [source_key(metric)],
         "partitions_def": DAILY,
         "backfill_policy": dg.BackfillPolicy.single_run(),
@@ -91,7 +90,7 @@ def asset_args(metric: Metric) -> AssetArgs:
                     dg.TableColumn(
                         field.name,
                         field.type,
-                        description=f"{field.meaning} Unit: {field.unit}. It {field.rule}.",
+                        description=column_text(field),
                         constraints=dg.TableColumnConstraints(nullable=field.optional),
                     )
                     for field in metric.fields
@@ -108,15 +107,6 @@ def asset_args(metric: Metric) -> AssetArgs:
         # Without it the default IO manager would pickle the result of every run.
         "dagster_type": cast(dg.DagsterType, dg.Nothing),
     }
-
-
-def description(metric: Metric) -> str:
-    """The metric's text in the UI."""
-    origin = (
-        f"the view `{SOURCE_SCHEMA}.{metric.origin.name}`" if isinstance(metric.origin, SourceView) else "counter dumps"
-    )
-    names = ", ".join(f"`{name}`" for name in metric.event_names)
-    return f"{metric.question}\n\nA count a day of {names}, from {origin}. Agreed on {metric.since}."
 
 
 def collect(
@@ -160,6 +150,7 @@ def collect(
                 context.log_event(_evaluation(metric, stored_result(store, metric, days)))
                 context.log_event(_evaluation(metric, run.matches))
                 context.log_event(_evaluation(metric, nothing_older_result(settings, store, context.instance)))
+                context.log_event(_evaluation(metric, documented_result(store, metric, settings)))
             raise dg.Failure(_named(run.failed, of=len(days)), allow_retries=False)
     for day, numbers in run.stored.items():
         context.add_asset_metadata(_numbers(numbers), partition_key=str(day))

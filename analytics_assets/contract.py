@@ -22,18 +22,24 @@ class ContractError(ValueError):
     """A declaration that the contract does not accept."""
 
 
+@dataclass(frozen=True)
+class Column:
+    """One documented column of a table or view."""
+
+    name: str
+    type: str
+    """`date`, `text` or `integer`; outside the counts also `timestamp`, `boolean` or `number`."""
+    unit: str
+    meaning: str
+
+
 @dataclass(frozen=True, kw_only=True)
-class Field:
+class Field(Column):
     """One field of a stored row.
 
     The rules use only what Python's `re` and PostgreSQL's regular expressions read alike, because both enforce them.
     """
 
-    name: str
-    type: str
-    """`date`, `text` or `integer`."""
-    meaning: str
-    unit: str
     example: str
     rule: str
     """The rule in words; it stands in error messages, which never show the value."""
@@ -146,6 +152,71 @@ TABLES: Final = {"daily_event_counts": CORE_FIELDS, "daily_response_counts": RES
 
 
 @dataclass(frozen=True)
+class Relation:
+    """A table or view of schema `analytics` beside the counts."""
+
+    purpose: str
+    columns: tuple[Column, ...]
+
+
+OTHER_RELATIONS: Final = {
+    "collected_days": Relation(
+        "Which day of which metric has been collected: it tells a day with zero from a day not collected.",
+        (
+            Column("asset", "text", "name", "The metric."),
+            Column("event_date", "date", "day, YYYY-MM-DD", "The day that was collected."),
+            Column("rows", "integer", "rows", "Rows stored; 0 says that nothing happened on that day."),
+            Column("collected_at", "timestamp", "instant", "When the pipeline stored the day; nobody's action."),
+        ),
+    ),
+    "settings": Relation(
+        "The two settings that the database itself enforces, in one row.",
+        (
+            Column("only_row", "boolean", "true", "Always true, so that there is no second row."),
+            Column("retention_days", "integer", "days", "How many days are kept."),
+            Column("time_zone", "text", "IANA name", "The time zone whose calendar days are counted."),
+            Column(
+                "kept_since",
+                "date",
+                "day, YYYY-MM-DD",
+                "No day before this one is kept, however long the period is now; absent until it was changed.",
+            ),
+        ),
+    ),
+    "retention_ledger": Relation(
+        "What retention has removed, one entry a place and run: how much, never what was in it.",
+        (
+            Column("id", "integer", "number", "The number of the entry."),
+            Column("removed_at", "timestamp", "instant", "When it was written, by the database's clock."),
+            Column("run_id", "text", "identifier", "The Dagster run that removed, or: command line."),
+            Column("cutoff", "date", "day, YYYY-MM-DD", "The first day that was kept; what was older was removed."),
+            Column("store", "text", "name", "The place, one name of the registry in analytics_assets/retention."),
+            Column("days", "integer", "days", "Days removed."),
+            Column("rows", "integer", "rows", "Rows removed; of a folder, files."),
+            Column("oldest_remaining", "date", "day, YYYY-MM-DD", "The oldest day left there; absent when none was."),
+        ),
+    ),
+    "daily_error_rates": Relation(
+        "View of daily_response_counts with the error rate of each endpoint and day beside every status code.",
+        (
+            *RESPONSE_FIELDS,
+            Column("requests", "number", "responses a day", "All responses of the endpoint on that day."),
+            Column("error_rate", "number", "share, 0 to 1", "Responses with status 400 or above, divided by requests."),
+        ),
+    ),
+    "alembic_version": Relation(
+        "Which migration the schema is at.", (Column("version_num", "text", "name", "The migration."),)
+    ),
+}
+"""Whatever else schema `analytics` holds. What is in neither is reported by check `documented`."""
+
+OCCURRED_AT: Final = Column(
+    "occurred_at", "timestamp", "instant", "When it happened; it decides the day, inside the host's database, only."
+)
+TURNED_ON: Final = Column("turned_on", "boolean", "true or false", "Whether it was turned on or off.")
+
+
+@dataclass(frozen=True)
 class SourceView:
     """A view of schema `analytics_source`, written by the operator of the host application: one row an occurrence."""
 
@@ -154,9 +225,14 @@ class SourceView:
     """True: a boolean column `turned_on` decides between the metric's two event names (on first, off second)."""
 
     @property
+    def fields(self) -> tuple[Column, ...]:
+        """What the view shows of each occurrence."""
+        return (EVENT_ID, OCCURRED_AT, SOURCE, *((TURNED_ON,) if self.switch else ()))
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Exactly the columns the view has, in any order."""
-        return ("event_id", "occurred_at", "source", *(("turned_on",) if self.switch else ()))
+        return tuple(column.name for column in self.fields)
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,46 @@
-"""The only place that names every part. Dagster loads `defs`."""
+"""The only place that knows every part. Dagster loads `defs`.
+
+The assets follow from the contract: the file of a metric bears its name, so no list of files is kept here.
+"""
 
 from __future__ import annotations
 
+import importlib
 import warnings
-from typing import Final
 
 import dagster as dg
 
+from analytics_assets import metrics
 from analytics_assets.checks import CHECKS
 from analytics_assets.collect import DUMPS_KEY, GROUP, source_key
-from analytics_assets.contract import SourceView
-from analytics_assets.metrics.consent_changes import consent_changes
-from analytics_assets.metrics.directory_page_views import directory_page_views
-from analytics_assets.metrics.directory_searches import directory_searches
-from analytics_assets.metrics.endpoint_error_rates import endpoint_error_rates
-from analytics_assets.metrics.event_signups import event_signups
-from analytics_assets.metrics.profile_visibility_toggles import profile_visibility_toggles
+from analytics_assets.contract import METRICS, ContractError, SourceView
+from analytics_assets.dictionary import asset_descriptions, column_text
 from analytics_assets.retention.job import RETENTION_CHECKS, retention_job, retention_sensor
 from analytics_assets.schedules import daily_metrics, daily_metrics_job
 from analytics_assets.settings import Settings
 from analytics_assets.sources.app_views import COLUMN_TYPES, view_metrics
 
-METRIC_ASSETS: Final = [
-    event_signups,
-    directory_page_views,
-    directory_searches,
-    profile_visibility_toggles,
-    consent_changes,
-    endpoint_error_rates,
-]
+
+def metric_assets() -> list[dg.AssetsDefinition]:
+    """The asset of every metric of the contract, from its own file.
+
+    Raises:
+        ContractError: a metric has no file, or the file has no asset of its name.
+    """
+    assets = []
+    for metric in METRICS:
+        module = f"{metrics.__name__}.{metric.asset}"
+        try:
+            asset = getattr(importlib.import_module(module), metric.asset, None)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+            asset = None
+        if not isinstance(asset, dg.AssetsDefinition):
+            file = f"analytics_assets/metrics/{metric.asset}.py"
+            raise ContractError(f"metric {metric.asset!r}: write its asset, of the same name, in {file}")
+        assets.append(asset)
+    return assets
 
 
 def source_assets() -> list[dg.AssetSpec]:
@@ -38,33 +50,42 @@ def source_assets() -> list[dg.AssetSpec]:
             source_key(metric),
             group_name=GROUP,
             kinds={"postgres", "view"},
-            description="View over the host application's tables, written by its operator; one row an occurrence.",
             metadata={
                 "dagster/column_schema": dg.TableSchema(
-                    columns=[dg.TableColumn(name, COLUMN_TYPES[name][0]) for name in metric.origin.columns]
+                    columns=[
+                        dg.TableColumn(
+                            column.name, " or ".join(COLUMN_TYPES[column.name]), description=column_text(column)
+                        )
+                        for column in metric.origin.fields
+                    ]
                 )
             },
         )
         for metric in view_metrics()
         if isinstance(metric.origin, SourceView)
     ]
-    dumps = dg.AssetSpec(
-        DUMPS_KEY,
-        group_name=GROUP,
-        kinds={"json", "file"},
-        description="Counters of the web application, one file a process and day: keys of the contract, counts.",
-    )
-    return [*views, dumps]
+    return [*views, dg.AssetSpec(DUMPS_KEY, group_name=GROUP, kinds={"json", "file"})]
 
 
 def build_definitions(settings: Settings) -> dg.Definitions:
-    """Everything, on the given settings. A test builds its own."""
+    """Everything, on the given settings. A test builds its own.
+
+    Raises:
+        ContractError: an asset is not in the dictionary, or a metric has no asset.
+    """
+    descriptions = asset_descriptions(settings)
+
+    def described(spec: dg.AssetSpec) -> dg.AssetSpec:
+        if tuple(spec.key.path) not in descriptions:
+            raise ContractError(f"asset {spec.key.to_user_string()!r} is not in the contract: declare it there first")
+        return spec.replace_attributes(description=descriptions[tuple(spec.key.path)])
+
     with warnings.catch_warnings():
         # Code references are marked beta; without them the UI has no "open code".
         warnings.simplefilter("ignore", dg.BetaWarning)
-        metrics = dg.with_source_code_references(METRIC_ASSETS)
+        assets = dg.with_source_code_references(dg.map_asset_specs(described, [*source_assets(), *metric_assets()]))
     return dg.Definitions(
-        assets=[*source_assets(), *metrics],
+        assets=assets,
         asset_checks=[*CHECKS, *RETENTION_CHECKS],
         jobs=[daily_metrics_job, retention_job],
         schedules=[daily_metrics],

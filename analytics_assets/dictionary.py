@@ -1,62 +1,144 @@
-"""The data dictionary, generated from the contract.
+"""The data dictionary: every word that describes a metric, table, column or source, generated from the contract.
 
-Its output is `docs/data-dictionary.md`; a test fails when that is stale.
+The page `docs/data-dictionary.md`, the comments in the database and the descriptions of the assets are made here and
+nowhere else. On the page time zone and retention are the defaults, with the variables that change them; elsewhere they
+are the configured ones. Putting the words in place belongs to `store` and `definitions`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from analytics_assets.contract import METRICS, RETENTION_DAYS, SCHEMA, SOURCE_SCHEMA, TABLES, Field, Metric, SourceView
+from analytics_assets.contract import (
+    METRICS,
+    OTHER_RELATIONS,
+    RETENTION_DAYS,
+    SCHEMA,
+    SOURCE_SCHEMA,
+    TABLES,
+    Column,
+    CounterDumps,
+    Field,
+    Metric,
+    SourceView,
+)
+from analytics_assets.settings import Settings
 
 
 def markdown() -> str:
     """The whole dictionary as a Markdown page."""
-    return "\n".join(_lines()) + "\n"
+    return "\n".join(_page()) + "\n"
 
 
-def _lines() -> Iterator[str]:
+def asset_descriptions(settings: Settings) -> dict[tuple[str, ...], str]:
+    """Path of an asset key -> description in Markdown. An asset that is not in it is in no entry of the dictionary."""
+    return {(m.asset,): "\n".join(_metric(m, settings)) for m in METRICS} | {
+        _path(origin): "\n".join(_origin(origin)) for origin in _origins()
+    }
+
+
+def database_comments(settings: Settings) -> dict[tuple[str, str | None], str]:
+    """Relation of schema `analytics`, and a column of it or None for itself -> its comment, in plain text."""
+    comments: dict[tuple[str, str | None], str] = {}
+    for table, fields in TABLES.items():
+        metrics = [m for m in METRICS if m.table == table]
+        comments[table, None] = "\n\n".join("\n".join([m.asset, *_metric(m, settings)]) for m in metrics)
+        comments |= {(table, field.name): column_text(field) for field in fields}
+    for relation, entry in OTHER_RELATIONS.items():
+        comments[relation, None] = entry.purpose
+        comments |= {(relation, column.name): column_text(column) for column in entry.columns}
+    return {key: text.replace("`", "") for key, text in comments.items()}
+
+
+def column_text(column: Column) -> str:
+    """Meaning, unit and rule of a column, in sentences."""
+    return f"{column.meaning} Unit: {column.unit}." + (f" It {column.rule}." if isinstance(column, Field) else "")
+
+
+def _page() -> Iterator[str]:
     yield "# Data dictionary"
     yield ""
     yield "<!-- Generated from analytics_assets/contract.py by `analytics-assets dictionary --write FILE`. -->"
     yield ""
-    yield "Everything that is counted. A day is a calendar day in the configured time zone (UTC unless set); day D is"
-    yield f"kept on day T while D >= T - {RETENTION_DAYS} days, unless `ANALYTICS_RETENTION_DAYS` says otherwise."
-    yield "Nothing finer than a day, and nothing about a person, is logged or stored."
+    yield "Everything that is counted and stored, and what it is counted from. The UI says the same, and so does the"
+    yield "database (`\\d+` in psql). Check `documented` of every metric fails when something has no entry here."
+    yield "Of what people do, nothing finer than a day is logged or stored, and nothing about a person."
     yield ""
     yield "## Metrics"
     for metric in METRICS:
+        yield ""
+        yield f"### `{metric.asset}`"
+        yield ""
         yield from _metric(metric)
+    yield ""
+    yield "## Sources"
+    for origin in _origins():
+        yield ""
+        yield f"### `{'.'.join(_path(origin))}`"
+        yield ""
+        yield from _origin(origin)
+        if isinstance(origin, SourceView):
+            yield from _columns(origin.fields)
     for table, fields in TABLES.items():
         yield ""
-        yield f"## Table `{SCHEMA}.{table}`"
+        yield f"## `{SCHEMA}.{table}`"
         yield ""
-        yield "| field | type | unit | meaning | rule | example |"
-        yield "| --- | --- | --- | --- | --- | --- |"
-        for field in fields:
-            yield _field(field)
+        yield f"Metrics: {', '.join(f'`{m.asset}`' for m in METRICS if m.table == table)}."
+        yield from _columns(fields)
+    for relation, entry in OTHER_RELATIONS.items():
+        yield ""
+        yield f"## `{SCHEMA}.{relation}`"
+        yield ""
+        yield entry.purpose
+        yield from _columns(entry.columns)
 
 
-def _metric(metric: Metric) -> Iterator[str]:
+def _metric(metric: Metric, settings: Settings | None = None) -> Iterator[str]:
+    """The entry of a metric; without settings, with the defaults and how to change them."""
     names = ", ".join(f"`{name}`" for name in metric.event_names)
-    if isinstance(metric.origin, SourceView):
-        columns = ", ".join(metric.origin.columns)
-        origin = f"view `{SOURCE_SCHEMA}.{metric.origin.name}` ({columns}), written by the host application's operator"
-    else:
-        origin = "counter dumps, written by the telemetry inside the host application"
-    yield ""
-    yield f"### `{metric.asset}`"
-    yield ""
+    zone = settings.time_zone if settings else "UTC, unless `ANALYTICS_TIMEZONE` says otherwise"
+    days = settings.retention_days if settings else RETENTION_DAYS
+    otherwise = "" if settings else ", unless `ANALYTICS_RETENTION_DAYS` says otherwise"
     yield metric.question
     yield ""
     yield f"- owner: {metric.owner.removeprefix('team:')} team"
     yield f"- event names: {names}"
-    yield f"- origin: {origin}"
+    yield f"- origin: {_origin_name(metric.origin)}"
     yield f"- fields: {', '.join(f'`{field.name}`' for field in metric.fields)}, in `{SCHEMA}.{metric.table}`"
+    yield f"- time zone of the days: {zone}"
+    yield f"- retention: {days} days (day D is kept on day T while D >= T - {days} days){otherwise}"
     yield f"- since: {metric.since}"
 
 
-def _field(field: Field) -> str:
-    absent = " (may be absent)" if field.optional else ""
-    cells = (f"`{field.name}`", field.type + absent, field.unit, field.meaning, field.rule, f"`{field.example}`")
-    return f"| {' | '.join(cells)} |"
+def _origins() -> list[SourceView | CounterDumps]:
+    return list(dict.fromkeys(m.origin for m in METRICS))
+
+
+def _path(origin: SourceView | CounterDumps) -> tuple[str, ...]:
+    return (SOURCE_SCHEMA, origin.name) if isinstance(origin, SourceView) else ("counter_dumps",)
+
+
+def _origin_name(origin: SourceView | CounterDumps) -> str:
+    return f"view `{SOURCE_SCHEMA}.{origin.name}`" if isinstance(origin, SourceView) else "counter dumps"
+
+
+def _origin(origin: SourceView | CounterDumps) -> Iterator[str]:
+    if isinstance(origin, SourceView):
+        yield "View over the host application's tables, written by its operator: one row an occurrence."
+    else:
+        yield "Counters that the telemetry writes inside the web application: one file a process and day."
+    yield ""
+    yield f"- read by: {', '.join(f'`{m.asset}`' for m in METRICS if m.origin == origin)}"
+
+
+def _columns(columns: Iterable[Column]) -> Iterator[str]:
+    yield ""
+    yield "| field | type | unit | meaning | rule | example |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for column in columns:
+        absent, rule, example = "", "", ""
+        if isinstance(column, Field):
+            absent = " (may be absent)" if column.optional else ""
+            rule, example = column.rule, f"`{column.example}`"
+        cells = (f"`{column.name}`", column.type + absent, column.unit, column.meaning, rule, example)
+        yield f"| {' | '.join(cells)} |"

@@ -11,17 +11,15 @@ from typing import Any
 import dagster as dg
 import sqlalchemy as sa
 
-from analytics_assets.checks import AT_SOURCE, MATCHES, STORED
+from analytics_assets.checks import AT_SOURCE
 from analytics_assets.contract import METRICS, metric
 from analytics_assets.definitions import build_definitions
 from analytics_assets.local.server import dagster_instance
 from analytics_assets.partitions import range_tags
-from analytics_assets.retention.job import NOTHING_OLDER, RetentionConfig, remove_expired_days, retention_job
+from analytics_assets.retention.job import RetentionConfig, remove_expired_days, retention_job
 from analytics_assets.settings import Settings
 
 ALL = [m.asset for m in METRICS]
-EVERY_CHECK = {AT_SOURCE, STORED, MATCHES, NOTHING_OLDER}
-"""What every metric's asset has."""
 
 
 @dataclass

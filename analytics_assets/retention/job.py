@@ -7,13 +7,11 @@ from typing import Final
 import dagster as dg
 from pydantic import Field
 
+from analytics_assets.checks import NOTHING_OLDER
 from analytics_assets.contract import METRICS, Metric
-from analytics_assets.partitions import KEPT_DAYS
 from analytics_assets.retention.sweep import Report, apply_retention, overdue, registry
 from analytics_assets.settings import Settings
 from analytics_assets.store.daily import Store, open_store
-
-NOTHING_OLDER: Final = f"nothing_older_than_{KEPT_DAYS}_days"
 
 # Dagster copies the sensor when it binds resources, and warns about an argument that it passes itself.
 warnings.filterwarnings("ignore", message="Parameter `owners` of initializer `Sensor", category=dg.BetaWarning)

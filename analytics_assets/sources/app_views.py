@@ -141,6 +141,30 @@ def login_warnings(connection: sa.Connection) -> list[str]:
     return [f"the login of ANALYTICS_SOURCE_URL can read more than the source views: {shown}; revoke that"]
 
 
+def undocumented_views(settings: Settings) -> list[str]:
+    """What the login may read in schema `analytics_source` that is the origin of no metric.
+
+    Raises:
+        DatabaseError: the database is out of reach.
+        SettingsError: no URL is known.
+    """
+    with (
+        without_values("listing the source views (ANALYTICS_SOURCE_URL)"),
+        engine(settings.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
+        database.connect() as connection,
+    ):
+        readable = connection.scalars(
+            sa.text(
+                "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace and n.nspname = :schema"
+                " where c.relkind in ('r', 'p', 'v', 'm', 'f') and has_schema_privilege(n.oid, 'usage')"
+                " and has_any_column_privilege(c.oid, 'select') order by 1"
+            ),
+            {"schema": SCHEMA},
+        ).all()
+    documented = {_origin(metric).name for metric in view_metrics()}
+    return [f"{SCHEMA}.{name}" for name in readable if name not in documented]
+
+
 def view_metrics() -> list[Metric]:
     """The metrics that are counted from a view."""
     return [metric for metric in METRICS if isinstance(metric.origin, SourceView)]

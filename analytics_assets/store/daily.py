@@ -19,6 +19,7 @@ from analytics_assets.contract import SCHEMA, Metric, vocabulary
 from analytics_assets.database import DatabaseError, engine, without_values
 from analytics_assets.guard import Row, Violation, row_violations
 from analytics_assets.settings import Settings
+from analytics_assets.store.documentation import undocumented
 from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS, RETENTION_LEDGER
 
 
@@ -229,6 +230,11 @@ class Store:
                 if live[name] != expected[name]
             ),
         ]
+
+    def undocumented(self, metric: Metric) -> list[str]:
+        """What is in the database and not in the dictionary, see `documentation.undocumented`."""
+        with self._transaction("comparing the database with the dictionary") as connection:
+            return undocumented(connection, metric, self._settings)
 
     def row_violations(self, metric: Metric, day: date) -> Counter[Violation]:
         """How many stored rows of the day break which rule, read back value by value.

@@ -17,6 +17,7 @@ from sqlalchemy.schema import AddConstraint
 from analytics_assets.contract import SCHEMA
 from analytics_assets.database import engine, without_values
 from analytics_assets.settings import Settings
+from analytics_assets.store.documentation import write_comments
 from analytics_assets.store.tables import METADATA
 
 ROLES: Final = {
@@ -68,7 +69,7 @@ def _migrate(connection: sa.Connection) -> None:
 def apply_contract(connection: sa.Connection, settings: Settings) -> None:
     """Bring checks and comments in line with the contract and store the two settings the database itself enforces.
 
-    A check whose text has not changed is left alone, so that a start does not lock tables.
+    What has not changed is left alone, so that a start does not lock tables.
     """
     for table in METADATA.sorted_tables:
         checks = [c for c in table.constraints if isinstance(c, sa.CheckConstraint)]
@@ -89,8 +90,7 @@ def apply_contract(connection: sa.Connection, settings: Settings) -> None:
             connection.execute(AddConstraint(check))
             quoted = definition.replace("'", "''")
             connection.exec_driver_sql(f"comment on constraint {check.name} on {table.fullname} is '{quoted}'")
-        for column in table.columns:
-            connection.execute(sa.schema.SetColumnComment(column))
+    write_comments(connection, settings)
     connection.execute(
         sa.text(
             "insert into analytics.settings as s (retention_days, time_zone) values (:days, :zone)"

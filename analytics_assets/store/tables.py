@@ -1,7 +1,8 @@
 """The tables of schema `analytics`, derived from the contract.
 
 Column types, checks and the unique key follow from the fields. What a migration has created is compared with this by a
-test; the checks are put in place by `setup.apply_contract` and so follow the contract without a migration.
+test; the checks are put in place by `setup.apply_contract` and so follow the contract without a migration,
+and so do the comments, which are the dictionary's.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def _rules(column: sa.Column[object], field: Field, names: tuple[str, ...]) -> l
 
 
 def _table(name: str, fields: tuple[Field, ...]) -> sa.Table:
-    columns = {f.name: sa.Column(f.name, _TYPES[f.type], nullable=f.optional, comment=f.meaning) for f in fields}
+    columns = {f.name: sa.Column(f.name, _TYPES[f.type], nullable=f.optional) for f in fields}
     checks = [
         sa.CheckConstraint(sa.and_(*rules), name=f"{name}_{field.name}")
         for field in fields
@@ -57,10 +58,10 @@ COUNTS: Final = {name: _table(name, fields) for name, fields in TABLES.items()}
 COLLECTED_DAYS: Final = sa.Table(
     "collected_days",
     METADATA,
-    sa.Column("asset", sa.Text, primary_key=True, comment="Metric."),
-    sa.Column("event_date", sa.Date, primary_key=True, comment="Day that was collected."),
-    sa.Column("rows", sa.BigInteger, nullable=False, comment="Rows stored; 0 says that nothing happened that day."),
-    sa.Column("collected_at", sa.DateTime(timezone=True), nullable=False, comment="When the pipeline stored the day."),
+    sa.Column("asset", sa.Text, primary_key=True),
+    sa.Column("event_date", sa.Date, primary_key=True),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("collected_at", sa.DateTime(timezone=True), nullable=False),
     sa.CheckConstraint(sa.column("asset", sa.Text).in_([m.asset for m in METRICS]), name="collected_days_asset"),
     sa.CheckConstraint(sa.column("rows", sa.BigInteger) >= 0, name="collected_days_rows"),
 )
@@ -68,20 +69,14 @@ COLLECTED_DAYS: Final = sa.Table(
 RETENTION_LEDGER: Final = sa.Table(
     "retention_ledger",
     METADATA,
-    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True, comment="Number of the entry."),
-    sa.Column(
-        "removed_at",
-        sa.DateTime(timezone=True),
-        nullable=False,
-        server_default=sa.func.now(),
-        comment="When it was written, by the database's clock.",
-    ),
-    sa.Column("run_id", sa.Text, nullable=False, comment="Dagster run that removed, or: command line."),
-    sa.Column("cutoff", sa.Date, nullable=False, comment="First day that was kept; what came before it was removed."),
-    sa.Column("store", sa.Text, nullable=False, comment="Where days are kept, one name of the registry of stores."),
-    sa.Column("days", sa.BigInteger, nullable=False, comment="Days removed."),
-    sa.Column("rows", sa.BigInteger, nullable=False, comment="Rows removed; of folders, files."),
-    sa.Column("oldest_remaining", sa.Date, comment="Oldest day that was there afterwards; absent when there was none."),
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("removed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("cutoff", sa.Date, nullable=False),
+    sa.Column("store", sa.Text, nullable=False),
+    sa.Column("days", sa.BigInteger, nullable=False),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("oldest_remaining", sa.Date),
     sa.CheckConstraint(sa.column("days", sa.BigInteger) >= 0, name="retention_ledger_days"),
     sa.CheckConstraint(sa.column("rows", sa.BigInteger) >= 0, name="retention_ledger_rows"),
     sa.CheckConstraint(sa.func.char_length(sa.column("store", sa.Text)) <= 40, name="retention_ledger_store"),

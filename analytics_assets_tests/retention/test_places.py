@@ -15,9 +15,10 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
+from analytics_assets.checks import NOTHING_OLDER
 from analytics_assets.database import DatabaseError
 from analytics_assets.local.server import dagster_instance
-from analytics_assets.retention.job import NOTHING_OLDER, nothing_older_result
+from analytics_assets.retention.job import nothing_older_result
 from analytics_assets.retention.places import Amount, Files, Place
 from analytics_assets.retention.sweep import BY_HAND, WITHOUT_DAYS, apply_retention, preview, registry, sweep
 from analytics_assets.settings import Settings

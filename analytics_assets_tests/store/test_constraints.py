@@ -387,6 +387,7 @@ def test_the_live_tables_are_those_of_the_contract(database: Database) -> None:
                 "compare_server_default": True,
             },
         )
+        connection.dialect.supports_comments = False  # test_dictionary compares them
         assert compare_metadata(context, METADATA) == []
         inspector = sa.inspect(connection)
         for table in (EVENTS, RESPONSES):
