@@ -1,8 +1,8 @@
 """Who may do what in the two databases, as SQL.
 
-`setup.init_db` runs the part of the analytics database, `analytics-assets grants` prints both; nothing is granted anywhere
-else. Each text may be run again at any time, holds no password, and takes back from the roles it names, and from
-everybody (PUBLIC), what it does not grant.
+`setup.init_db` runs the part of the analytics database, `analytics-assets grants` prints both; nothing is granted
+anywhere else. Each text may be run again at any time, holds no password, and takes back from the roles it names, and
+from everybody (PUBLIC), what it does not grant. (No percent sign either: the driver would take it for a parameter.)
 """
 
 from __future__ import annotations
@@ -57,20 +57,20 @@ do $$ begin
         select from pg_class c join pg_namespace n on n.oid = c.relnamespace
         where n.nspname not in ('{SCHEMA}', 'information_schema') and n.nspname !~ '^pg_'
     ) then
-        execute format('revoke all on database %I from public', current_database());
+        execute 'revoke all on database ' || quote_ident(current_database()) || ' from public';
         if to_regnamespace('public') is not null then
             revoke create on schema public from public;
         end if;
     end if;
-    execute format('revoke all on database %I from {_LOGINS}', current_database());
-    execute format('grant connect on database %I to {_LOGINS}', current_database());
+    execute 'revoke all on database ' || quote_ident(current_database()) || ' from {_LOGINS}';
+    execute 'grant connect on database ' || quote_ident(current_database()) || ' to {_LOGINS}';
 end $$;
-"""
+"""  # noqa: S608  # built from constants
 
 ANALYTICS: Final = f"""\
 -- The analytics database. `analytics-assets init-db` has done all of this.
 {ROLES}{RIGHTS}\
--- Passwords, in psql, which sends them encrypted: \\password {WRITER} and \\password {READER}
+-- Passwords, in psql, which sends them hashed: \\password {WRITER} and \\password {READER}
 """
 
 
@@ -82,7 +82,7 @@ HOST: Final = f"""\
 -- The host application's database, once it has the views.
 {_role(SOURCE_READER, "login")}\
 do $$ begin
-    execute format('grant connect on database %I to {SOURCE_READER}', current_database());
+    execute 'grant connect on database ' || quote_ident(current_database()) || ' to {SOURCE_READER}';
 end $$;
 revoke all on schema {SOURCE_SCHEMA} from public, {SOURCE_READER};
 revoke all on all tables in schema {SOURCE_SCHEMA} from public, {SOURCE_READER};
@@ -91,7 +91,7 @@ grant usage on schema {SOURCE_SCHEMA} to {SOURCE_READER};
 -- Password, in psql: \\password {SOURCE_READER}
 -- Every login may make temporary tables, before PostgreSQL 15 also tables in schema public, and enter this server's
 -- other databases. Where nothing relies on that, close it:
--- do $$ begin execute format('revoke temporary on database %I from public', current_database()); end $$;
+-- do $$ begin execute 'revoke temporary on database ' || quote_ident(current_database()) || ' from public'; end $$;
 -- revoke create on schema public from public;
 -- revoke connect on database ... from public;
 """

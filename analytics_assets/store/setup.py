@@ -94,7 +94,6 @@ def apply_contract(connection: sa.Connection, settings: Settings) -> None:
 
 
 def _grant(connection: sa.Connection) -> None:
-    # Last, because it names every table; as the login itself, because the owner of the schema does not own the database.
+    # Last, because it names every table; as the login itself, because analytics_owner does not own the database.
     connection.exec_driver_sql("reset role")
-    # Without parameters, or the driver would read the % of format() as one.
-    connection.exec_driver_sql(RIGHTS, execution_options={"no_parameters": True})
+    connection.exec_driver_sql(RIGHTS)

@@ -109,6 +109,7 @@ end
 $$;
 """
 
+
 def upgrade() -> None:
     """Create tables and functions."""
     for statements in (_TABLES, _FUNCTIONS):
