@@ -121,8 +121,9 @@ def init_db(admin_url: str | None) -> None:
 def sources() -> None:
     """Check the source views and the dump folder against the contract; nothing is read from them but their columns."""
     from analytics_assets.local import server
-    from analytics_assets.sources.app_views import login_warnings, view_metrics, view_problems
+    from analytics_assets.sources.app_views import view_metrics, view_problems
     from analytics_assets.sources.counter_dumps import folder_problem
+    from analytics_assets.sources.login import login_warnings
 
     settings = Settings.from_env()
     problems = 0

@@ -7,6 +7,7 @@ from typing import Final
 
 import dagster as dg
 
+from analytics_assets.access import LOGIN_CHECKS
 from analytics_assets.checks import CHECKS
 from analytics_assets.collect import DUMPS_KEY, GROUP, source_key
 from analytics_assets.contract import SourceView
@@ -64,7 +65,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         metrics = dg.with_source_code_references(METRIC_ASSETS)
     return dg.Definitions(
         assets=[*source_assets(), *metrics],
-        asset_checks=CHECKS,
+        asset_checks=[*CHECKS, *LOGIN_CHECKS],
         jobs=[daily_metrics_job],
         schedules=[daily_metrics],
         resources={"settings": settings},

@@ -26,7 +26,7 @@ from analytics_assets_tests.conftest import set_up
 from analytics_assets_tests.host import Host
 from analytics_assets_tests.postgres_tools import tool
 
-STRANGER = "passer_by"
+STRANGER = "nobody_in_particular"
 LOGINS = (WRITER, READER, SOURCE_READER, STRANGER)
 ANYBODY = dict.fromkeys(LOGINS, "usage")
 
