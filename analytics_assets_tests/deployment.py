@@ -50,7 +50,7 @@ def blocks(heading: str, language: str = "sh") -> list[str]:
 
 def files() -> dict[str, str]:
     """Path -> text, of the blocks that begin with one."""
-    found = re.findall(r"^```\w+\n# (/[^\s,]+)[^\n]*\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```\w+\n# (/\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     return dict(found)
 
 

@@ -426,8 +426,9 @@ def test_a_database_that_others_share_stays_open_to_them(
     engine.dispose()
 
 
-def test_a_login_that_may_create_roles_but_owns_nothing_else_sets_up(
-    make_database: Callable[[str], sa.URL], settings: Settings
+@pytest.mark.parametrize("owner", [True, False])
+def test_a_login_that_may_create_roles_sets_up_and_closes_what_it_owns(
+    make_database: Callable[[str], sa.URL], settings: Settings, owner: bool
 ) -> None:
     url = make_database("owned")
     superuser(
@@ -435,10 +436,13 @@ def test_a_login_that_may_create_roles_but_owns_nothing_else_sets_up(
         "do $$ begin if to_regrole('administrator') is null then create role administrator login createrole; end if;"
         " end $$",
         f"grant {OWNER}, {WRITER}, {READER} to administrator with admin option",
-        f"alter database {url.database} owner to administrator",
+        f"alter database {url.database} owner to administrator"
+        if owner
+        else f"grant create on database {url.database} to administrator",
     )
     init_db(url.set(username="administrator").render_as_string(hide_password=False), settings)
-    engine = sa.create_engine(url.set(username=STRANGER))
-    with pytest.raises(sa.exc.OperationalError, match="permission denied for database"):
-        engine.connect()
-    engine.dispose()
+    with Database(url, date(2026, 1, 1), {}).login(WRITER) as connection:
+        assert connection.scalar(sa.text("select count(*) from analytics.daily_event_counts")) == 0
+    open_to_all = "select has_database_privilege('public', current_database(), 'connect')"
+    with Database(url, date(2026, 1, 1), {}).login("postgres") as connection:
+        assert connection.scalar(sa.text(open_to_all)) != owner
