@@ -69,6 +69,8 @@ class Deployment:
     folder: Path
     server: sa.URL
     ports: Mapping[str, int] = field(default_factory=lambda: {port: _free_port() for port in _PORTS})
+    started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    """Unit -> its process."""
 
     def put_stubs(self) -> None:
         (self.folder / "bin").mkdir()
@@ -82,7 +84,7 @@ class Deployment:
         return self.folder / path.lstrip("/")
 
     def here(self, text: str) -> str:
-        """Text of the page with the paths, ports and the one user of this deployment."""
+        """Text of the page with the paths, ports, time zone and the one user of this deployment."""
         for folder in _FOLDERS:
             text = re.sub(rf"(?<![\w.}}]){folder}", f"{self.folder}{folder}", text)
         for port, own in self.ports.items():
@@ -91,6 +93,7 @@ class Deployment:
         return (
             text.replace("https://$host$", f"https://$host:{self.ports['443']}$")
             .replace("@127.0.0.1/", "@/")
+            .replace("ANALYTICS_TIMEZONE='UTC'", f"ANALYTICS_TIMEZONE='{os.environ['ANALYTICS_TIMEZONE']}'")
             .replace("openssl passwd -apr1", f"openssl passwd -apr1 -stdin <<< '{PASSWORD}'")
         )
 
@@ -135,7 +138,7 @@ class Deployment:
         return parser
 
     @contextmanager
-    def services(self) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    def services(self) -> Iterator[None]:
         """Start what `systemctl enable --now` was told to, as the units say; their output goes to a log."""
         (enabled,) = {call for call in self.calls("systemctl") if call.startswith("enable --now ")}
         common = self.place("/etc/systemd/system/analytics-.service.d/common.conf").read_text()
@@ -144,7 +147,6 @@ class Deployment:
         given |= {name: value.strip("'") for name, value in re.findall(r"^(\w+)=(.*)$", secrets, re.MULTILINE)}
         with ExitStack() as stack:
             log = stack.enter_context((self.folder / "services.log").open("wb"))
-            started = {}
             for name in enabled.removeprefix("enable --now ").split():
                 service = self.unit(name)["Service"]
                 environment = self.environment() | given
@@ -157,10 +159,10 @@ class Deployment:
                     start_new_session=True,
                 )
                 stack.callback(stop, process)
-                started[name] = process
+                self.started[name] = process
                 if after := service.get("ExecStartPost"):
                     subprocess.run(shlex.split(after), env=environment, stdout=log, stderr=log, check=True, timeout=180)
-            yield started
+            yield
 
     @contextmanager
     def nginx(self) -> Iterator[subprocess.Popen[bytes]]:
