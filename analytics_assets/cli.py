@@ -99,8 +99,8 @@ def demo(port: int, app_port: int, once: bool) -> None:
 def init_db(admin_url: str | None) -> None:
     r"""Create or upgrade schema, roles, time zone and retention period of the analytics database; data is kept.
 
-    The roles are analytics_owner (no login), analytics_writer (the pipeline) and analytics_reader (the core team). Give
-    the two logins a password afterwards, for example with \password in psql.
+    The roles are analytics_owner (no login), analytics_writer (the pipeline) and analytics_reader (the core team);
+    `analytics-assets grants` shows their rights. Give the two logins a password afterwards: \password in psql.
     """
     from analytics_assets.local import server
     from analytics_assets.store import setup
@@ -121,8 +121,9 @@ def init_db(admin_url: str | None) -> None:
 def sources() -> None:
     """Check the source views and the dump folder against the contract; nothing is read from them but their columns."""
     from analytics_assets.local import server
-    from analytics_assets.sources.app_views import login_warnings, view_metrics, view_problems
+    from analytics_assets.sources.app_views import view_metrics, view_problems
     from analytics_assets.sources.counter_dumps import folder_problem
+    from analytics_assets.sources.login import login_warnings
 
     settings = Settings.from_env()
     problems = 0
@@ -176,6 +177,19 @@ def retention(dry_run: bool) -> None:
         raise click.ClickException(
             f"not everything could be {'looked at' if dry_run else 'removed'}: {problems} place(s)"
         )
+
+
+@main.command()
+@click.argument("server", type=click.Choice(["analytics", "host"]), required=False)
+def grants(server: str | None) -> None:
+    """Print the SQL that makes the roles and says what each may do: for the ANALYTICS database, the HOST's, or both.
+
+    On the analytics side init-db has run it already. On the host's side its operator does, once the views are there:
+    `analytics-assets grants host | psql events`. It may be run again at any time; passwords are set apart from it.
+    """
+    from analytics_assets.store.grants import ANALYTICS, HOST
+
+    click.echo({"analytics": ANALYTICS, "host": HOST, None: f"{ANALYTICS}\n{HOST}"}[server], nl=False)
 
 
 @main.command()

@@ -11,6 +11,7 @@ import warnings
 import dagster as dg
 
 from analytics_assets import metrics
+from analytics_assets.access import LOGIN_CHECKS
 from analytics_assets.checks import CHECKS
 from analytics_assets.collect import DUMPS_KEY, GROUP, source_key
 from analytics_assets.contract import METRICS, ContractError, SourceView
@@ -86,7 +87,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         assets = dg.with_source_code_references(dg.map_asset_specs(described, [*source_assets(), *metric_assets()]))
     return dg.Definitions(
         assets=assets,
-        asset_checks=[*CHECKS, *RETENTION_CHECKS],
+        asset_checks=[*CHECKS, *RETENTION_CHECKS, *LOGIN_CHECKS],
         jobs=[daily_metrics_job, retention_job],
         schedules=[daily_metrics],
         sensors=[retention_sensor],

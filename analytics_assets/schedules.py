@@ -6,6 +6,7 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
+from analytics_assets.access import LOGIN_CHECKS
 from analytics_assets.collect import GROUP
 from analytics_assets.partitions import DAILY, range_tags
 from analytics_assets.settings import Settings
@@ -15,8 +16,9 @@ AGAIN: Final = 2
 
 daily_metrics_job = dg.define_asset_job(
     "daily_metrics",
-    selection=dg.AssetSelection.groups(GROUP),
-    description="Collects the days of the run for every metric and checks what is stored.",
+    # A group stands for what can be materialized in it, which leaves out the views and their checks.
+    selection=dg.AssetSelection.groups(GROUP) | dg.AssetSelection.checks(*LOGIN_CHECKS),
+    description="Collects the days of the run for every metric, checks what is stored and what the login can read.",
 )
 
 

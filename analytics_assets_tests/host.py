@@ -10,6 +10,7 @@ from datetime import date, datetime, timedelta
 import sqlalchemy as sa
 
 from analytics_assets.days import bounds
+from analytics_assets.store.grants import HOST
 
 _SCHEMA = """
 create table signups (event_id text, occurred_at timestamptz, source text, email text default 'canary@example.org');
@@ -20,13 +21,6 @@ create schema analytics_source;
 create view analytics_source.signups as select event_id, occurred_at, source from signups;
 create view analytics_source.profile_visibility_changes as select event_id, occurred_at, source from visibility;
 create view analytics_source.consent_changes as select event_id, occurred_at, source, turned_on from consent;
-do $$ begin
-    if not exists (select from pg_roles where rolname = 'analytics_source_reader') then
-        create role analytics_source_reader login;
-    end if;
-end $$;
-grant usage on schema analytics_source to analytics_source_reader;
-grant select on all tables in schema analytics_source to analytics_source_reader;
 """
 
 
@@ -42,7 +36,7 @@ class Host:
     def create(cls, url: sa.URL) -> Iterator[Host]:
         engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
-            connection.exec_driver_sql(_SCHEMA)
+            connection.exec_driver_sql(_SCHEMA + HOST)
             yield cls(url, connection)
         engine.dispose()
 

@@ -40,6 +40,7 @@ def project(tmp_path: Path) -> Path:
     copy = tmp_path / "project"
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "analytics_assets", copy / "analytics_assets", ignore=ignored)
+    shutil.copy(ROOT / "dagster.yaml", copy)
     contract = copy / "analytics_assets/contract.py"
     before, declaration, metrics = contract.read_text(encoding="utf-8").partition("METRICS: Final = (\n")
     entries, end, after = metrics.partition("\n)\n")

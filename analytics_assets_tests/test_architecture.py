@@ -11,6 +11,7 @@ LAYERS = [
     {"cli"},
     {"definitions", "local"},
     {"metrics", "schedules"},
+    {"access"},
     {"collect"},
     {"retention"},
     {"checks"},

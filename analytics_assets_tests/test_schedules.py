@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 from dagster._utils.schedules import schedule_execution_time_iterator
 
+from analytics_assets.access import LOGIN_CHECKS
 from analytics_assets.checks import CHECK_NAMES
 from analytics_assets.days import span
 from analytics_assets.definitions import build_definitions
@@ -76,4 +77,4 @@ def test_what_it_asks_for_is_what_runs(pipeline: Pipeline, yesterday: date) -> N
     assert {asset: pipeline.materialized(asset) for asset in ALL} == dict.fromkeys(ALL, days)
     collected = pipeline.sql("select asset, event_date from analytics.collected_days")
     assert set(collected) == {(asset, day) for asset in ALL for day in days}
-    assert len(result.get_asset_check_evaluations()) == len(CHECK_NAMES) * len(ALL)
+    assert len(result.get_asset_check_evaluations()) == len(CHECK_NAMES) * len(ALL) + len(LOGIN_CHECKS)

@@ -43,6 +43,7 @@ from analytics_assets.local.demo_directory import (
     insert,
     profile_row,
 )
+from analytics_assets.store.grants import HOST
 from analytics_assets.telemetry import Telemetry
 
 
@@ -88,11 +89,12 @@ _SCANNED = ("/wp-login.php", "/.env", "/admin/canary", "/api/v1/users?email=cana
 
 
 def create_demo_app(connection: sa.Connection) -> None:
-    """Create the application's tables, its source views, its events and their organizer, and commit.
+    """Create the application's tables, its source views and their reader, its events and their organizer, and commit.
 
     Needs a connection of `engine.connect()`. Running it again changes nothing.
     """
     connection.exec_driver_sql(files("analytics_assets.local").joinpath("demo_app.sql").read_text(encoding="utf-8"))
+    connection.exec_driver_sql(HOST)
     if connection.scalar(sa.text("select not exists (select from public.events)")):
         founded = datetime(2020, 1, 1, tzinfo=UTC)
         insert(connection, "profiles", [profile_row(ORGANIZER, _person(ORGANIZER), _browser(ORGANIZER), founded)])

@@ -84,14 +84,3 @@ select event_id, changed_at as occurred_at,
        case when changed_by = profile_id then 'web' else 'admin' end as source,
        not withdrawn as turned_on
 from public.consent_changes;
-
--- The pipeline's login on this side reads the views and nothing else.
-do $$
-begin
-    if not exists (select from pg_roles where rolname = 'analytics_source_reader') then
-        create role analytics_source_reader login;
-    end if;
-end
-$$;
-grant usage on schema analytics_source to analytics_source_reader;
-grant select on all tables in schema analytics_source to analytics_source_reader;

@@ -14,13 +14,13 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from analytics_assets.contract import EVENT_ID, METRICS, SOURCE, Metric, SourceView
-from analytics_assets.contract import SCHEMA as STORE_SCHEMA
 from analytics_assets.contract import SOURCE_SCHEMA as SCHEMA
 from analytics_assets.database import anchored, engine, without_values
 from analytics_assets.days import bounds
 from analytics_assets.guard import Violation, row_violations
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, Problem, Source, SourceRefusedError
+from analytics_assets.sources.login import login_warnings
 
 COLUMN_TYPES: Final = {
     "event_id": ("text", "character varying", "uuid", "smallint", "integer", "bigint"),
@@ -117,28 +117,6 @@ def _cast(column: str) -> str:
     if column == "occurred_at":
         return f"expected is {expected[0]} (of a naive one the view says: at time zone '...')"
     return f"expected is {' or '.join(expected)}: cast it in the view"
-
-
-def login_warnings(connection: sa.Connection) -> list[str]:
-    """What the login can read beyond the source views (and beyond our own schema, should it be the same database)."""
-    if connection.scalar(sa.text("select rolsuper from pg_roles where rolname = current_user")):
-        return [
-            "the login of ANALYTICS_SOURCE_URL is a superuser: it reads everything; use one that has only the views"
-        ]
-    readable = connection.scalars(
-        sa.text(
-            "select format('%I.%I', n.nspname, c.relname) from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-            " where c.relkind in ('r', 'p', 'v', 'm', 'f')"
-            " and n.nspname not in ('information_schema', :ours)  and n.nspname !~ '^pg_'"
-            " and not (n.nspname = :schema and c.relname = any(:views))"
-            " and has_schema_privilege(n.oid, 'usage') and has_any_column_privilege(c.oid, 'select') order by 1"
-        ),
-        {"ours": STORE_SCHEMA, "schema": SCHEMA, "views": [_origin(m).name for m in view_metrics()]},
-    ).all()
-    if not readable:
-        return []
-    shown = ", ".join(readable[:5]) + (f" and {len(readable) - 5} more" if len(readable) > 5 else "")
-    return [f"the login of ANALYTICS_SOURCE_URL can read more than the source views: {shown}; revoke that"]
 
 
 def undocumented_views(settings: Settings) -> list[str]:

@@ -18,14 +18,8 @@ from analytics_assets.contract import SCHEMA
 from analytics_assets.database import engine, without_values
 from analytics_assets.settings import Settings
 from analytics_assets.store.documentation import write_comments
+from analytics_assets.store.grants import OWNER, RIGHTS, ROLES
 from analytics_assets.store.tables import METADATA
-
-ROLES: Final = {
-    "analytics_owner": "nologin",  # owns the schema; nobody logs in as it
-    "analytics_writer": "login",  # the service account: the pipeline
-    "analytics_reader": "login",  # the core team
-}
-
 
 _DIALECT: Final[sa.Dialect] = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 
@@ -47,16 +41,14 @@ def init_db(admin_url: str, settings: Settings) -> None:
         _create_roles(connection)
         _migrate(connection)
         apply_contract(connection, settings)
+        _grant(connection)
 
 
 def _create_roles(connection: sa.Connection) -> None:
-    existing = set(connection.scalars(sa.text("select rolname from pg_roles")))
-    for role, login in ROLES.items():
-        if role not in existing:
-            connection.exec_driver_sql(f"create role {role} {login}")
-    connection.exec_driver_sql("grant analytics_owner to current_user")
-    connection.exec_driver_sql(f"create schema if not exists {SCHEMA} authorization analytics_owner")
-    connection.exec_driver_sql("set local role analytics_owner")
+    connection.exec_driver_sql(ROLES)
+    connection.exec_driver_sql(f"grant {OWNER} to current_user")
+    connection.exec_driver_sql(f"create schema if not exists {SCHEMA} authorization {OWNER}")
+    connection.exec_driver_sql(f"set local role {OWNER}")
 
 
 def _migrate(connection: sa.Connection) -> None:
@@ -101,3 +93,9 @@ def apply_contract(connection: sa.Connection, settings: Settings) -> None:
         ),
         {"days": settings.retention_days, "zone": settings.time_zone},
     )
+
+
+def _grant(connection: sa.Connection) -> None:
+    # Last, because it names every table; as the login itself, because analytics_owner does not own the database.
+    connection.exec_driver_sql("reset role")
+    connection.exec_driver_sql(RIGHTS)

@@ -1,7 +1,7 @@
 """Daily counts, one PostgreSQL partition a day.
 
 Runs as `analytics_owner`, who then owns everything below. The checks of each table come from the contract and are put
-in place afterwards by `setup.apply_contract`.
+in place afterwards by `setup.apply_contract`, the rights by `grants.RIGHTS`.
 """
 
 from alembic import op
@@ -109,20 +109,9 @@ end
 $$;
 """
 
-_GRANTS = """
-revoke all on all functions in schema analytics from public;
-grant usage on schema analytics to analytics_writer, analytics_reader;
-grant execute on function analytics.today(), analytics.first_kept_day() to analytics_writer, analytics_reader;
-grant execute on function analytics.create_day(date), analytics.drop_day(date) to analytics_writer;
-grant select on analytics.daily_event_counts, analytics.daily_response_counts, analytics.daily_error_rates,
-    analytics.collected_days, analytics.settings to analytics_writer, analytics_reader;
-grant insert, delete on analytics.daily_event_counts, analytics.daily_response_counts to analytics_writer;
-grant insert, update on analytics.collected_days to analytics_writer;
-"""
-
 
 def upgrade() -> None:
-    """Create tables, functions and grants."""
-    for statements in (_TABLES, _FUNCTIONS, _GRANTS):
+    """Create tables and functions."""
+    for statements in (_TABLES, _FUNCTIONS):
         # Without parameters, or the driver would read the % of format() as one.
         op.get_bind().exec_driver_sql(statements, execution_options={"no_parameters": True})

@@ -62,16 +62,9 @@ end
 $$;
 """
 
-_GRANTS = """
-revoke all on all functions in schema analytics from public;
-grant execute on function analytics.drop_day(date), analytics.forget_days(date) to analytics_writer;
-grant select on analytics.retention_ledger to analytics_writer, analytics_reader;
-grant insert (run_id, cutoff, store, days, rows, oldest_remaining) on analytics.retention_ledger to analytics_writer;
-"""
-
 
 def upgrade() -> None:
     """Add the ledger, the floor and the functions."""
-    for statements in (_TABLES, _FUNCTIONS, _GRANTS):
+    for statements in (_TABLES, _FUNCTIONS):
         # Without parameters, or the driver would read the % of format() as one.
         op.get_bind().exec_driver_sql(statements, execution_options={"no_parameters": True})

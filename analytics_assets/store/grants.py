@@ -1,0 +1,100 @@
+"""Who may do what in the two databases, as SQL.
+
+`setup.init_db` runs the part of the analytics database, `analytics-assets grants` prints both; nothing is granted
+anywhere else. Each text may be run again at any time, holds no password, and takes back from the roles it names, and
+from everybody (PUBLIC), what it does not grant. (No percent sign either: the driver would take it for a parameter.)
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from analytics_assets.contract import METRICS, SCHEMA, SOURCE_SCHEMA, TABLES, SourceView
+from analytics_assets.store.tables import COLLECTED_DAYS, RETENTION_LEDGER
+
+OWNER: Final = "analytics_owner"
+WRITER: Final = "analytics_writer"
+READER: Final = "analytics_reader"
+SOURCE_READER: Final = "analytics_source_reader"
+
+
+def _role(name: str, login: str) -> str:
+    return f"""\
+do $$ begin
+    if not exists (select from pg_roles where rolname = '{name}') then
+        create role {name} {login};
+    end if;
+end $$;
+"""
+
+
+ROLES: Final = f"""\
+-- Owns the schema; nobody logs in as it.
+{_role(OWNER, "nologin")}\
+-- The service account: the pipeline.
+{_role(WRITER, "login")}\
+-- The core team.
+{_role(READER, "login")}"""
+
+_COUNTS = ", ".join(f"{SCHEMA}.{table}" for table in TABLES)
+_READ = f"{_COUNTS}, {SCHEMA}.daily_error_rates, {COLLECTED_DAYS}, {RETENTION_LEDGER}, {SCHEMA}.settings"
+_ENTRY = ", ".join(column.name for column in RETENTION_LEDGER.columns if column.name not in {"id", "removed_at"})
+_LOGINS = f"{WRITER}, {READER}"
+
+RIGHTS: Final = f"""\
+revoke all on schema {SCHEMA} from public, {_LOGINS};
+revoke all on all tables in schema {SCHEMA} from public, {_LOGINS};
+revoke all on all functions in schema {SCHEMA} from public, {_LOGINS};
+grant usage on schema {SCHEMA} to {_LOGINS};
+grant execute on function {SCHEMA}.today(), {SCHEMA}.first_kept_day() to {_LOGINS};
+grant select on {_READ} to {_LOGINS};
+-- Days are made and dropped by functions, since the service account owns no table.
+grant execute on function {SCHEMA}.create_day(date), {SCHEMA}.drop_day(date), {SCHEMA}.forget_days(date) to {WRITER};
+grant insert, delete on {_COUNTS} to {WRITER};
+grant insert, update on {COLLECTED_DAYS} to {WRITER};
+-- Append-only, and the database says when.
+grant insert ({_ENTRY}) on {RETENTION_LEDGER} to {WRITER};
+do $$ begin
+    -- Who may enter a database that other tables share is not ours to say.
+    if not exists (
+        select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where n.nspname not in ('{SCHEMA}', 'information_schema') and n.nspname !~ '^pg_'
+    ) then
+        execute 'revoke all on database ' || quote_ident(current_database()) || ' from public';
+        if to_regnamespace('public') is not null then
+            revoke create on schema public from public;
+        end if;
+    end if;
+    execute 'revoke all on database ' || quote_ident(current_database()) || ' from {_LOGINS}';
+    execute 'grant connect on database ' || quote_ident(current_database()) || ' to {_LOGINS}';
+end $$;
+"""  # noqa: S608  # built from constants
+
+ANALYTICS: Final = f"""\
+-- The analytics database. `analytics-assets init-db` has done all of this.
+{ROLES}{RIGHTS}\
+-- Passwords, in psql, which sends them hashed: \\password {WRITER} and \\password {READER}
+"""
+
+
+def _select(view: SourceView) -> str:
+    return f"grant select on {SOURCE_SCHEMA}.{view.name} to {SOURCE_READER};  -- {', '.join(view.columns)}\n"
+
+
+HOST: Final = f"""\
+-- The host application's database, once it has the views.
+{_role(SOURCE_READER, "login")}\
+do $$ begin
+    execute 'grant connect on database ' || quote_ident(current_database()) || ' to {SOURCE_READER}';
+end $$;
+revoke all on schema {SOURCE_SCHEMA} from public, {SOURCE_READER};
+revoke all on all tables in schema {SOURCE_SCHEMA} from public, {SOURCE_READER};
+grant usage on schema {SOURCE_SCHEMA} to {SOURCE_READER};
+{"".join(_select(metric.origin) for metric in METRICS if isinstance(metric.origin, SourceView))}\
+-- Password, in psql: \\password {SOURCE_READER}
+-- Every login may make temporary tables, before PostgreSQL 15 also tables in schema public, and enter this server's
+-- other databases. Where nothing relies on that, close it:
+-- do $$ begin execute 'revoke temporary on database ' || quote_ident(current_database()) || ' from public'; end $$;
+-- revoke create on schema public from public;
+-- revoke connect on database ... from public;
+"""
