@@ -115,7 +115,7 @@ ATTEMPTS = {
     },
     "column": {
         "select": "select {column} from {name}",
-        "update": "update {name} set {column} = null where false",
+        "update": "update {name} set {column} = default where false",
     },
 }
 IMPLIED = {"lock": {"update", "delete", "truncate"}}
@@ -329,7 +329,8 @@ def test_what_is_permitted_succeeds_and_everything_else_is_denied(database: Data
 @pytest.mark.parametrize("column", ["id", "removed_at"])
 def test_an_entry_of_the_ledger_gets_its_number_and_time_from_the_database(analytics: Database, column: str) -> None:
     with analytics.login(WRITER) as connection:
-        assert sqlstate(connection, f"insert into analytics.retention_ledger ({column}) values (default)") == "42501"
+        insert = "insert into analytics.retention_ledger ({}) values (default)"
+        assert sqlstate(connection, insert.format(column)) == "42501"
 
 
 @pytest.mark.parametrize("role", LOGINS)
