@@ -20,6 +20,7 @@ import json
 import mmap
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +49,8 @@ class Line:
 class DumpFile:
     """A new file `<dump_dir>/<event_date>/<128 random bits in hex>.ndjson`, readable by its owner and group.
 
+    The group may remove it, too: retention runs with the login of the pipeline, not of the web application.
+
     Not thread-safe. The file stays when the object is closed or the process dies.
 
     Raises:
@@ -56,7 +59,8 @@ class DumpFile:
 
     def __init__(self, dump_dir: Path, event_date: str) -> None:
         folder = dump_dir / event_date
-        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        for path in (dump_dir, folder):
+            _make_folder(path)
         self._path = folder / f"{secrets.token_hex(16)}.ndjson"
         # A file object, not a bare descriptor: closing it twice is harmless, also in a child that was forked just
         # while a thread of its parent closed it. The descriptor's number may by then belong to somebody else.
@@ -140,3 +144,12 @@ class DumpFile:
 
 def _digits(count: int) -> bytes:
     return str(count).rjust(_WIDTH).encode()
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o770, parents=True)
+    except FileExistsError:
+        return
+    # What the umask took away from the group. A set-group-ID bit, inherited from the folder above, stays.
+    path.chmod(stat.S_IMODE(path.stat().st_mode) | 0o070)

@@ -23,6 +23,7 @@ from analytics_assets.retention.places import Amount, Files, Place
 from analytics_assets.retention.sweep import BY_HAND, WITHOUT_DAYS, apply_retention, preview, registry, sweep
 from analytics_assets.settings import Settings
 from analytics_assets.store.daily import open_store
+from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.host import Host
 from analytics_assets_tests.pipeline import ALL, Pipeline, checks, failures
 from analytics_assets_tests.retention.clock import noon_of, set_clock
@@ -269,13 +270,15 @@ def test_trouble_in_one_place_does_not_keep_the_others(pipeline: Pipeline, error
 @contextmanager
 def without_root() -> Iterator[None]:
     """What root may do, nobody may."""
-    user = os.geteuid()
+    user, group = os.geteuid(), os.getegid()
     if user == 0:
+        os.setegid(65534)
         os.seteuid(65534)
     try:
         yield
     finally:
         os.seteuid(user)
+        os.setegid(group)
 
 
 def test_a_folder_that_may_not_be_emptied_is_reported_without_its_path(pipeline: Pipeline) -> None:
@@ -295,6 +298,22 @@ def test_a_folder_that_may_not_be_emptied_is_reported_without_its_path(pipeline:
     assert problems == {"counter dumps": "a file or folder cannot be read or removed: PermissionError"}
     assert ledger(pipeline)["collected days"][:2] == (1, 1)
     settings.dump_dir.chmod(0o755)
+
+
+def test_the_group_of_the_dumps_is_enough_to_remove_them(tmp_path: Path) -> None:
+    dump_dir = tmp_path / "dumps"
+    tmp_path.chmod(0o755)
+    dump_dir.mkdir()
+    if os.geteuid() == 0:
+        os.chown(dump_dir, -1, 65534)
+    dump_dir.chmod(0o2770)
+    with Telemetry(dump_dir, clock=datetime(2026, 1, 2, tzinfo=UTC).timestamp) as telemetry:
+        telemetry.count("directory_searched", event_id=7)
+    files = Files("counter dumps", (), dump_dir, "UTC")
+    with without_root():
+        assert files.remove(date(2026, 1, 2)) == Amount(0, 0)
+        assert files.remove(date(2026, 1, 3)) == Amount(1, 1)
+    assert list(dump_dir.iterdir()) == []
 
 
 def test_a_run_that_leaves_something_fails_and_says_where(pipeline: Pipeline) -> None:

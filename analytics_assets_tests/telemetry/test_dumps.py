@@ -76,6 +76,20 @@ def test_name_and_mode_of_the_file(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_group_may_remove_what_has_expired(tmp_path: Path, umask: int) -> None:
+    tmp_path.chmod(0o2755)
+    before = os.umask(umask)
+    try:
+        for _ in range(2):
+            DumpFile(tmp_path / "dumps", DAY).close()
+    finally:
+        os.umask(before)
+    for folder in (tmp_path / "dumps", tmp_path / "dumps" / DAY):
+        assert stat.S_IMODE(folder.stat().st_mode) & 0o2770 == 0o2770
+        assert stat.S_IMODE(folder.stat().st_mode) & 0o007 == 0
+
+
 def test_every_number_is_twelve_wide_ends_aligned_and_stays_in_its_page(tmp_path: Path, dump: DumpFile) -> None:
     numbers = [1, 9, 10, 99_999_999, 100_000_000, MAX_COUNT]
     for length in range(230):
