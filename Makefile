@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo up test bench-telemetry lock clean
+.PHONY: install demo up test bench-telemetry bench-storage lock clean
 
 install: .venv/installed  ## Install into .venv, from locked versions.
 
@@ -19,6 +19,9 @@ test: .venv/test-installed  ## ruff, mypy --strict and the whole pytest suite.
 
 bench-telemetry: .venv/test-installed  ## What counting costs, beside prometheus_client and its middlewares.
 	$(BIN)/python benchmarks/telemetry.py
+
+bench-storage: .venv/test-installed  ## What the event log and removing a day cost, beside stock storage and deleting.
+	$(BIN)/python benchmarks/storage.py
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'

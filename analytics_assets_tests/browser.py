@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,9 @@ PATIENCE = 90
 
 BUSY_DAYS = 8
 """Days before today with activity; the days before are empty."""
+
+EXPIRED_DAYS = 190
+"""Age of the day that is there although it has expired, when Dagster starts."""
 
 _FLAGS = [
     "--no-sandbox",  # the tests may run as root
@@ -67,6 +71,8 @@ class Site:
                 dagster_url=make_database("dagster").render_as_string(hide_password=False),
             )
             _act(host, settings)
+            # Older than what is kept: the sensor finds it as soon as the daemon runs.
+            (settings.dump_dir / str(settings.today() - timedelta(days=EXPIRED_DAYS))).mkdir()
             port = _free_port()
             with (
                 Pipeline.open(settings) as pipeline,
@@ -113,6 +119,14 @@ def _free_port() -> int:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for something that a process of Dagster's is to do."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"did not happen within {PATIENCE} seconds"
+        time.sleep(0.2)
 
 
 @contextmanager

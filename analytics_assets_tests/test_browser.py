@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -23,6 +24,7 @@ from analytics_assets.days import span
 from analytics_assets.local.server import ROOT
 from analytics_assets_tests.browser import (
     BUSY_DAYS,
+    EXPIRED_DAYS,
     PATIENCE,
     Site,
     chromium,
@@ -31,8 +33,10 @@ from analytics_assets_tests.browser import (
     new_page,
     open_check,
     type_days,
+    wait_until,
 )
 from analytics_assets_tests.pipeline import ALL
+from analytics_assets_tests.retention.clock import noon_of, set_clock
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS") == "1"
 SOURCES = ["consent_changes", "counter_dumps", "profile_visibility_changes", "signups"]
@@ -178,3 +182,75 @@ def test_open_code_leads_to_the_file_of_the_metric(page: Page) -> None:
     page.goto("/assets/event_signups")
     link = page.get_by_role("link", name=re.compile("^Open event_signups.py .*in editor$"))
     expect(link).to_have_attribute("href", re.compile(r"/analytics_assets/metrics/event_signups\.py:\d+"))
+
+
+LAUNCH = """
+mutation Launch($params: ExecutionParams!) {
+  launchRun(executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } } }
+}
+"""
+RUN = "query Run($id: ID!) { runOrError(runId: $id) { ... on Run { status tags { key value } } } }"
+WIPE = """
+mutation Wipe($ranges: [PartitionsByAssetSelector!]!) {
+  wipeAssets(assetPartitionRanges: $ranges) { __typename }
+}
+"""
+
+
+def ended(site: Site, run_id: str) -> dict[str, Any]:
+    """The run, once it is over."""
+    run: dict[str, Any] = {}
+
+    def over() -> bool:
+        run.update(site.webserver.query(RUN, id=run_id)["runOrError"])
+        return run["status"] in {"SUCCESS", "FAILURE", "CANCELED"}
+
+    wait_until(over)
+    return run
+
+
+def test_the_sensor_has_removed_what_had_expired_when_the_daemon_started(site: Site) -> None:
+    expired = site.settings.dump_dir / str(site.day(EXPIRED_DAYS))
+    wait_until(lambda: not expired.exists())
+    query = "select run_id, days from analytics.retention_ledger where store = 'counter dumps' order by id"
+    wait_until(lambda: bool(site.pipeline.sql(query)))
+    ((run_id, days), *_) = site.pipeline.sql(query)
+    assert days == 1
+    run = ended(site, run_id)
+    assert run["status"] == "SUCCESS"
+    tags = {tag["key"]: tag["value"] for tag in run["tags"]}
+    assert tags["dagster/sensor_name"] == "retention_sensor"
+    assert tags["dagster/run_key"] == str(site.day(site.settings.retention_days))
+
+
+def test_after_a_removal_the_ui_shows_exactly_the_days_that_are_kept(site: Site, page: Page) -> None:
+    # The last test of this file, because the clock of its analytics database stays where it is put here.
+    days = span(site.day(BUSY_DAYS), site.day(BUSY_DAYS - 2))
+    backfill = site.webserver.launch_backfill(ALL, days)
+    wait_until(lambda: site.webserver.backfill_status(backfill) == "COMPLETED_SUCCESS")
+    before = {asset: site.recorded(asset) for asset in ALL}
+    assert all(set(days) <= recorded for recorded in before.values())
+
+    set_clock(site.settings, noon_of(site.settings, days[0] + timedelta(days=site.settings.retention_days + 1)))
+    job = {
+        "repositoryLocationName": "analytics_assets",
+        "repositoryName": "__repository__",
+        "jobName": "retention_job",
+    }
+    config = {"ops": {"remove_expired_days": {"config": {"dry_run": False}}}}
+    launched = site.webserver.query(LAUNCH, params={"selector": job, "runConfigData": config})["launchRun"]
+    assert ended(site, launched["run"]["runId"])["status"] == "SUCCESS"
+    for asset in ALL:
+        assert site.recorded(asset) == before[asset] - {days[0]}
+        page.goto(f"/assets/{asset}?view=partitions")
+        expect(page.get_by_text(f"Materialized ({len(before[asset]) - 1})")).to_be_visible()
+
+    # What the UI's own "wipe" asks for.
+    kept = {
+        "assetKey": {"path": ["event_signups"]},
+        "partitions": {"range": {"start": str(days[1]), "end": str(days[2])}},
+    }
+    assert site.webserver.query(WIPE, ranges=[kept])["wipeAssets"]["__typename"] == "AssetWipeSuccess"
+    assert site.recorded("event_signups") == before["event_signups"] - set(days)
+    page.goto("/assets/event_signups?view=partitions")
+    expect(page.get_by_text(f"Materialized ({len(before['event_signups'] - set(days))})")).to_be_visible()
