@@ -129,7 +129,7 @@ def sources() -> None:
     problems = 0
     with (
         # Without a URL, the views are looked for in the embedded database, where a trial may have put them.
-        nullcontext(settings) if settings.source_url else server.databases(settings) as ready,
+        nullcontext(settings) if settings.source_url else server.databases(settings, keep_period=True) as ready,
         without_values("reading the catalog of the host application's database (ANALYTICS_SOURCE_URL)"),
         engine(ready.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
         database.connect() as connection,
@@ -151,8 +151,14 @@ def sources() -> None:
 
 @main.command()
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@click.option(
+    "--dagster-home",
+    envvar="DAGSTER_HOME",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Dagster's own folder. Default: DAGSTER_HOME, else dagster in the data folder.",
+)
 @_explained
-def retention(dry_run: bool) -> None:
+def retention(dry_run: bool, dagster_home: Path | None) -> None:
     """Remove what has expired from every place that keeps days: tables, dumps, and what Dagster has recorded.
 
     The sensor `retention_sensor` does it every day. By hand it is for what comes back: after a restore, run this before
@@ -164,7 +170,11 @@ def retention(dry_run: bool) -> None:
     from analytics_assets.local import server
     from analytics_assets.retention.sweep import BY_HAND, apply_retention
 
-    with server.databases(Settings.from_env()) as settings, server.dagster_instance(settings) as instance:
+    # Only looking must not change the period that the database enforces.
+    with (
+        server.databases(Settings.from_env(), keep_period=True) as settings,
+        server.dagster_instance(settings, dagster_home) as instance,
+    ):
         before, reports = apply_retention(settings, instance, BY_HAND, dry_run=dry_run)
     table = Table(
         "place", "days", "rows", "oldest day left", title=f"{'To remove' if dry_run else 'Removed'} before {before}"

@@ -24,7 +24,7 @@ from analytics_assets.partitions import DAILY
 from analytics_assets.retention.job import nothing_older_result
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Problem, Source, SourceRefusedError
-from analytics_assets.store.daily import DayRefusedError, Store, Stored, open_store
+from analytics_assets.store.daily import DayRefusedError, Store, Stored, Window, open_store
 
 GROUP: Final = "daily_counts"
 DUMPS_KEY: Final = dg.AssetKey("counter_dumps")
@@ -128,11 +128,15 @@ def collect(
     days = [date.fromisoformat(key) for key in context.partition_keys]
     run = _Run()
     with open_store(settings) as store:
+        window = store.window()
+        if expired := [str(day) for day in days if day < window.first]:
+            # Dagster has planned them, and would keep that as a record of a day that is not kept.
+            context.instance.event_log_storage.wipe_asset_partitions(dg.AssetKey(metric.asset), expired)
         try:
             with source as opened:
                 for warning in opened.warnings:
                     context.log.warning(warning)
-                _collect_days(run, store, opened, metric, days=days, config=config)
+                _collect_days(run, store, opened, metric, days=days, window=window, config=config)
                 if run.failed and run.stored and not run.out_of_reach:
                     run.matches = _compared(store, opened, metric, list(run.stored))
         except SourceRefusedError as refusal:
@@ -145,7 +149,7 @@ def collect(
                 context.log_event(dg.AssetMaterialization(metric.asset, partition=str(day), metadata=_numbers(numbers)))
             if run.problems or run.stored:
                 context.log_event(_evaluation(metric, gate))
-            if not run.out_of_reach:
+            if not run.out_of_reach and len(expired) < len(days):
                 # Their steps are skipped after a failure, and would show as failed.
                 context.log_event(_evaluation(metric, stored_result(store, metric, days)))
                 context.log_event(_evaluation(metric, run.matches))
@@ -171,9 +175,15 @@ class _Run:
 
 
 def _collect_days(
-    run: _Run, store: Store, source: Source, metric: Metric, *, days: Sequence[date], config: CollectConfig
+    run: _Run,
+    store: Store,
+    source: Source,
+    metric: Metric,
+    *,
+    days: Sequence[date],
+    window: Window,
+    config: CollectConfig,
 ) -> None:
-    window = store.window()
     for day in days:
         if run.out_of_reach:
             run.failed[day] = "not tried, since a database was out of reach"

@@ -90,15 +90,17 @@ def forget_partitions(connection: sa.Connection, asset: str, of_event: sa.Column
 
 def _keep_newest(connection: sa.Connection, asset: str) -> None:
     """Set the copies that the asset's own row has: the newest materialization there still is, and no cached status."""
+    # Locked first: one that is recorded meanwhile would be overwritten by an older one.
+    connection.execute(sa.select(KEYS.c.id).where(KEYS.c.asset_key == asset).with_for_update())
     newest = connection.execute(
-        sa.select(EVENTS.c.id, EVENTS.c.run_id, EVENTS.c.event)
+        sa.select(EVENTS.c.id, EVENTS.c.event)
         .where(EVENTS.c.asset_key == asset, EVENTS.c.dagster_event_type == _MATERIALIZATION)
         .order_by(EVENTS.c.id.desc())
         .limit(1)
     ).one_or_none()
-    values: dict[str, str | None] = {"last_materialization": None, "last_run_id": None, "cached_status_data": None}
+    values: dict[str, str | None] = {"last_materialization": None, "cached_status_data": None}
     if newest is not None:
         entry = dg.deserialize_value(newest.event, dg.EventLogEntry)
         record = dg.EventLogRecord(storage_id=newest.id, event_log_entry=entry)
-        values |= {"last_materialization": dg.serialize_value(record), "last_run_id": newest.run_id}
+        values["last_materialization"] = dg.serialize_value(record)
     connection.execute(sa.update(KEYS).where(KEYS.c.asset_key == asset).values(values))

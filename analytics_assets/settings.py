@@ -74,12 +74,16 @@ class Settings:
         if not (retention.isascii() and retention.isdigit() and len(retention) <= 4 and 1 <= int(retention) <= 3650):
             raise SettingsError("ANALYTICS_RETENTION_DAYS must be a whole number of days from 1 to 3650")
         data_dir = Path(given.get("ANALYTICS_DATA_DIR", ".analytics")).absolute()
+        dump_dir = Path(given.get("ANALYTICS_DUMP_DIR", data_dir / "dumps")).absolute()
+        if data_dir.is_relative_to(dump_dir):
+            # What is old in the dump folder is removed.
+            raise SettingsError("ANALYTICS_DUMP_DIR must be a folder for the dumps alone, not one above other data")
         return cls(
             database_url=urls.get("ANALYTICS_DATABASE_URL"),
             source_url=urls.get("ANALYTICS_SOURCE_URL", urls.get("ANALYTICS_DATABASE_URL")),
             dagster_url=urls.get("DAGSTER_POSTGRES_URL"),
             data_dir=data_dir,
-            dump_dir=Path(given.get("ANALYTICS_DUMP_DIR", data_dir / "dumps")).absolute(),
+            dump_dir=dump_dir,
             time_zone=time_zone,
             retention_days=int(retention),
         )

@@ -59,7 +59,9 @@ class Pipeline:
             .resolve_job_def(retention_job.name)
             .execute_in_process(
                 instance=self.instance,
-                run_config=dg.RunConfig({remove_expired_days.name: RetentionConfig(dry_run=dry_run)}),
+                run_config=dg.RunConfig(
+                    {remove_expired_days.name: RetentionConfig(dry_run=dry_run, seconds_to_retry=0)}
+                ),
                 raise_on_error=False,
             )
         )

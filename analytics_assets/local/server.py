@@ -20,7 +20,9 @@ from typing import IO, Final
 import dagster as dg
 import psutil
 import requests
+from dagster_postgres.utils import DagsterPostgresException
 
+from analytics_assets.database import UnreachableError
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.store.setup import init_db
@@ -37,15 +39,18 @@ class ServerError(RuntimeError):
 
 
 @contextmanager
-def databases(settings: Settings) -> Iterator[Settings]:
-    """Yield the settings with every URL set, from the embedded PostgreSQL where none was."""
+def databases(settings: Settings, *, keep_period: bool = False) -> Iterator[Settings]:
+    """Yield the settings with every URL set, from the embedded PostgreSQL where none was.
+
+    The embedded analytics database is set up or upgraded; `keep_period` as for `init_db`.
+    """
     if settings.database_url and settings.dagster_url:
         yield settings
         return
     with embedded_postgres(settings.data_dir) as server:
         if settings.database_url is None:
             url = ensure_database(server, "analytics")
-            init_db(url.render_as_string(hide_password=False), settings)
+            init_db(url.render_as_string(hide_password=False), settings, keep_period=keep_period)
             writer = url.set(username="analytics_writer").render_as_string(hide_password=False)
             settings = replace(settings, database_url=writer, source_url=settings.source_url or writer)
         if settings.dagster_url is None:
@@ -108,6 +113,8 @@ def dagster_home(settings: Settings) -> Path:
     home = settings.data_dir / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     link = home / "dagster.yaml"
+    if link.exists() and not link.is_symlink():
+        raise ServerError("dagster.yaml in the folder dagster of the data folder is not the project's: move it away")
     if not (link.is_symlink() and link.readlink() == ROOT / "dagster.yaml"):
         link.unlink(missing_ok=True)
         link.symlink_to(ROOT / "dagster.yaml")
@@ -115,18 +122,23 @@ def dagster_home(settings: Settings) -> Path:
 
 
 @contextmanager
-def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
+def dagster_instance(settings: Settings, home: Path | None = None) -> Iterator[dg.DagsterInstance]:
     """Yield Dagster's records and configuration, for a process that does not run inside Dagster.
+
+    `home` is Dagster's own folder, unless it is in the data folder.
 
     Raises:
         SettingsError: no URL is known.
+        UnreachableError: its database is out of reach.
     """
     if settings.dagster_url is None:
         raise SettingsError("DAGSTER_POSTGRES_URL is not set: Dagster's records cannot be found")
     outside = os.environ.copy()
     os.environ.update(settings.environment())  # dagster.yaml reads the URL from there
     try:
-        instance = dg.DagsterInstance.from_config(str(dagster_home(settings)))
+        instance = dg.DagsterInstance.from_config(str(home or dagster_home(settings)))
+    except DagsterPostgresException:
+        raise UnreachableError("the database of DAGSTER_POSTGRES_URL cannot be reached; is it running?") from None
     finally:
         os.environ.clear()
         os.environ.update(outside)

@@ -17,8 +17,9 @@ import dagster as dg
 import sqlalchemy as sa
 from dagster._core.storage.runs.schema import BackfillTagsTable, BulkActionsTable, RunsTable, RunTagsTable
 from dagster._core.storage.schedules.schema import AssetDaemonAssetEvaluationsTable, JobTickTable
+from dagster_postgres.utils import DagsterPostgresException
 
-from analytics_assets.database import DatabaseError, without_values
+from analytics_assets.database import DatabaseError, UnreachableError, without_values
 from analytics_assets.days import bounds, zone
 from analytics_assets.event_log import EVENTS, EXECUTIONS, TAGS, EventLogStorage, forget_partitions
 from analytics_assets.partitions import DAY_TAGS
@@ -41,8 +42,11 @@ class Records:
         storage = self.instance.event_log_storage
         if not isinstance(storage, EventLogStorage):
             raise DatabaseError("Dagster's event log cannot forget days: start Dagster with the project's dagster.yaml")
-        with without_values(doing), storage.index_transaction() as connection:
-            yield connection
+        try:
+            with without_values(doing), storage.index_transaction() as connection:
+                yield connection
+        except DagsterPostgresException:
+            raise UnreachableError(f"{doing}: the database of DAGSTER_POSTGRES_URL cannot be reached") from None
 
 
 _A_DAY: Final = "____-__-__"
@@ -68,7 +72,7 @@ class PartitionRecords:
         with self.records.connection("reading the partition records") as connection:
             return self._expired(connection, before)
 
-    def remove(self, before: date) -> Amount:
+    def remove(self, before: date) -> Iterator[Amount]:
         """Delete the records, asset by asset, in one transaction."""
         with self.records.connection("deleting partition records") as connection:
             amount = self._expired(connection, before)
@@ -78,7 +82,7 @@ class PartitionRecords:
             for asset in connection.scalars(assets.distinct()).all():
                 forget_partitions(connection, asset, _before(EVENTS.c.partition, before))
             connection.execute(sa.delete(EXECUTIONS).where(_before(EXECUTIONS.c.partition, before)))
-        return amount
+        yield amount
 
     def _expired(self, connection: sa.Connection, before: date) -> Amount:
         keys = sa.union_all(*(sa.select(column.label("key")).where(_before(column, before)) for column in _PARTITIONS))
@@ -97,7 +101,8 @@ def _before(column: sa.Column[str], day: date) -> sa.ColumnElement[bool]:
 class CheckEvaluations:
     """Evaluations of checks: of the last day of their run, or of the oldest day that their text names.
 
-    An evaluation by itself, which names no day, is about none; it goes with its run.
+    An evaluation by itself, which names no day, is about none; it goes with its run. What the UI's wipe records names
+    the days, too, and goes likewise.
     """
 
     records: Records
@@ -114,13 +119,13 @@ class CheckEvaluations:
         with self.records.connection("reading the check evaluations") as connection:
             return self._expired(connection, before)[0]
 
-    def remove(self, before: date) -> Amount:
+    def remove(self, before: date) -> Iterator[Amount]:
         """Delete them."""
         with self.records.connection("deleting check evaluations") as connection:
             amount, ids = self._expired(connection, before)
             connection.execute(sa.delete(EXECUTIONS).where(EXECUTIONS.c.evaluation_event_storage_id.in_(ids)))
             connection.execute(sa.delete(EVENTS).where(EVENTS.c.id.in_(ids)))
-        return amount
+        yield amount
 
     def _expired(self, connection: sa.Connection, before: date) -> tuple[Amount, list[int]]:
         expired = {number: day for number, day in self._days(connection).items() if day < before}
@@ -136,10 +141,12 @@ class CheckEvaluations:
             .where(evaluation, RunTagsTable.c.key.in_(DAY_TAGS), RunTagsTable.c.value.like(_A_DAY))
             .group_by(EVENTS.c.id)
         )
-        naming = sa.select(EVENTS.c.id, EVENTS.c.event).where(evaluation, EVENTS.c.event.like(f"%{_A_DAY}%"))
+        wipe = EVENTS.c.dagster_event_type == dg.DagsterEventType.ASSET_WIPED.value
+        text = EVENTS.c.event
+        naming = sa.select(EVENTS.c.id, text).where(sa.or_(evaluation, wipe), text.like(f"%{_A_DAY}%"))
         days = {number: date.fromisoformat(day) for number, day in connection.execute(of_runs)}
-        for number, text in connection.execute(naming):
-            for day in _days_in(text):
+        for number, event in connection.execute(naming):
+            for day in _days_in(event):
                 days[number] = min(day, days.get(number, day))
         return days
 
@@ -178,7 +185,7 @@ class Written:
         with self.records.connection(f"reading {self.name}") as connection:
             return self._expired(connection, before)
 
-    def remove(self, before: date) -> Amount:
+    def remove(self, before: date) -> Iterator[Amount]:
         """Delete the rows, in one transaction."""
         with self.records.connection(f"deleting {self.name}") as connection:
             amount = self._expired(connection, before)
@@ -186,7 +193,7 @@ class Written:
                 connection.execute(sa.delete(table).where(moment < self._start(before)))
             for statement in self.orphans:
                 connection.execute(statement)
-        return amount
+        yield amount
 
     def _expired(self, connection: sa.Connection, before: date) -> Amount:
         written = sa.union_all(

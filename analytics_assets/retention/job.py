@@ -22,10 +22,18 @@ _RECOVERY: Final = (
 )
 
 
+_RETRIES: Final = 3
+
+
 class RetentionConfig(dg.Config):
     """Run config of the job."""
 
     dry_run: bool = Field(default=True, description="Only show what would be removed.")
+    seconds_to_retry: int = Field(
+        default=300,
+        ge=0,
+        description="After so long, what could not be removed is tried again, three times: somebody may be reading.",
+    )
 
 
 @dg.op(out=dg.Out(dg.Nothing), description="Goes through every place that keeps days; see the ledger for what it did.")
@@ -35,7 +43,7 @@ def remove_expired_days(
     """Remove, read back, write the ledger.
 
     Raises:
-        Failure: something that has expired is left; the text says where.
+        RetryRequested: something that has expired is left; the text of the failure that caused it says where.
         DatabaseError: the analytics database is out of reach.
     """
     before, reports = apply_retention(settings, context.instance, context.run_id, dry_run=config.dry_run)
@@ -46,7 +54,8 @@ def remove_expired_days(
         }
     )
     if troubles := [f"- {report.place}: {report.problem}" for report in reports if report.problem]:
-        raise dg.Failure("not everything that has expired was removed:\n" + "\n".join(troubles), allow_retries=False)
+        failure = dg.Failure("not everything that has expired was removed:\n" + "\n".join(troubles))
+        raise dg.RetryRequested(_RETRIES, config.seconds_to_retry) from failure
 
 
 @dg.job(description="Removes what has expired, everywhere. Launched by hand it only shows what would go (dry_run).")

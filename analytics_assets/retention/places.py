@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -30,8 +32,12 @@ class Amount(NamedTuple):
 NOTHING: Final = Amount(0, 0)
 
 
+class PlaceError(RuntimeError):
+    """A place is not what it should be, and nothing was removed from it; the text says what to do."""
+
+
 class Place(Protocol):
-    """A place that keeps days. Every method raises DatabaseError or OSError when it cannot tell or do."""
+    """A place that keeps days. Every method raises DatabaseError, PlaceError or OSError when it cannot tell or do."""
 
     @property
     def name(self) -> str:
@@ -47,8 +53,8 @@ class Place(Protocol):
     def expired(self, before: date) -> Amount:
         """What it keeps of the days before a day."""
 
-    def remove(self, before: date) -> Amount:
-        """Remove the days before a day. Removing again what an interrupted call has left is fine."""
+    def remove(self, before: date) -> Iterator[Amount]:
+        """Remove the days before a day, and yield what each step has removed. A later call goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +74,10 @@ class DailyCounts:
         days = self._days(before)
         return Amount(len(days), self.store.rows_collected(days))
 
-    def remove(self, before: date) -> Amount:
+    def remove(self, before: date) -> Iterator[Amount]:
         """Drop the partitions, each day in a transaction of its own."""
-        days = self._days(before)
-        return Amount(len(days), sum(self.store.drop_day(day) for day in days))
+        for day in self._days(before):
+            yield Amount(1, self.store.drop_day(day))
 
     def _days(self, before: date) -> list[date]:
         return [day for day in self.store.partitioned_days() if day < before]
@@ -94,9 +100,9 @@ class CollectedDays:
         days, rows, _ = self.store.collected_before(before)
         return Amount(days, rows)
 
-    def remove(self, before: date) -> Amount:
-        """Delete the notes."""
-        return Amount(*self.store.forget_days(before))
+    def remove(self, before: date) -> Iterator[Amount]:
+        """Delete the notes; those of a day whose partition is still there stay with it."""
+        yield Amount(*self.store.forget_days(before))
 
 
 _DAY_FOLDER: Final = re.compile(r"\d{4}-\d\d-\d\d")
@@ -106,7 +112,7 @@ _DAY_FOLDER: Final = re.compile(r"\d{4}-\d\d-\d\d")
 class Files:
     """A folder that keeps days.
 
-    What lies in a folder named like a date, whatever it is, is of that day. Anything else is of the day of its last
+    What lies in a folder named like a date, whatever it is, is of that day. Any other file is of the day of its last
     change: so a stray file goes, too, and so do logs. Links are removed and never followed.
     """
 
@@ -115,6 +121,8 @@ class Files:
     folder: Path
     time_zone: str
     """The zone of the day of a change."""
+    only_days: bool = False
+    """Whether a folder in it that is no day means that this is not the folder it is taken for."""
 
     def oldest(self) -> date | None:
         """The oldest day of anything in the folder."""
@@ -124,17 +132,19 @@ class Files:
         """Days, and files of any kind."""
         return _amount([entry for entry in self._entries() if entry[0] < before])
 
-    def remove(self, before: date) -> Amount:
-        """Remove whole day folders, and single files elsewhere with the folders that they leave empty."""
-        gone = [entry for entry in self._entries() if entry[0] < before]
-        amount = _amount(gone)
-        for _, path in gone:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-                _remove_empty(path.parent, self.folder)
-        return amount
+    def remove(self, before: date) -> Iterator[Amount]:
+        """Remove whole day folders, and single files elsewhere with the folders that they leave empty, day by day."""
+        gone = sorted(entry for entry in self._entries() if entry[0] < before)
+        for _, of_day in groupby(gone, key=itemgetter(0)):
+            entries = list(of_day)
+            amount = _amount(entries)
+            for _, path in entries:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+                    _remove_empty(path.parent, self.folder)
+            yield amount
 
     def _entries(self) -> Iterator[tuple[date, Path]]:
         """The day and path of each day folder, and of each file elsewhere."""
@@ -142,6 +152,8 @@ class Files:
             entries = sorted(self.folder.iterdir())
         except FileNotFoundError:
             return
+        if self.only_days and any(map(_is_foreign, entries)):
+            raise PlaceError("there is a folder in it that is no day: move that away, or name the right folder")
         for path in entries:
             if (day := _day_of_name(path)) is not None:
                 yield day, path
@@ -150,6 +162,10 @@ class Files:
                     with suppress(FileNotFoundError):  # gone meanwhile
                         changed = datetime.fromtimestamp(file.lstat().st_mtime, zone(self.time_zone))
                         yield changed.date(), file
+
+
+def _is_foreign(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and _day_of_name(path) is None
 
 
 def _day_of_name(path: Path) -> date | None:

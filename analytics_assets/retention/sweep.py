@@ -12,7 +12,7 @@ import dagster as dg
 
 from analytics_assets.database import DatabaseError
 from analytics_assets.retention.dagster_records import CheckEvaluations, PartitionRecords, Records, runs, ticks
-from analytics_assets.retention.places import NOTHING, Amount, CollectedDays, DailyCounts, Files, Place
+from analytics_assets.retention.places import NOTHING, Amount, CollectedDays, DailyCounts, Files, Place, PlaceError
 from analytics_assets.settings import Settings
 from analytics_assets.store.daily import Store, open_store
 
@@ -52,7 +52,7 @@ def registry(settings: Settings, store: Store, instance: dg.DagsterInstance) -> 
     return [
         DailyCounts(store),
         CollectedDays(store),
-        Files("counter dumps", ("data/dumps",), settings.dump_dir, settings.time_zone),
+        Files("counter dumps", ("data/dumps",), settings.dump_dir, settings.time_zone, only_days=True),
         PartitionRecords(records),
         CheckEvaluations(records),
         runs(records, settings.time_zone),
@@ -108,13 +108,14 @@ def preview(places: Sequence[Place], before: date) -> list[Report]:
 
 
 def sweep(places: Sequence[Place], before: date, store: Store, run_id: str) -> list[Report]:
-    """Remove the days before `before` everywhere, read back, and write an entry of the ledger for each place.
+    """Remove the days before `before` everywhere, read back, and write an entry of the ledger for each step.
 
-    Trouble in one place does not keep the others. `run_id` is Dagster's, or says who else removes.
+    A place with nothing to remove has an entry, too. Trouble in one place does not keep the others. `run_id` is
+    Dagster's, or says who else removes.
     """
 
-    def remove(place: Place) -> Report:
-        removed, oldest = place.remove(before), place.oldest()
+    def write(place: Place, removed: Amount) -> date | None:
+        oldest = place.oldest()
         store.write_ledger(
             run_id=run_id,
             cutoff=before,
@@ -123,8 +124,18 @@ def sweep(places: Sequence[Place], before: date, store: Store, run_id: str) -> l
             rows=removed.rows,
             oldest_remaining=oldest,
         )
+        return oldest
+
+    def remove(place: Place) -> Report:
+        steps = []
+        for removed in place.remove(before):
+            oldest = write(place, removed)
+            steps.append(removed)
+        if not steps:
+            oldest = write(place, NOTHING)
         left = "something that has expired is still there" if oldest is not None and oldest < before else ""
-        return Report(place.name, removed, oldest, left)
+        total = Amount(sum(step.days for step in steps), sum(step.rows for step in steps))
+        return Report(place.name, total, oldest, left)
 
     return [_attempt(place, remove) for place in places]
 
@@ -132,7 +143,7 @@ def sweep(places: Sequence[Place], before: date, store: Store, run_id: str) -> l
 def _attempt(place: Place, action: Callable[[Place], Report]) -> Report:
     try:
         return action(place)
-    except DatabaseError as error:
+    except (DatabaseError, PlaceError) as error:
         return Report(place.name, problem=str(error))
     except OSError as error:
         # Its text has a path, and a stray file may be called anything.

@@ -153,19 +153,26 @@ class Store:
             return connection.scalar(query) or 0
 
     def partitioned_days(self) -> list[date]:
-        """Days that have a partition, oldest first, whether there is a row in it or not."""
+        """Days that have a partition, oldest first, whether there is a row in it or not.
+
+        Raises:
+            DatabaseError: there is a partition of something else than one day, which may keep anything.
+        """
         with self._transaction("reading the partitions") as connection:
-            return list(
-                connection.scalars(
-                    sa.text(
-                        "select distinct cast(substring(pg_get_expr(c.relpartbound, c.oid) from :from_bound) as date)"
-                        " from pg_inherits join pg_class p on p.oid = inhparent join pg_class c on c.oid = inhrelid"
-                        " where p.relkind = 'p' and p.relnamespace = cast(:schema as regnamespace)"
-                        " and c.relispartition and pg_get_expr(c.relpartbound, c.oid) ~ :from_bound order by 1"
-                    ),
-                    {"from_bound": r"FROM \('(\d+-\d\d-\d\d)'\)", "schema": SCHEMA},
-                )
+            found = connection.execute(
+                sa.text(
+                    "select distinct cast(bounds[1] as date) as first, cast(bounds[2] as date) as next"
+                    " from pg_inherits join pg_class p on p.oid = inhparent join pg_class c on c.oid = inhrelid"
+                    " left join lateral regexp_match(pg_get_expr(c.relpartbound, c.oid), :range) bounds on true"
+                    " where p.relkind = 'p' and p.relnamespace = cast(:schema as regnamespace) order by 1"
+                ),
+                {"range": r"^FOR VALUES FROM \('(\d+-\d\d-\d\d)'\) TO \('(\d+-\d\d-\d\d)'\)$", "schema": SCHEMA},
+            ).all()
+        if any(row.first is None or row.next - row.first != timedelta(days=1) for row in found):
+            raise DatabaseError(
+                "a table of counts has a partition that is not one day: find out what is in it, drop it"
             )
+        return [row.first for row in found]
 
     def drop_day(self, day: date) -> int:
         """Drop the partitions of a day. Returns how many rows were collected of it.

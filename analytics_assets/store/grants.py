@@ -51,7 +51,7 @@ grant select on {_READ} to {_LOGINS};
 -- Days are made and dropped by functions, since the service account owns no table.
 grant execute on function {SCHEMA}.create_day(date), {SCHEMA}.drop_day(date), {SCHEMA}.forget_days(date) to {WRITER};
 grant insert, delete on {_COUNTS} to {WRITER};
-grant insert, update on {COLLECTED_DAYS} to {WRITER};
+grant insert, update (rows, collected_at) on {COLLECTED_DAYS} to {WRITER};
 -- Append-only, and the database says when.
 grant insert ({_ENTRY}) on {RETENTION_LEDGER} to {WRITER};
 do $$ begin

@@ -5,6 +5,7 @@ Everything here is idempotent, keeps data, and needs a login that may create rol
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -24,8 +25,10 @@ from analytics_assets.store.tables import METADATA
 _DIALECT: Final[sa.Dialect] = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 
 
-def init_db(admin_url: str, settings: Settings) -> None:
+def init_db(admin_url: str, settings: Settings, *, keep_period: bool = False) -> None:
     """Create or upgrade schema `analytics` and its roles, and set time zone and retention period.
+
+    With `keep_period` these two stay what they are in a database that has them: a shorter period cannot be taken back.
 
     Raises:
         DatabaseError: the login may not create roles, stored rows break a rule of the contract, or the server is older
@@ -40,6 +43,9 @@ def init_db(admin_url: str, settings: Settings) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext("analytics setup"))))
         _create_roles(connection)
         _migrate(connection)
+        enforced = connection.execute(sa.text("select retention_days, time_zone from analytics.settings")).one_or_none()
+        if keep_period and enforced:
+            settings = replace(settings, retention_days=enforced.retention_days, time_zone=enforced.time_zone)
         apply_contract(connection, settings)
         _grant(connection)
 

@@ -56,10 +56,30 @@ begin
     if before is null or before > analytics.first_kept_day() then
         raise exception 'only days past the retention period can be forgotten' using errcode = 'AN001';
     end if;
-    with gone as (delete from analytics.collected_days where event_date < before returning event_date)
+    -- A day whose partition could not be dropped keeps its notes, which say how much was in it.
+    with gone as (
+        delete from analytics.collected_days where event_date < before and not exists (
+            select from pg_partitioned_table p join pg_class c on c.oid = p.partrelid
+            where c.relnamespace = 'analytics'::regnamespace
+              and to_regclass(format('analytics.%I', c.relname || to_char(event_date, '_YYYYMMDD'))) is not null
+        ) returning event_date
+    )
     select count(distinct event_date), count(*) into days, rows from gone;
 end
 $$;
+
+create function analytics.refuse_expired() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if new.event_date < analytics.first_kept_day() then
+        raise exception 'only a day inside the retention period can be kept' using errcode = 'AN001';
+    end if;
+    return new;
+end
+$$;
+
+create trigger refuse_expired before insert or update on analytics.collected_days
+for each row execute function analytics.refuse_expired();
 """
 
 
