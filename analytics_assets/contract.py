@@ -170,7 +170,7 @@ OTHER_RELATIONS: Final = {
         ),
     ),
     "settings": Relation(
-        "The two settings that the database itself enforces, in one row.",
+        "The two settings that the database itself enforces, and the floor of the days that are kept, in one row.",
         (
             Column("only_row", "boolean", "true", "Always true, so that there is no second row."),
             Column("retention_days", "integer", "days", "How many days are kept."),

@@ -1,13 +1,16 @@
 """The command line: what it prints, refuses and leaves behind."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
 from analytics_assets.cli import main
+from analytics_assets.local.postgres import embedded_postgres
 from analytics_assets.settings import VARIABLES, Settings
 from analytics_assets_tests.host import Host
 
@@ -76,7 +79,7 @@ def test_init_db_sets_up_a_server_by_url_and_keeps_what_is_there(make_database: 
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         connection.exec_driver_sql(
-            "insert into analytics.collected_days values ('event_signups', '2026-01-01', 3, now())"
+            "insert into analytics.collected_days values ('event_signups', analytics.today() - 1, 3, now())"
         )
     again = invoke("init-db", "--admin-url", admin)
     assert "Schema analytics is up to date" in again.output
@@ -117,3 +120,44 @@ def test_a_server_that_is_not_there_is_an_error_without_a_traceback(complete: Se
     assert result.exit_code == 1
     assert "the database cannot be reached" in result.output
     assert "canary" not in result.output
+
+
+def test_only_looking_changes_no_setting(tmp_path: Path) -> None:
+    def enforced(period: str, *command: str) -> tuple[Any, str]:
+        env = {"ANALYTICS_DATA_DIR": str(tmp_path), "ANALYTICS_RETENTION_DAYS": period}
+        result = CliRunner().invoke(main, command, env=env)
+        with embedded_postgres(tmp_path) as server:
+            engine = sa.create_engine(server.set(database="analytics"))
+            with engine.connect() as connection:
+                settings = connection.exec_driver_sql("select * from analytics.settings").one()
+            engine.dispose()
+        return settings, result.output
+
+    before, _ = enforced("180", "init-db")
+    for command in (["retention", "--dry-run"], ["retention"], ["sources"]):
+        after, output = enforced("1", *command)
+        assert after == before
+        if "retention" in command:
+            assert "differ from what the database enforces: run `analytics-assets init-db`" in output
+    after, _ = enforced("1", "init-db")
+    assert (after.retention_days, after.kept_since) == (1, after.kept_since)
+    assert after.kept_since is not None
+
+
+def test_retention_removes_what_a_restore_has_brought_back(settings: Settings) -> None:
+    long_ago = settings.dump_dir / "2020-01-01"
+    long_ago.mkdir()
+    (long_ago / f"{'0' * 32}.ndjson").write_text("canary")
+    env = settings.environment()
+    shown = CliRunner().invoke(main, ["retention", "--dry-run"], env=env)
+    assert (shown.exit_code, long_ago.exists()) == (0, True), shown.output
+    assert re.search(r"counter dumps +│ 1 +│ 1 +│ 2020-01-01", shown.output)
+    removed = CliRunner().invoke(main, ["retention"], env=env)
+    assert (removed.exit_code, long_ago.exists()) == (0, False), removed.output
+    assert "canary" not in shown.output + removed.output
+
+    (settings.dump_dir / "canary").mkdir()
+    refused = CliRunner().invoke(main, ["retention"], env=env)
+    assert refused.exit_code == 1
+    assert "Error: not everything could be removed: 1 place(s)" in refused.output
+    assert "canary" not in refused.output

@@ -23,7 +23,6 @@ import websockets.sync.client
 from websockets.exceptions import InvalidStatus
 
 from analytics_assets.access import ONLY_VIEWS
-from analytics_assets.cli import main
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.local.server import wait_until_ready
 from analytics_assets.local.webserver import Webserver, WebserverError
@@ -173,6 +172,9 @@ def fill(deployment: Deployment) -> None:
             connection.exec_driver_sql(
                 f"insert into analytics.daily_event_counts values ('{day}', 'event_signup', '7', 'web', 2)"  # noqa: S608
             )
+        connection.exec_driver_sql(
+            "insert into analytics.retention_ledger (run_id, cutoff, store, days, rows) values ('x', now(), 'x', 1, 1)"
+        )
     engine.dispose()
 
 
@@ -201,6 +203,12 @@ def test_upgrade_backup_and_restore(installed: Deployment) -> None:
     dumped = {path.relative_to(dumps): path.read_bytes() for path in dumps.rglob("*.ndjson")}
     assert dumped
     shutil.rmtree(dumps)
+    # What has happened since the backup.
+    for statement in (
+        "insert into analytics.retention_ledger (run_id, cutoff, store, days, rows) values ('newer', now(), 'x', 1, 1)",
+        f"update analytics.settings set kept_since = '{last_day()}'",
+    ):
+        installed.run(f'sudo -u postgres psql --set ON_ERROR_STOP=1 -c "{statement}" analytics')
     (restore,) = blocks("Restore")
     installed.run(restore.replace("2026-11-25", backup.name))
     assert {path.relative_to(dumps): path.read_bytes() for path in dumps.rglob("*.ndjson")} == dumped
@@ -209,10 +217,12 @@ def test_upgrade_backup_and_restore(installed: Deployment) -> None:
         assert {*rows(installed, name, tables)} <= {*rows(installed, f"{name}_before", tables)}
     assert rights(installed.server.set(database="analytics")) == rights_before
     assert rows(installed, "analytics", LOGIN_OF_THE_READER) == [(True,)]
-    if "retention" in main.commands:
-        assert rows(installed, "analytics", COUNTS) == before[1:], "what has expired is gone"
-    else:
-        assert rows(installed, "analytics", COUNTS) == before
+    assert rows(installed, "analytics", COUNTS) == before[1:], "what has expired is gone"
+    evidence = (
+        "select count(*), count(*) filter (where run_id = 'newer') from analytics.retention_ledger where days = 1"
+    )
+    assert rows(installed, "analytics", evidence) == [(3, 1)], "of before the backup, after it, and of this restore"
+    assert rows(installed, "analytics", "select kept_since from analytics.settings") == [(last_day(),)]
     for name in ("analytics", "dagster"):
         installed.run(f"sudo -u postgres dropdb {name}_before")
 
@@ -228,6 +238,10 @@ def test_what_has_expired_goes_before_anybody_reads() -> None:
         "analytics_reader login",
         "systemctl start",
     ]
+    assert restore.startswith("set -eu\n"), "nobody reads after a step that has failed"
+    for block in (restore, *blocks("Upgrade")):
+        stopped, started = (re.findall(rf"systemctl {what} (.*)", block)[0].split() for what in ("stop", "start"))
+        assert sorted(stopped) == sorted(started)
     assert all(restore.count(step) == 1 for step in steps)
     assert sorted(steps, key=restore.index) == steps
 

@@ -96,3 +96,9 @@ def refuses(variable: str, value: str) -> None:
     assert "canary" not in str(refusal.value)
     assert refusal.value.__cause__ is None
     assert refusal.value.__suppress_context__ or refusal.value.__context__ is None
+
+
+@pytest.mark.parametrize("dump_dir", ["/srv/analytics", "/srv", "/"])
+def test_a_dump_folder_above_other_data_is_refused_because_what_is_old_in_it_is_removed(dump_dir: str) -> None:
+    with pytest.raises(SettingsError, match="ANALYTICS_DUMP_DIR must be a folder for the dumps alone"):
+        Settings.from_env({"ANALYTICS_DATA_DIR": "/srv/analytics", "ANALYTICS_DUMP_DIR": dump_dir})

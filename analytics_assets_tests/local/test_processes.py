@@ -19,7 +19,7 @@ from analytics_assets.checks import CHECK_NAMES
 from analytics_assets.contract import METRICS, RETENTION_DAYS
 from analytics_assets.local.demo import run
 from analytics_assets.local.postgres import embedded_postgres
-from analytics_assets.local.server import ROOT, ServerError, dagster_dev, stop, wait_until_ready
+from analytics_assets.local.server import ROOT, ServerError, dagster_dev, dagster_home, stop, wait_until_ready
 from analytics_assets.settings import Settings
 
 ALL_PASSED = f"{len(CHECK_NAMES)} passed"
@@ -205,3 +205,13 @@ def test_a_taken_port_is_refused_with_the_way_out(tmp_path: Path) -> None:
         with pytest.raises(ServerError, match="choose another with --app-port"):
             run(settings, free_port(), taken.getsockname()[1], once=True)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dagster_yaml_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    own = tmp_path / "dagster" / "dagster.yaml"
+    own.parent.mkdir()
+    own.write_text("telemetry: {enabled: false}")
+    settings = Settings.from_env({"ANALYTICS_DATA_DIR": str(tmp_path)})
+    with pytest.raises(ServerError, match=r"dagster\.yaml .* is not the project's: move it away"):
+        dagster_home(settings)
+    assert own.read_text() == "telemetry: {enabled: false}"
