@@ -88,7 +88,7 @@ class Deployment:
             text = re.sub(rf"(?<![\w.}}]){folder}", f"{self.folder}{folder}", text)
         for port, own in self.ports.items():
             text = re.sub(rf"(127\.0\.0\.1:|--port |port: |listen ){port}\b", rf"\g<1>{own}", text)
-        text = re.sub(r" -[og] (analytics|root|www-data)\b", "", text)
+        text = re.sub(r" -[og] (analytics|events-app|root|www-data)\b", "", text)
         return (
             text.replace("https://$host$", f"https://$host:{self.ports['443']}$")
             .replace("@127.0.0.1/", "@/")
