@@ -126,6 +126,8 @@ def sources() -> None:
     from analytics_assets.sources.login import login_warnings
 
     settings = Settings.from_env()
+    if not settings.source_url:
+        click.echo("ANALYTICS_SOURCE_URL is not set: looking in the embedded database.")
     problems = 0
     with (
         # Without a URL, the views are looked for in the embedded database, where a trial may have put them.
@@ -137,7 +139,7 @@ def sources() -> None:
         for metric in view_metrics():
             found = view_problems(connection, metric)
             problems += len(found)
-            click.echo(f"{metric.asset}: " + ("ok" if not found else ""))
+            click.echo(f"{metric.asset}: " + ("ok" if not found else "refused"))
             for problem in found:
                 click.echo(f"  {problem}")
         for warning in login_warnings(connection):

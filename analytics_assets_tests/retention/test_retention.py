@@ -277,3 +277,42 @@ def test_shortening_and_lengthening_between_two_runs_revives_nothing_either(sett
         init_db(admin_url(settings), replace(settings, retention_days=period))
         with open_store(replace(settings, retention_days=period)) as store:
             assert store.window().first == settings.today() - timedelta(days=3)
+
+
+def test_the_sensor_runs_by_default_and_asks_for_the_same_run_until_the_day_is_gone(
+    pipeline: Pipeline, host: Host, yesterday: date
+) -> None:
+    sensor = pipeline.definitions().get_repository_def().get_sensor_def(retention_sensor.name)
+    assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
+    fill(host, pipeline.settings, [yesterday])
+    assert pipeline.run(ALL, yesterday).success
+    set_clock(pipeline.settings, noon_of(pipeline.settings, yesterday + timedelta(days=181)))
+    # Dagster launches one run a key: a second tick does nothing.
+    first, second = tick(pipeline), tick(pipeline)
+    assert isinstance(first, dg.RunRequest)
+    assert isinstance(second, dg.RunRequest)
+    assert first.run_key == second.run_key == str(yesterday + timedelta(days=1))
+    assert collected(pipeline) == {yesterday}, "looking removes nothing"
+
+
+def test_the_writer_can_neither_lose_a_day_that_is_kept_nor_keep_one_that_has_expired(
+    pipeline: Pipeline, host: Host, yesterday: date
+) -> None:
+    fill(host, pipeline.settings, [yesterday])
+    assert pipeline.run(ALL, yesterday).success
+    first = pipeline.settings.today() - timedelta(days=180)
+    for statement, reason in (
+        (f"select analytics.drop_day('{yesterday}')", "only a day past the retention period can be dropped"),
+        (f"select analytics.drop_day('{first}')", "only a day past the retention period can be dropped"),
+        (f"select analytics.forget_days('{first + timedelta(days=1)}')", "only days past the retention period"),
+        (f"select analytics.create_day('{first - timedelta(days=1)}')", "only a finished day inside the retention"),
+        (
+            f"insert into analytics.collected_days values ('event_signups', '{first - timedelta(days=1)}', 0, now())",  # noqa: S608
+            "only a day inside the retention period can be kept",
+        ),
+        ("update analytics.collected_days set event_date = '2020-01-01'", "permission denied"),
+        ("drop table analytics.daily_event_counts", "must be owner"),
+    ):
+        with pytest.raises(sa.exc.DBAPIError, match=reason):
+            pipeline.sql(statement)
+    assert collected(pipeline) == {yesterday}

@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -19,6 +22,7 @@ from analytics_assets.contract import ENDPOINT, EVENT_ID, MAX_COUNT, METRICS, SO
 from analytics_assets.database import DatabaseError
 from analytics_assets.guard import obeys
 from analytics_assets.settings import Settings
+from analytics_assets.store import setup
 from analytics_assets.store.setup import init_db
 from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS, METADATA
 from analytics_assets_tests.conftest import set_up
@@ -399,6 +403,35 @@ def test_the_live_tables_are_those_of_the_contract(database: Database) -> None:
         for table in METADATA.tables.values():
             live = {check["name"] for check in inspector.get_check_constraints(table.name, "analytics")}
             assert live == {c.name for c in table.constraints if isinstance(c, sa.CheckConstraint)}
+
+
+def test_an_upgrade_from_the_first_migration_keeps_data(
+    settings: Settings, make_database: Callable[[str], sa.URL]
+) -> None:
+    url = make_database("upgraded")
+    config = Config()
+    config.set_main_option("script_location", str(Path(setup.__file__).parent / "migrations"))
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        setup._create_roles(connection)
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.exec_driver_sql("insert into analytics.settings values (true, 90, 'Asia/Tokyo')")
+        connection.exec_driver_sql("select analytics.create_day(analytics.today() - 1)")
+        connection.exec_driver_sql(
+            "insert into analytics.daily_event_counts values (analytics.today() - 1, 'event_signup', '7', 'web', 3)"
+        )
+    tokyo = replace(settings, retention_days=90, time_zone="Asia/Tokyo")
+    init_db(url.render_as_string(hide_password=False), tokyo)
+    with engine.connect() as connection:
+        counts = connection.exec_driver_sql(
+            "select event_name, event_id, source, count from analytics.daily_event_counts"
+        )
+        assert counts.all() == [("event_signup", "7", "web", 3)]
+        kept = connection.exec_driver_sql("select retention_days, time_zone, kept_since from analytics.settings")
+        assert kept.all() == [(90, "Asia/Tokyo", None)]
+        assert connection.exec_driver_sql("select count(*) from analytics.retention_ledger").scalar() == 0
+    engine.dispose()
 
 
 def test_a_second_set_up_changes_nothing(database: Database) -> None:
