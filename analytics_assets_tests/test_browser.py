@@ -241,16 +241,16 @@ def test_after_a_removal_the_ui_shows_exactly_the_days_that_are_kept(site: Site,
     launched = site.webserver.query(LAUNCH, params={"selector": job, "runConfigData": config})["launchRun"]
     assert ended(site, launched["run"]["runId"])["status"] == "SUCCESS"
     for asset in ALL:
-        assert site.recorded(asset) == before[asset] - {days[0]}
+        kept = {day for day in before[asset] if day > days[0]}
+        assert site.recorded(asset) == kept
         page.goto(f"/assets/{asset}?view=partitions")
-        expect(page.get_by_text(f"Materialized ({len(before[asset]) - 1})")).to_be_visible()
+        expect(page.get_by_text(f"Materialized ({len(kept)})")).to_be_visible()
 
     # What the UI's own "wipe" asks for.
-    kept = {
-        "assetKey": {"path": ["event_signups"]},
-        "partitions": {"range": {"start": str(days[1]), "end": str(days[2])}},
-    }
-    assert site.webserver.query(WIPE, ranges=[kept])["wipeAssets"]["__typename"] == "AssetWipeSuccess"
-    assert site.recorded("event_signups") == before["event_signups"] - set(days)
+    wiped = {"range": {"start": str(days[1]), "end": str(days[2])}}
+    ranges = [{"assetKey": {"path": ["event_signups"]}, "partitions": wiped}]
+    assert site.webserver.query(WIPE, ranges=ranges)["wipeAssets"]["__typename"] == "AssetWipeSuccess"
+    left = {day for day in before["event_signups"] if day > days[2]}
+    assert site.recorded("event_signups") == left
     page.goto("/assets/event_signups?view=partitions")
-    expect(page.get_by_text(f"Materialized ({len(before['event_signups'] - set(days))})")).to_be_visible()
+    expect(page.get_by_text(f"Materialized ({len(left)})")).to_be_visible()
