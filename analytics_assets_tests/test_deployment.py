@@ -23,6 +23,7 @@ import websockets.sync.client
 from websockets.exceptions import InvalidStatus
 
 from analytics_assets.access import ONLY_VIEWS
+from analytics_assets.local.demo import VIEWS
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.local.server import wait_until_ready
 from analytics_assets.local.webserver import Webserver, WebserverError
@@ -333,21 +334,6 @@ def settled(read: Any, expected: Any) -> Any:
     return found
 
 
-LAUNCH = """
-mutation Launch($params: ExecutionParams!) {
-  launchPipelineExecution(executionParams: $params) { __typename ... on PythonError { message } }
-}
-"""
-EXECUTED = """
-query Executed($keys: [AssetKeyInput!]!) {
-  assetNodes(assetKeys: $keys) {
-    assetKey { path }
-    assetChecksOrError { ... on AssetChecks { checks { name executionForLatestMaterialization { status } } } }
-  }
-}
-"""
-
-
 def test_the_team_materializes_a_day(serving: Deployment) -> None:
     webserver = ui(serving, TEAM)
     backfill = webserver.launch_backfill(ALL, [last_day()])
@@ -360,29 +346,9 @@ def test_the_team_materializes_a_day(serving: Deployment) -> None:
 def test_the_check_of_the_views_is_executed_by_itself(serving: Deployment) -> None:
     """As the button in the UI does it; there is nothing to materialize."""
     webserver = ui(serving, TEAM)
-    paths = [["analytics_source", view] for view in ("consent_changes", "profile_visibility_changes", "signups")]
-    selector = {
-        "repositoryLocationName": "analytics_assets",
-        "repositoryName": "__repository__",
-        "pipelineName": "__ASSET_JOB",
-        "assetSelection": [],
-        "assetCheckSelection": [{"assetKey": {"path": path}, "name": ONLY_VIEWS} for path in paths],
-    }
-    launched = webserver.query(LAUNCH, params={"selector": selector, "mode": "default", "runConfigData": "{}"})
-    assert launched["launchPipelineExecution"]["__typename"] == "LaunchRunSuccess", launched
-    executed = {tuple(path): {ONLY_VIEWS: "SUCCEEDED"} for path in paths}
-
-    def read() -> Any:
-        nodes = webserver.query(EXECUTED, keys=[{"path": path} for path in paths])["assetNodes"]
-        return {
-            tuple(node["assetKey"]["path"]): {
-                check["name"]: (check["executionForLatestMaterialization"] or {"status": None})["status"]
-                for check in node["assetChecksOrError"]["checks"]
-            }
-            for node in nodes
-        }
-
-    assert settled(read, executed) == executed
+    run_id = webserver.execute_checks(ONLY_VIEWS, VIEWS)
+    assert settled(lambda: webserver.run_status(run_id), "SUCCESS") == "SUCCESS"
+    assert webserver.check_statuses(VIEWS) == {view: {ONLY_VIEWS: "SUCCEEDED"} for view in VIEWS}
 
 
 @pytest.mark.parametrize("name", [TEAM, VIEWERS])

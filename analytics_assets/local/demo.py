@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from analytics_assets.contract import METRICS
+from analytics_assets.access import ONLY_VIEWS
+from analytics_assets.contract import METRICS, SOURCE_SCHEMA, SourceView
 from analytics_assets.database import engine
 from analytics_assets.days import span
 from analytics_assets.local.demo_activity import click_through, create_demo_app, missing_days, record_activity
@@ -42,6 +43,8 @@ from analytics_assets.store.daily import open_store
 
 ACTIVITY_DAYS: Final = 200
 ASSETS: Final = [metric.asset for metric in METRICS]
+VIEWS: Final = [f"{SOURCE_SCHEMA}/{m.origin.name}" for m in METRICS if isinstance(m.origin, SourceView)]
+_RUN_ENDED: Final = {"SUCCESS", "FAILURE", "CANCELED"}
 _ENDED: Final = {"COMPLETED_SUCCESS", "COMPLETED_FAILED", "COMPLETED", "CANCELED", "FAILED"}
 
 
@@ -83,6 +86,8 @@ def run(settings: Settings, port: int, app_port: int, *, once: bool) -> bool:
                     wait_until_ready(app, app_port, name="The application", path="/events")
                 webserver = Webserver(f"http://{HOST}:{port}")
                 _backfill(webserver, ready, host.filled, progress)
+                with _step(progress, "Check of what the login can read"):
+                    _execute_login_checks(webserver)
                 progress.stop()
                 green = _summary(webserver, ready, console)
                 app_url = f"http://{HOST}:{app_port}"
@@ -209,6 +214,15 @@ def _backfill(webserver: Webserver, settings: Settings, filled: list[date], prog
             time.sleep(0.5)
 
 
+def _execute_login_checks(webserver: Webserver) -> None:
+    """The daily job does it, but not before tomorrow."""
+    if all(statuses == {ONLY_VIEWS: "SUCCEEDED"} for statuses in webserver.check_statuses(VIEWS).values()):
+        return
+    run_id = webserver.execute_checks(ONLY_VIEWS, VIEWS)
+    while webserver.run_status(run_id) not in _RUN_ENDED:
+        time.sleep(0.5)
+
+
 def _summary(webserver: Webserver, settings: Settings, console: Console) -> bool:
     """Print what is stored and whether the checks hold. Returns whether all is green."""
     table = Table("metric", "days", "rows", "total", "checks", title="What is stored now")
@@ -233,4 +247,10 @@ def _summary(webserver: Webserver, settings: Settings, console: Console) -> bool
                 "[red]" + ", ".join(failing) if failing else f"[green]{len(checks[metric.asset])} passed",
             )
     console.print(table)
-    return green
+    only_views = all(found == {ONLY_VIEWS: "SUCCEEDED"} for found in webserver.check_statuses(VIEWS).values())
+    console.print(
+        f"The pipeline's login reads the {len(VIEWS)} source views and nothing else of the application's database."
+        if only_views
+        else f"[red]{ONLY_VIEWS} has not passed; see the source views in the UI."
+    )
+    return green and only_views

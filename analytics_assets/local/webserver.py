@@ -23,6 +23,12 @@ mutation Launch($params: LaunchBackfillParams!) {
 _BACKFILL: Final = """
 query Backfill($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }
 """
+_EXECUTE: Final = """
+mutation Execute($params: ExecutionParams!) {
+  launchRun(executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } } }
+}
+"""
+_RUN: Final = "query Run($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 _MATERIALIZED: Final = """
 query Materialized($keys: [AssetKeyInput!]!) {
   assetNodes(assetKeys: $keys) {
@@ -51,7 +57,7 @@ class WebserverError(RuntimeError):
 
 @dataclass(frozen=True)
 class Webserver:
-    """A running Dagster webserver."""
+    """A running Dagster webserver. Assets are named like `event_signups` and `analytics_source/signups`."""
 
     url: str
 
@@ -75,11 +81,29 @@ class Webserver:
         """REQUESTED, COMPLETED_SUCCESS, COMPLETED_FAILED, FAILED, CANCELED or a state on the way to one of these."""
         return str(self.query(_BACKFILL, id=backfill_id)["partitionBackfillOrError"]["status"])
 
+    def execute_checks(self, name: str, assets: Sequence[str]) -> str:
+        """Execute the check of that name of each of these assets, and nothing else. Returns the id of the run."""
+        selector = {
+            "repositoryLocationName": "analytics_assets",
+            "repositoryName": "__repository__",
+            "jobName": "__ASSET_JOB",
+            "assetSelection": [],
+            "assetCheckSelection": [{"assetKey": key, "name": name} for key in _keys(assets)],
+        }
+        result = self.query(_EXECUTE, params={"selector": selector, "runConfigData": "{}"})["launchRun"]
+        if "run" not in result:
+            raise WebserverError(f"the checks were not executed: {result['__typename']}")
+        return str(result["run"]["runId"])
+
+    def run_status(self, run_id: str) -> str:
+        """SUCCESS, FAILURE, CANCELED or a state on the way to one of these."""
+        return str(self.query(_RUN, id=run_id)["runOrError"]["status"])
+
     def materialized_days(self, assets: Sequence[str]) -> dict[str, set[date]]:
         """Asset -> days that Dagster shows as materialized."""
         nodes = self.query(_MATERIALIZED, keys=_keys(assets))["assetNodes"]
         return {
-            node["assetKey"]["path"][-1]: {
+            "/".join(node["assetKey"]["path"]): {
                 day
                 for reach in node["assetPartitionStatuses"]["ranges"]
                 if reach["status"] == "MATERIALIZED"
@@ -92,7 +116,7 @@ class Webserver:
         """Asset -> check -> SUCCEEDED, FAILED, EXECUTION_FAILED, IN_PROGRESS, SKIPPED or NOT EXECUTED."""
         nodes = self.query(_CHECKS, keys=_keys(assets))["assetNodes"]
         return {
-            node["assetKey"]["path"][-1]: {
+            "/".join(node["assetKey"]["path"]): {
                 check["name"]: (check["executionForLatestMaterialization"] or {"status": "NOT EXECUTED"})["status"]
                 for check in node["assetChecksOrError"]["checks"]
             }
@@ -101,4 +125,4 @@ class Webserver:
 
 
 def _keys(assets: Sequence[str]) -> list[dict[str, list[str]]]:
-    return [{"path": [asset]} for asset in assets]
+    return [{"path": asset.split("/")} for asset in assets]

@@ -80,6 +80,7 @@ def test_demo_shows_everything_green_and_a_second_start_reuses_it(tmp_path: Path
     assert "today's clicks appear tomorrow" in first.stdout
     for metric in METRICS:
         assert re.search(rf"{metric.asset} +│ 180 of 180 │ +[1-9][\d,]* │ +[1-9][\d,]* │ {ALL_PASSED}", first.stdout)
+    assert "The pipeline's login reads the 3 source views and nothing else" in first.stdout
     assert left_running(tmp_path) == []
     log = (tmp_path / "demo/dagster.log").read_text(encoding="utf-8")
     assert log.count("Submitted run") == 1
@@ -95,6 +96,9 @@ def test_demo_shows_everything_green_and_a_second_start_reuses_it(tmp_path: Path
     second = demo(tmp_path, port, app_port)
     assert second.returncode == 0, second.stdout + second.stderr
     assert _table(second.stdout) == _table(first.stdout)
+    log = (tmp_path / "demo/demo_app.log").read_text(encoding="utf-8")
+    assert "this page fails on purpose" in log
+    assert "canary" not in log
     assert "Submitted run" not in (tmp_path / "demo/dagster.log").read_text(encoding="utf-8")
     assert dump.read_text() == clicks
     assert len([*today.iterdir()]) == 2, "each run of the application has a dump of its own"
@@ -107,9 +111,6 @@ def test_demo_shows_everything_green_and_a_second_start_reuses_it(tmp_path: Path
             open_ended.send_signal(number)
             assert open_ended.wait(timeout=90) == (0 if number == signal.SIGINT else 128 + number)
         assert left_running(tmp_path) == []
-    log = (tmp_path / "demo/demo_app.log").read_text(encoding="utf-8")
-    assert "this page fails on purpose" in log
-    assert "canary" not in log
 
     # Dagster forgets what it has recorded and a dump goes bad: all is collected again, and one metric is not green.
     with embedded_postgres(tmp_path / "demo") as server:
