@@ -271,9 +271,9 @@ def verify(alternatives: Sequence[Alternative], calls: int) -> None:
 def report(times: Sequence[Sequence[float]], alternatives: Sequence[Alternative], target: float | None) -> None:
     """Print a table, and the ratio it is about. What is added is the median of the differences in each round."""
     added = [median(value - bare for value, bare in zip(values, times[0], strict=True)) for values in times]
-    print(f"  {'microseconds, median':<40}{'total':>8}{'added':>8}{'ratio':>8}")
+    print(f"  {'microseconds, median':<40} {'total':>8} {'added':>8} {'ratio':>8}")
     for alternative, values, value in zip(alternatives, times, added, strict=True):
-        print(f"  {alternative.name:<40}{median(values):8.2f}{value:8.2f}{value / added[1]:8.2f}")
+        print(f"  {alternative.name:<40} {median(values):8.2f} {value:8.2f} {value / added[1]:8.2f}")
     if target is None:
         print(f"  slowest / fastest: {max(added[1:]) / min(added[1:]):.3f}")
     else:
