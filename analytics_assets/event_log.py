@@ -68,11 +68,11 @@ class EventLogStorage(PostgresEventLogStorage):
                 forget_partitions(connection, asset_key.to_string(), EVENTS.c.partition.in_(keys))
 
 
-def forget_partitions(connection: sa.Connection, asset: str, of_event: sa.ColumnElement[bool]) -> int:
+def forget_partitions(connection: sa.Connection, asset: str, of_event: sa.ColumnElement[bool]) -> None:
     """Remove the events of an asset that the condition selects, and whatever else is recorded about these partitions.
 
     That is: their tags, the check evaluations that they were the target of, the checks planned for them, and, where
-    the UI keeps a copy, the asset's newest materialization and its cached status. Returns the number of events.
+    the UI keeps a copy, the asset's newest materialization and its cached status.
     """
     selected = sa.and_(EVENTS.c.asset_key == asset, EVENTS.c.partition.is_not(None), of_event)
     ids = sa.select(EVENTS.c.id).where(selected)
@@ -83,9 +83,8 @@ def forget_partitions(connection: sa.Connection, asset: str, of_event: sa.Column
     planned = sa.and_(EXECUTIONS.c.asset_key == asset, EXECUTIONS.c.partition.in_(partitions))
     connection.execute(sa.delete(EXECUTIONS).where(sa.or_(evaluated, planned)))
     connection.execute(sa.delete(TAGS).where(TAGS.c.event_id.in_(ids)))
-    removed = connection.execute(sa.delete(EVENTS).where(selected)).rowcount
+    connection.execute(sa.delete(EVENTS).where(selected))
     _keep_newest(connection, asset)
-    return removed
 
 
 def _keep_newest(connection: sa.Connection, asset: str) -> None:

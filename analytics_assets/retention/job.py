@@ -7,7 +7,7 @@ from typing import Final
 import dagster as dg
 from pydantic import Field
 
-from analytics_assets.checks import NOTHING_OLDER
+from analytics_assets.checks import NOTHING_OLDER, listed
 from analytics_assets.contract import METRICS, Metric
 from analytics_assets.retention.sweep import Report, apply_retention, overdue, registry
 from analytics_assets.settings import Settings
@@ -53,8 +53,8 @@ def remove_expired_days(
             "would be removed" if config.dry_run else "removed": dg.MetadataValue.md(markdown(reports)),
         }
     )
-    if troubles := [f"- {report.place}: {report.problem}" for report in reports if report.problem]:
-        failure = dg.Failure("not everything that has expired was removed:\n" + "\n".join(troubles))
+    if troubles := [f"{report.place}: {report.problem}" for report in reports if report.problem]:
+        failure = dg.Failure(f"not everything that has expired was removed:\n{listed(troubles)}")
         raise dg.RetryRequested(_RETRIES, config.seconds_to_retry) from failure
 
 
@@ -89,7 +89,7 @@ def nothing_older_result(settings: Settings, store: Store, instance: dg.DagsterI
     return dg.AssetCheckResult(
         passed=not found,
         check_name=NOTHING_OLDER,
-        description="\n".join(f"- {text}" for text in found) + f"\n\n{_RECOVERY}" if found else None,
+        description=f"{listed(found)}\n\n{_RECOVERY}" if found else None,
         metadata={"places checked": len(places)},
     )
 
