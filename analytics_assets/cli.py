@@ -81,7 +81,7 @@ def demo(port: int, app_port: int, once: bool) -> None:
 
     It keeps to itself in the folder `demo` of the data folder, whatever URLs are set; deleting that folder resets it.
     """
-    from analytics_assets.local import demo as demonstration
+    from analytics_assets.demo import run as demonstration
     from analytics_assets.local import server
 
     server.exit_on_sigterm()

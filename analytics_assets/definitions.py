@@ -11,13 +11,13 @@ import warnings
 import dagster as dg
 
 from analytics_assets import metrics
-from analytics_assets.access import LOGIN_CHECKS
-from analytics_assets.checks import CHECKS
-from analytics_assets.collect import DUMPS_KEY, GROUP, source_key
 from analytics_assets.contract import METRICS, ContractError, SourceView
+from analytics_assets.defs.checks import CHECKS
+from analytics_assets.defs.collect import DUMPS_KEY, GROUP, source_key
+from analytics_assets.defs.login_check import LOGIN_CHECKS
+from analytics_assets.defs.schedules import daily_metrics, daily_metrics_job
 from analytics_assets.dictionary import asset_descriptions, column_text
 from analytics_assets.retention.job import RETENTION_CHECKS, retention_job, retention_sensor
-from analytics_assets.schedules import daily_metrics, daily_metrics_job
 from analytics_assets.settings import Settings
 from analytics_assets.sources.app_views import COLUMN_TYPES, view_metrics
 

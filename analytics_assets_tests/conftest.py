@@ -20,8 +20,8 @@ os.environ["ANALYTICS_TIMEZONE"] = f"Etc/GMT{datetime.now(UTC).hour - 12:+d}"
 from analytics_assets.local.postgres import embedded_postgres, ensure_database  # noqa: E402
 from analytics_assets.local.server import dagster_instance  # noqa: E402
 from analytics_assets.store.setup import init_db  # noqa: E402
-from analytics_assets_tests.host import Host  # noqa: E402
-from analytics_assets_tests.pipeline import Pipeline  # noqa: E402
+from analytics_assets_tests.support.host import Host  # noqa: E402
+from analytics_assets_tests.support.pipeline import Pipeline  # noqa: E402
 
 _NUMBERS = count(1)
 

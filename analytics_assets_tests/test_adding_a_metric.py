@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from analytics_assets.checks import CHECK_NAMES
 from analytics_assets.contract import METRICS
-from analytics_assets_tests.host import Host, moments
-from analytics_assets_tests.pipeline import Pipeline
+from analytics_assets.defs.checks import CHECK_NAMES
+from analytics_assets_tests.defs.test_checks import event, insert
 from analytics_assets_tests.store.test_constraints import admin_url
-from analytics_assets_tests.test_checks import event, insert
+from analytics_assets_tests.support.host import Host, moments
+from analytics_assets_tests.support.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/adding-a-metric.md").read_text(encoding="utf-8")
@@ -87,7 +87,9 @@ def test_one_entry_and_one_file_are_enough(pipeline: Pipeline, host: Host, yeste
     assert pipeline.sql("select * from analytics.daily_event_counts") == counts
     assert "event_cancellations: ok" in run(project, environment, "analytics_assets.cli", "sources")
 
-    found = json.loads(run(project, environment, "analytics_assets_tests.seventh_metric", ASSET, str(yesterday)))
+    found = json.loads(
+        run(project, environment, "analytics_assets_tests.support.seventh_metric", ASSET, str(yesterday))
+    )
     assert Path(found["package"]).is_relative_to(project)
     assert found["success"]
     assert sorted(found["stored"], key=str) == [

@@ -43,7 +43,7 @@ def imports(path: Path) -> set[str]:
 
 
 def part(name: str) -> str | None:
-    """`store` of `analytics_assets.store.daily`."""
+    """`store` of `analytics_assets.store.counts`."""
     pieces = name.split(".")
     return pieces[1] if pieces[0] == "analytics_assets" and len(pieces) > 1 else None
 

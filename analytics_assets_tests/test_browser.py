@@ -19,10 +19,10 @@ import pytest
 import sqlalchemy as sa
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from analytics_assets.checks import AT_SOURCE, CHECK_NAMES, STORED
 from analytics_assets.days import span
+from analytics_assets.defs.checks import AT_SOURCE, CHECK_NAMES, STORED
 from analytics_assets.local.server import ROOT
-from analytics_assets_tests.browser import (
+from analytics_assets_tests.support.browser import (
     BUSY_DAYS,
     EXPIRED_DAYS,
     PATIENCE,
@@ -35,8 +35,8 @@ from analytics_assets_tests.browser import (
     type_days,
     wait_until,
 )
-from analytics_assets_tests.pipeline import ALL
-from analytics_assets_tests.retention.clock import noon_of, set_clock
+from analytics_assets_tests.support.clock import noon_of, set_clock
+from analytics_assets_tests.support.pipeline import ALL
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS") == "1"
 SOURCES = ["consent_changes", "counter_dumps", "profile_visibility_changes", "signups"]

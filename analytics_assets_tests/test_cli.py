@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from analytics_assets.cli import main
 from analytics_assets.local.postgres import embedded_postgres
 from analytics_assets.settings import VARIABLES, Settings
-from analytics_assets_tests.host import Host
+from analytics_assets_tests.support.host import Host
 
 
 def invoke(*arguments: str, settings: Settings | None = None) -> Result:

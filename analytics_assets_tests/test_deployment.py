@@ -22,17 +22,17 @@ import sqlalchemy as sa
 import websockets.sync.client
 from websockets.exceptions import InvalidStatus
 
-from analytics_assets.access import ONLY_VIEWS
-from analytics_assets.local.demo import VIEWS
+from analytics_assets.defs.login_check import ONLY_VIEWS
+from analytics_assets.demo.run import VIEWS
+from analytics_assets.demo.webserver import Webserver, WebserverError
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.local.server import wait_until_ready
-from analytics_assets.local.webserver import Webserver, WebserverError
 from analytics_assets.settings import Settings
 from analytics_assets.telemetry import Telemetry
-from analytics_assets_tests.deployment import PAGE, PASSWORD, Deployment, blocks, files, program
-from analytics_assets_tests.host import Host, moments
-from analytics_assets_tests.pipeline import ALL
 from analytics_assets_tests.store.test_access import rights
+from analytics_assets_tests.support.deployment import PAGE, PASSWORD, Deployment, blocks, files, program
+from analytics_assets_tests.support.host import Host, moments
+from analytics_assets_tests.support.pipeline import ALL
 
 TEAM, VIEWERS = "analytics.example.org", "view.analytics.example.org"
 PEOPLE = {TEAM: ("ana", PASSWORD), VIEWERS: ("vera", PASSWORD)}

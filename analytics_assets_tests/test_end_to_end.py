@@ -27,19 +27,20 @@ import pytest
 import requests
 import sqlalchemy as sa
 
-from analytics_assets.local.demo_activity import create_demo_app
+from analytics_assets.demo.activity import create_demo_app
 from analytics_assets.local.server import HOST, ROOT, stop
 from analytics_assets.settings import Settings
 from analytics_assets_tests.conftest import set_up
-from analytics_assets_tests.pipeline import ALL, Pipeline, failures
+from analytics_assets_tests.support.pipeline import ALL, Pipeline, failures
 
 PATIENCE = 60
 THREADS = 4
 
-UVICORN = ["uvicorn", "--factory", "analytics_assets_tests.served:asgi_app", "--workers", "2", "--no-access-log"]
+ASGI_APP = "analytics_assets_tests.support.served:asgi_app"
+UVICORN = ["uvicorn", "--factory", ASGI_APP, "--workers", "2", "--no-access-log"]
 GUNICORN = ["gunicorn", "--no-control-socket", "--workers", "3", "--graceful-timeout", "3"]
-GUNICORN_ASGI = [*GUNICORN, "--worker-class", "asgi", "analytics_assets_tests.served:asgi_app()"]
-GUNICORN_WSGI = [*GUNICORN, "analytics_assets_tests.served:wsgi_app()"]
+GUNICORN_ASGI = [*GUNICORN, "--worker-class", "asgi", f"{ASGI_APP}()"]
+GUNICORN_WSGI = [*GUNICORN, "analytics_assets_tests.support.served:wsgi_app()"]
 SERVERS = {
     "uvicorn": UVICORN,
     "gunicorn asgi": GUNICORN_ASGI,

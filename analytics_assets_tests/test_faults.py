@@ -20,8 +20,8 @@ from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.settings import Settings
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.conftest import set_up
-from analytics_assets_tests.host import Host, moments
-from analytics_assets_tests.pipeline import ALL, Pipeline
+from analytics_assets_tests.support.host import Host, moments
+from analytics_assets_tests.support.pipeline import ALL, Pipeline
 
 SPAWN = multiprocessing.get_context("spawn")
 

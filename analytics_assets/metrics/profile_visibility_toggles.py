@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from analytics_assets.collect import CollectConfig, Results, asset_args, collect
 from analytics_assets.contract import metric
+from analytics_assets.defs.collect import CollectConfig, Results, asset_args, collect
 from analytics_assets.settings import Settings
 from analytics_assets.sources.app_views import open_view
 

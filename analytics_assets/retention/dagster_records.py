@@ -21,9 +21,9 @@ from dagster_postgres.utils import DagsterPostgresException
 
 from analytics_assets.database import DatabaseError, UnreachableError, without_values
 from analytics_assets.days import bounds, zone
-from analytics_assets.event_log import EVENTS, EXECUTIONS, TAGS, EventLogStorage, forget_partitions
-from analytics_assets.partitions import DAY_TAGS
-from analytics_assets.retention.places import Amount
+from analytics_assets.defs.partitions import DAY_TAGS
+from analytics_assets.retention.event_log import EVENTS, EXECUTIONS, TAGS, EventLogStorage, forget_partitions
+from analytics_assets.retention.targets import Amount
 
 
 @dataclass(frozen=True)

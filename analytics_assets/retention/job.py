@@ -7,11 +7,11 @@ from typing import Final
 import dagster as dg
 from pydantic import Field
 
-from analytics_assets.checks import NOTHING_OLDER, listed
 from analytics_assets.contract import METRICS, Metric
+from analytics_assets.defs.checks import NOTHING_OLDER, listed
 from analytics_assets.retention.sweep import Report, apply_retention, overdue, registry
 from analytics_assets.settings import Settings
-from analytics_assets.store.daily import Store, open_store
+from analytics_assets.store.counts import Store, open_store
 
 # Dagster copies the sensor when it binds resources, and warns about an argument that it passes itself.
 warnings.filterwarnings("ignore", message="Parameter `owners` of initializer `Sensor", category=dg.BetaWarning)

@@ -12,9 +12,9 @@ import dagster as dg
 
 from analytics_assets.database import DatabaseError
 from analytics_assets.retention.dagster_records import CheckEvaluations, PartitionRecords, Records, runs, ticks
-from analytics_assets.retention.places import NOTHING, Amount, CollectedDays, DailyCounts, Files, Place, PlaceError
+from analytics_assets.retention.targets import NOTHING, Amount, CollectedDays, DailyCounts, Files, Place, PlaceError
 from analytics_assets.settings import Settings
-from analytics_assets.store.daily import Store, open_store
+from analytics_assets.store.counts import Store, open_store
 
 WITHOUT_DAYS: Final[Mapping[str, str]] = {
     "analytics.alembic_version": "name of a migration",

@@ -18,7 +18,7 @@ from sqlalchemy.schema import AddConstraint
 from analytics_assets.contract import SCHEMA
 from analytics_assets.database import engine, without_values
 from analytics_assets.settings import Settings
-from analytics_assets.store.documentation import write_comments
+from analytics_assets.store.comments import write_comments
 from analytics_assets.store.grants import OWNER, RIGHTS, ROLES
 from analytics_assets.store.tables import METADATA
 

@@ -31,9 +31,9 @@ def test_every_alternative_runs_and_has_done_its_work() -> None:
 def test_what_records_or_removes_nothing_is_not_compared(tmp_path: Path) -> None:
     # Python imports this module at start.
     (tmp_path / "sitecustomize.py").write_text(
-        "from analytics_assets.event_log import EventLogStorage\n"
+        "from analytics_assets.retention.event_log import EventLogStorage\n"
         "EventLogStorage.store_event_batch = lambda *_: None\n"
-        "from analytics_assets.store.daily import Store\n"
+        "from analytics_assets.store.counts import Store\n"
         "Store.drop_day = lambda *_: 0\n"
     )
     done = run(PYTHONPATH=str(tmp_path))

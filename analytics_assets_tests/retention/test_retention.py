@@ -9,18 +9,18 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from analytics_assets.checks import AT_SOURCE, CHECK_NAMES
 from analytics_assets.contract import RETENTION_DAYS, TABLES
 from analytics_assets.days import bounds, span
+from analytics_assets.defs.checks import AT_SOURCE, CHECK_NAMES
 from analytics_assets.retention.job import retention_sensor
 from analytics_assets.retention.sweep import BY_HAND, apply_retention
 from analytics_assets.settings import Settings
-from analytics_assets.store.daily import open_store
+from analytics_assets.store.counts import open_store
 from analytics_assets.store.setup import init_db
-from analytics_assets_tests.host import Host
-from analytics_assets_tests.pipeline import ALL, Pipeline, checks, failures
-from analytics_assets_tests.retention.clock import noon_of, set_clock
 from analytics_assets_tests.store.test_constraints import admin_url
+from analytics_assets_tests.support.clock import noon_of, set_clock
+from analytics_assets_tests.support.host import Host
+from analytics_assets_tests.support.pipeline import ALL, Pipeline, checks, failures
 from analytics_assets_tests.test_faults import fill
 
 PLACES = [

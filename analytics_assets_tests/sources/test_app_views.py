@@ -15,8 +15,8 @@ from analytics_assets.database import DatabaseError
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.sources import SourceRefusedError
 from analytics_assets.sources.app_views import open_view
-from analytics_assets_tests.host import Host, moments
-from analytics_assets_tests.pipeline import Pipeline, everything_said, failures, gate
+from analytics_assets_tests.support.host import Host, moments
+from analytics_assets_tests.support.pipeline import Pipeline, everything_said, failures, gate
 
 SIGNUPS, CONSENT = metric("event_signups"), metric("consent_changes")
 READER = "analytics_source_reader"

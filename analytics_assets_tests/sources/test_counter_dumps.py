@@ -22,8 +22,8 @@ from analytics_assets.settings import Settings
 from analytics_assets.sources import SourceRefusedError
 from analytics_assets.sources.counter_dumps import UNREADABLE, open_dumps, read_day
 from analytics_assets.telemetry import Telemetry
-from analytics_assets_tests.host import Host, moments
-from analytics_assets_tests.pipeline import Pipeline, everything_said, failures, gate
+from analytics_assets_tests.support.host import Host, moments
+from analytics_assets_tests.support.pipeline import Pipeline, everything_said, failures, gate
 
 DUMP_FED = ["directory_page_views", "directory_searches", "endpoint_error_rates"]
 VIEWS, SEARCHES, RATES = map(metric, DUMP_FED)

@@ -23,8 +23,8 @@ from analytics_assets.settings import Settings
 from analytics_assets.store.grants import OWNER, READER, SOURCE_READER, WRITER
 from analytics_assets.store.setup import init_db
 from analytics_assets_tests.conftest import set_up
-from analytics_assets_tests.host import Host
-from analytics_assets_tests.postgres_tools import tool
+from analytics_assets_tests.support.host import Host
+from analytics_assets_tests.support.postgres_tools import tool
 
 STRANGER = "nobody_in_particular"
 LOGINS = (WRITER, READER, SOURCE_READER, STRANGER)

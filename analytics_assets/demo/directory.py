@@ -239,7 +239,7 @@ _PAGE: Final = sa.text(
 
 
 class DatabaseDirectory(Directory):
-    """The data in the tables of demo_app.sql.
+    """The data in the tables of app.sql.
 
     Nothing is connected to before the first request, so that a server may fork in between.
     """

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from analytics_assets import contract, guard
 from analytics_assets.days import bounds
-from analytics_assets.local.demo_activity import (
+from analytics_assets.demo.activity import (
     CROWDS,
     PROCESSES,
     _move_in,
@@ -27,8 +27,8 @@ from analytics_assets.local.demo_activity import (
     missing_days,
     record_activity,
 )
-from analytics_assets.local.demo_app import build_app
-from analytics_assets.local.demo_directory import (
+from analytics_assets.demo.app import build_app
+from analytics_assets.demo.directory import (
     EVENTS,
     Browser,
     MemoryDirectory,

@@ -8,14 +8,14 @@ import dagster as dg
 import pytest
 from dagster._utils.schedules import schedule_execution_time_iterator
 
-from analytics_assets.access import LOGIN_CHECKS
-from analytics_assets.checks import CHECK_NAMES
 from analytics_assets.days import span
 from analytics_assets.definitions import build_definitions
-from analytics_assets.partitions import DAILY, days_of_run
-from analytics_assets.schedules import daily_metrics
+from analytics_assets.defs.checks import CHECK_NAMES
+from analytics_assets.defs.login_check import LOGIN_CHECKS
+from analytics_assets.defs.partitions import DAILY, days_of_run
+from analytics_assets.defs.schedules import daily_metrics
 from analytics_assets.settings import Settings
-from analytics_assets_tests.pipeline import ALL, Pipeline
+from analytics_assets_tests.support.pipeline import ALL, Pipeline
 
 
 def requested(settings: Settings, moment: datetime) -> dg.RunRequest:

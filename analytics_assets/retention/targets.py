@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from analytics_assets.days import zone
-from analytics_assets.store.daily import Store
+from analytics_assets.store.counts import Store
 
 
 class Amount(NamedTuple):

@@ -6,9 +6,9 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
-from analytics_assets.access import LOGIN_CHECKS
-from analytics_assets.collect import GROUP
-from analytics_assets.partitions import DAILY, range_tags
+from analytics_assets.defs.collect import GROUP
+from analytics_assets.defs.login_check import LOGIN_CHECKS
+from analytics_assets.defs.partitions import DAILY, range_tags
 from analytics_assets.settings import Settings
 
 AGAIN: Final = 2

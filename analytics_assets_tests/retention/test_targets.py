@@ -15,21 +15,21 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from analytics_assets.checks import NOTHING_OLDER
 from analytics_assets.database import DatabaseError, UnreachableError
-from analytics_assets.event_log import EventLogStorage
+from analytics_assets.defs.checks import NOTHING_OLDER
 from analytics_assets.local.server import dagster_instance
+from analytics_assets.retention.event_log import EventLogStorage
 from analytics_assets.retention.job import nothing_older_result
-from analytics_assets.retention.places import Amount, Files, Place
 from analytics_assets.retention.sweep import BY_HAND, WITHOUT_DAYS, apply_retention, preview, registry, sweep
+from analytics_assets.retention.targets import Amount, Files, Place
 from analytics_assets.settings import Settings
-from analytics_assets.store.daily import open_store
+from analytics_assets.store.counts import open_store
 from analytics_assets.telemetry import Telemetry
-from analytics_assets_tests.host import Host
-from analytics_assets_tests.pipeline import ALL, Pipeline, checks, failures
-from analytics_assets_tests.retention.clock import noon_of, set_clock
 from analytics_assets_tests.retention.test_retention import PLACES, collected, dagster, ledger
 from analytics_assets_tests.store.test_constraints import as_superuser
+from analytics_assets_tests.support.clock import noon_of, set_clock
+from analytics_assets_tests.support.host import Host
+from analytics_assets_tests.support.pipeline import ALL, Pipeline, checks, failures
 from analytics_assets_tests.test_faults import SPAWN, fill
 
 Put = Callable[[Pipeline, datetime], None]

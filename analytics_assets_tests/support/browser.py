@@ -21,13 +21,13 @@ import sqlalchemy as sa
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from analytics_assets.days import bounds, span
+from analytics_assets.demo.webserver import Webserver
 from analytics_assets.local.server import HOST, dagster_dev, wait_until_ready
-from analytics_assets.local.webserver import Webserver
 from analytics_assets.settings import Settings
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.conftest import set_up
-from analytics_assets_tests.host import Host, moments
-from analytics_assets_tests.pipeline import Pipeline
+from analytics_assets_tests.support.host import Host, moments
+from analytics_assets_tests.support.pipeline import Pipeline
 
 PATIENCE = 90
 """Seconds for anything a click has started: runs wait for the daemon, and other tests may keep the machine busy."""

@@ -22,7 +22,7 @@ import pytest
 import sqlalchemy as sa
 
 from analytics_assets.local.server import ROOT, stop
-from analytics_assets_tests.postgres_tools import FOLDER
+from analytics_assets_tests.support.postgres_tools import FOLDER
 
 PAGE = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
 PASSWORD = "correct horse"  # noqa: S105  # of both made-up people

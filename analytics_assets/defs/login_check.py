@@ -7,10 +7,10 @@ from typing import Final
 
 import dagster as dg
 
-from analytics_assets.checks import listed
-from analytics_assets.collect import source_key
 from analytics_assets.contract import Metric
 from analytics_assets.database import engine, without_values
+from analytics_assets.defs.checks import listed
+from analytics_assets.defs.collect import source_key
 from analytics_assets.settings import Settings
 from analytics_assets.sources.app_views import view_metrics
 from analytics_assets.sources.login import beyond_the_views

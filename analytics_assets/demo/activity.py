@@ -31,8 +31,8 @@ import requests
 import sqlalchemy as sa
 
 from analytics_assets.days import bounds
-from analytics_assets.local.demo_app import build_app
-from analytics_assets.local.demo_directory import (
+from analytics_assets.demo.app import build_app
+from analytics_assets.demo.directory import (
     BY_ORGANIZER,
     EVENTS,
     IMPORT,
@@ -93,7 +93,7 @@ def create_demo_app(connection: sa.Connection) -> None:
 
     Needs a connection of `engine.connect()`. Running it again changes nothing.
     """
-    connection.exec_driver_sql(files("analytics_assets.local").joinpath("demo_app.sql").read_text(encoding="utf-8"))
+    connection.exec_driver_sql(files("analytics_assets.demo").joinpath("app.sql").read_text(encoding="utf-8"))
     connection.exec_driver_sql(HOST)
     if connection.scalar(sa.text("select not exists (select from public.events)")):
         founded = datetime(2020, 1, 1, tzinfo=UTC)

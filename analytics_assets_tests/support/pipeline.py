@@ -11,11 +11,11 @@ from typing import Any
 import dagster as dg
 import sqlalchemy as sa
 
-from analytics_assets.checks import AT_SOURCE
 from analytics_assets.contract import METRICS, metric
 from analytics_assets.definitions import build_definitions
+from analytics_assets.defs.checks import AT_SOURCE
+from analytics_assets.defs.partitions import range_tags
 from analytics_assets.local.server import dagster_instance
-from analytics_assets.partitions import range_tags
 from analytics_assets.retention.job import RetentionConfig, remove_expired_days, retention_job
 from analytics_assets.settings import Settings
 

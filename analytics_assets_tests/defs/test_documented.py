@@ -7,18 +7,18 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from analytics_assets.checks import DOCUMENTED
 from analytics_assets.contract import CORE_FIELDS, METRICS, metric
 from analytics_assets.database import DatabaseError
+from analytics_assets.defs.checks import DOCUMENTED
 from analytics_assets.guard import row_violations
 from analytics_assets.settings import Settings
-from analytics_assets.store.daily import open_store
+from analytics_assets.store.counts import open_store
 from analytics_assets.store.setup import init_db
 from analytics_assets.telemetry import Telemetry, TelemetryError
-from analytics_assets_tests.host import Host, moments
-from analytics_assets_tests.pipeline import ALL, Pipeline, checks, everything_said, gate
+from analytics_assets_tests.defs.test_checks import EVENT_FED, drop_check, event, insert, run_check
 from analytics_assets_tests.store.test_constraints import admin_url, as_superuser
-from analytics_assets_tests.test_checks import EVENT_FED, drop_check, event, insert, run_check
+from analytics_assets_tests.support.host import Host, moments
+from analytics_assets_tests.support.pipeline import ALL, Pipeline, checks, everything_said, gate
 
 RESPONSE_FED = [m.asset for m in METRICS if m.table == "daily_response_counts"]
 ONE_OF_EACH = ["event_signups", "directory_searches", "endpoint_error_rates"]

@@ -20,11 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from analytics_assets.access import ONLY_VIEWS
 from analytics_assets.contract import METRICS, SOURCE_SCHEMA, SourceView
 from analytics_assets.database import engine
 from analytics_assets.days import span
-from analytics_assets.local.demo_activity import click_through, create_demo_app, missing_days, record_activity
+from analytics_assets.defs.login_check import ONLY_VIEWS
+from analytics_assets.demo.activity import click_through, create_demo_app, missing_days, record_activity
+from analytics_assets.demo.webserver import Webserver
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.local.server import (
     HOST,
@@ -36,10 +37,9 @@ from analytics_assets.local.server import (
     stop,
     wait_until_ready,
 )
-from analytics_assets.local.webserver import Webserver
 from analytics_assets.retention.sweep import BY_HAND, apply_retention
 from analytics_assets.settings import Settings
-from analytics_assets.store.daily import open_store
+from analytics_assets.store.counts import open_store
 
 ACTIVITY_DAYS: Final = 200
 ASSETS: Final = [metric.asset for metric in METRICS]
@@ -133,7 +133,7 @@ def _web_server(settings: Settings, database_url: str, port: int) -> Iterator[su
     options = ["--host", HOST, "--port", str(port), "--no-access-log", "--timeout-graceful-shutdown", "5"]
     with (settings.data_dir / "demo_app.log").open("wb") as log:
         process = subprocess.Popen(  # noqa: S603  # our own interpreter and constants
-            [sys.executable, "-m", "uvicorn", "--factory", "analytics_assets.local.demo_app:create_app", *options],
+            [sys.executable, "-m", "uvicorn", "--factory", "analytics_assets.demo.app:create_app", *options],
             env=os.environ | app_settings,
             stdout=log,
             stderr=log,

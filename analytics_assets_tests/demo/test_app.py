@@ -15,9 +15,9 @@ import pytest
 import sqlalchemy as sa
 from starlette.applications import Starlette
 
-from analytics_assets.local.demo_activity import create_demo_app
-from analytics_assets.local.demo_app import build_app, create_app
-from analytics_assets.local.demo_directory import (
+from analytics_assets.demo.activity import create_demo_app
+from analytics_assets.demo.app import build_app, create_app
+from analytics_assets.demo.directory import (
     EVENTS,
     IMPORT,
     PAGE_SIZE,

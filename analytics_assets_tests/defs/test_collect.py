@@ -2,11 +2,11 @@
 
 from datetime import date, timedelta
 
-from analytics_assets.checks import CHECK_NAMES
 from analytics_assets.days import bounds
+from analytics_assets.defs.checks import CHECK_NAMES
 from analytics_assets.telemetry import Telemetry
-from analytics_assets_tests.host import Host, last_moment, moments
-from analytics_assets_tests.pipeline import ALL, Pipeline, checks, everything_said
+from analytics_assets_tests.support.host import Host, last_moment, moments
+from analytics_assets_tests.support.pipeline import ALL, Pipeline, checks, everything_said
 
 
 def test_a_day_of_every_metric(pipeline: Pipeline, host: Host, yesterday: date) -> None:

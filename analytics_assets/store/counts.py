@@ -19,7 +19,7 @@ from analytics_assets.contract import SCHEMA, Metric, vocabulary
 from analytics_assets.database import DatabaseError, engine, without_values
 from analytics_assets.guard import Row, Violation, row_violations
 from analytics_assets.settings import Settings
-from analytics_assets.store.documentation import undocumented
+from analytics_assets.store.comments import undocumented
 from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS, RETENTION_LEDGER
 
 

@@ -16,12 +16,12 @@ import dagster as dg
 
 from analytics_assets.contract import METRICS, CounterDumps, Metric
 from analytics_assets.database import DatabaseError
-from analytics_assets.partitions import KEPT_DAYS, days_of_run
+from analytics_assets.defs.partitions import KEPT_DAYS, days_of_run
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.sources import Source, SourceRefusedError
 from analytics_assets.sources.app_views import open_view, undocumented_views
 from analytics_assets.sources.counter_dumps import open_dumps
-from analytics_assets.store.daily import Store, open_store
+from analytics_assets.store.counts import Store, open_store
 
 AT_SOURCE: Final = "only_allowlisted_fields_at_source"
 STORED: Final = "only_allowlisted_fields_stored"

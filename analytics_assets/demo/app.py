@@ -9,8 +9,8 @@ What counting takes stands in four places:
 
 Sign-ups, visibility and consent are counted by the pipeline, from the tables, and take nothing here.
 
-    $ uvicorn --factory analytics_assets.local.demo_app:create_app
-    $ gunicorn --worker-class asgi 'analytics_assets.local.demo_app:create_app()'
+    $ uvicorn --factory analytics_assets.demo.app:create_app
+    $ gunicorn --worker-class asgi 'analytics_assets.demo.app:create_app()'
 
 What the pages look like stands in `demo_pages`, what they know in `demo_directory`. There is no log-in: a cookie names
 the profile, which is good enough for made-up people only.
@@ -32,7 +32,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from analytics_assets.local.demo_directory import (
+from analytics_assets.demo.directory import (
     BY_ORGANIZER,
     ORGANIZER,
     PAGE_SIZE,
@@ -44,7 +44,7 @@ from analytics_assets.local.demo_directory import (
     Directory,
     Event,
 )
-from analytics_assets.local.demo_pages import render
+from analytics_assets.demo.pages import render
 from analytics_assets.telemetry import Telemetry
 from analytics_assets.telemetry.asgi import CountResponses, Scope
 

@@ -13,8 +13,8 @@ from typing import Any
 from flask import Flask, abort
 from starlette.applications import Starlette
 
-from analytics_assets.local.demo_app import build_app
-from analytics_assets.local.demo_directory import DatabaseDirectory
+from analytics_assets.demo.app import build_app
+from analytics_assets.demo.directory import DatabaseDirectory
 from analytics_assets.telemetry import Telemetry
 from analytics_assets.telemetry.wsgi import CountResponses
 

@@ -11,10 +11,10 @@ import dagster as dg
 import analytics_assets
 from analytics_assets.contract import metric
 from analytics_assets.definitions import build_definitions
-from analytics_assets.partitions import range_tags
+from analytics_assets.defs.partitions import range_tags
 from analytics_assets.settings import Settings
 from analytics_assets.telemetry import Telemetry, TelemetryError
-from analytics_assets_tests.pipeline import Pipeline, checks
+from analytics_assets_tests.support.pipeline import Pipeline, checks
 
 
 def outcome(asset: str, day: date) -> dict[str, object]:

@@ -12,12 +12,12 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from analytics_assets.access import LOGIN_CHECKS, ONLY_VIEWS
 from analytics_assets.definitions import build_definitions
-from analytics_assets.partitions import range_tags
+from analytics_assets.defs.login_check import LOGIN_CHECKS, ONLY_VIEWS
+from analytics_assets.defs.partitions import range_tags
 from analytics_assets_tests.conftest import set_up
-from analytics_assets_tests.host import Host
-from analytics_assets_tests.pipeline import ALL, Pipeline, everything_said, failures
+from analytics_assets_tests.support.host import Host
+from analytics_assets_tests.support.pipeline import ALL, Pipeline, everything_said, failures
 
 LOGIN = "nosy"
 """A login of its own, that has the views through a group: what a test does to it concerns no other test."""

@@ -8,17 +8,17 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from analytics_assets.access import ONLY_VIEWS
-from analytics_assets.checks import AT_SOURCE, CHECK_NAMES, MATCHES, STORED
 from analytics_assets.contract import METRICS, metric
 from analytics_assets.definitions import build_definitions
+from analytics_assets.defs.checks import AT_SOURCE, CHECK_NAMES, MATCHES, STORED
+from analytics_assets.defs.login_check import ONLY_VIEWS
 from analytics_assets.settings import Settings
-from analytics_assets.store.daily import DayRefusedError, open_store
+from analytics_assets.store.counts import DayRefusedError, open_store
 from analytics_assets.store.setup import init_db
 from analytics_assets.telemetry import Telemetry
-from analytics_assets_tests.host import Host, moments
-from analytics_assets_tests.pipeline import Pipeline, checks, everything_said, failures
 from analytics_assets_tests.store.test_constraints import admin_url, as_superuser
+from analytics_assets_tests.support.host import Host, moments
+from analytics_assets_tests.support.pipeline import Pipeline, checks, everything_said, failures
 
 EVENT_FED = [m.asset for m in METRICS if m.table == "daily_event_counts"]
 

@@ -16,16 +16,23 @@ from typing import Any, Final, TypedDict, cast
 import dagster as dg
 from pydantic import Field
 
-from analytics_assets.checks import AT_SOURCE, documented_result, listed, matches_result, not_compared, stored_result
 from analytics_assets.contract import SCHEMA, SOURCE_SCHEMA, CounterDumps, Metric, SourceView
 from analytics_assets.database import DatabaseError, UnreachableError
+from analytics_assets.defs.checks import (
+    AT_SOURCE,
+    documented_result,
+    listed,
+    matches_result,
+    not_compared,
+    stored_result,
+)
+from analytics_assets.defs.partitions import DAILY
 from analytics_assets.dictionary import column_text
-from analytics_assets.event_log import EventLogStorage
-from analytics_assets.partitions import DAILY
+from analytics_assets.retention.event_log import EventLogStorage
 from analytics_assets.retention.job import nothing_older_result
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Problem, Source, SourceRefusedError
-from analytics_assets.store.daily import DayRefusedError, Store, Stored, Window, open_store
+from analytics_assets.store.counts import DayRefusedError, Store, Stored, Window, open_store
 
 GROUP: Final = "daily_counts"
 DUMPS_KEY: Final = dg.AssetKey("counter_dumps")

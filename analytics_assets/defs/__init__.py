@@ -1,0 +1,1 @@
+"""What Dagster loads, and nothing else: partitions, assets, checks, jobs, schedules and sensors."""
