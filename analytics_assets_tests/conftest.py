@@ -19,7 +19,7 @@ os.environ["ANALYTICS_TIMEZONE"] = f"Etc/GMT{datetime.now(UTC).hour - 12:+d}"
 
 from analytics_assets.local.postgres import embedded_postgres, ensure_database  # noqa: E402
 from analytics_assets.local.server import dagster_instance  # noqa: E402
-from analytics_assets.store.setup import init_db  # noqa: E402
+from analytics_assets_tests.support.database import set_up  # noqa: E402
 from analytics_assets_tests.support.host import Host  # noqa: E402
 from analytics_assets_tests.support.pipeline import Pipeline  # noqa: E402
 
@@ -88,20 +88,3 @@ def pipeline(settings: Settings) -> Iterator[Pipeline]:
 def yesterday(settings: Settings) -> date:
     """The last full day."""
     return settings.today() - timedelta(days=1)
-
-
-def set_up(analytics: sa.URL, source_url: str, folder: Path) -> Settings:
-    """Initialize an analytics database and return the settings of the service account."""
-    dumps = folder / "dumps"
-    dumps.mkdir(exist_ok=True)
-    made = Settings.from_env(
-        {
-            "ANALYTICS_TIMEZONE": os.environ["ANALYTICS_TIMEZONE"],
-            "ANALYTICS_DATABASE_URL": analytics.set(username="analytics_writer").render_as_string(hide_password=False),
-            "ANALYTICS_SOURCE_URL": source_url,
-            "ANALYTICS_DATA_DIR": str(folder),
-            "ANALYTICS_DUMP_DIR": str(dumps),
-        }
-    )
-    init_db(analytics.render_as_string(hide_password=False), made)
-    return made

@@ -16,8 +16,7 @@ import sqlalchemy as sa
 
 from analytics_assets.contract import METRICS
 from analytics_assets.defs.checks import CHECK_NAMES
-from analytics_assets_tests.defs.test_checks import event, insert
-from analytics_assets_tests.store.test_constraints import admin_url
+from analytics_assets_tests.support.database import admin_url, event, insert
 from analytics_assets_tests.support.host import Host, moments
 from analytics_assets_tests.support.pipeline import Pipeline
 

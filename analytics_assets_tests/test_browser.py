@@ -25,7 +25,6 @@ from analytics_assets.local.server import ROOT
 from analytics_assets_tests.support.browser import (
     BUSY_DAYS,
     EXPIRED_DAYS,
-    PATIENCE,
     Site,
     chromium,
     follow_notification,
@@ -33,10 +32,10 @@ from analytics_assets_tests.support.browser import (
     new_page,
     open_check,
     type_days,
-    wait_until,
 )
 from analytics_assets_tests.support.clock import noon_of, set_clock
 from analytics_assets_tests.support.pipeline import ALL
+from analytics_assets_tests.support.processes import PATIENCE, wait_until
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS") == "1"
 SOURCES = ["consent_changes", "counter_dumps", "profile_visibility_changes", "signups"]

@@ -29,7 +29,7 @@ from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.local.server import wait_until_ready
 from analytics_assets.settings import Settings
 from analytics_assets.telemetry import Telemetry
-from analytics_assets_tests.store.test_access import rights
+from analytics_assets_tests.support.database import rights
 from analytics_assets_tests.support.deployment import PAGE, PASSWORD, Deployment, blocks, files, program
 from analytics_assets_tests.support.host import Host, moments
 from analytics_assets_tests.support.pipeline import ALL

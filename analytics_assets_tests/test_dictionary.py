@@ -16,7 +16,7 @@ from analytics_assets.definitions import build_definitions, metric_assets
 from analytics_assets.dictionary import asset_descriptions, column_text, database_comments, markdown
 from analytics_assets.settings import Settings
 from analytics_assets.store.setup import init_db
-from analytics_assets_tests.store.test_constraints import admin_url
+from analytics_assets_tests.support.database import admin_url
 from analytics_assets_tests.support.pipeline import ALL
 
 LIVE_TYPES = {

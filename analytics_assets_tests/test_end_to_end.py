@@ -30,7 +30,7 @@ import sqlalchemy as sa
 from analytics_assets.demo.activity import create_demo_app
 from analytics_assets.local.server import HOST, ROOT, stop
 from analytics_assets.settings import Settings
-from analytics_assets_tests.conftest import set_up
+from analytics_assets_tests.support.database import set_up
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, failures
 
 PATIENCE = 60

@@ -22,7 +22,7 @@ from analytics_assets.days import span
 from analytics_assets.defs.checks import CHECK_NAMES
 from analytics_assets.local.server import dagster_home
 from analytics_assets.sources.app_views import open_view, view_metrics
-from analytics_assets_tests.conftest import set_up
+from analytics_assets_tests.support.database import set_up
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, everything_said
 
 REALWORLD = Path(__file__).parents[2] / "shared" / "realworld"

@@ -16,36 +16,9 @@ from analytics_assets.settings import Settings
 from analytics_assets.store.counts import DayRefusedError, open_store
 from analytics_assets.store.setup import init_db
 from analytics_assets.telemetry import Telemetry
-from analytics_assets_tests.store.test_constraints import admin_url, as_superuser
+from analytics_assets_tests.support.database import admin_url, as_superuser, drop_check, event, insert
 from analytics_assets_tests.support.host import Host, moments
-from analytics_assets_tests.support.pipeline import Pipeline, checks, everything_said, failures
-
-EVENT_FED = [m.asset for m in METRICS if m.table == "daily_event_counts"]
-
-
-def run_check(pipeline: Pipeline, asset: str, name: str) -> dg.AssetCheckEvaluation:
-    """Execute one check by itself, as the UI does: no partition, no materialization."""
-    selection = dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey(asset), name))
-    job = dg.Definitions(jobs=[dg.define_asset_job("one_check", selection)])
-    definitions = dg.Definitions.merge(build_definitions(pipeline.settings), job)
-    result = definitions.resolve_job_def("one_check").execute_in_process(instance=pipeline.instance)
-    assert not result.get_asset_materialization_events()
-    (evaluation,) = result.get_asset_check_evaluations()
-    return evaluation
-
-
-def insert(table: str, **row: object) -> str:
-    """SQL that the pipeline would never send."""
-    values = ", ".join("null" if value is None else f"'{value}'" for value in row.values())
-    return f"insert into analytics.{table} ({', '.join(row)}) values ({values})"  # noqa: S608
-
-
-def drop_check(table: str, field: str) -> str:
-    return f"alter table analytics.{table} drop constraint {table}_{field}"
-
-
-def event(day: date, **change: object) -> dict[str, object]:
-    return {"event_date": day, "event_name": "event_signup", "event_id": "8", "source": "web", "count": 1} | change
+from analytics_assets_tests.support.pipeline import EVENT_FED, Pipeline, checks, everything_said, failures, run_check
 
 
 def response(day: date, **change: object) -> dict[str, object]:

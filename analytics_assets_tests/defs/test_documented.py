@@ -15,10 +15,9 @@ from analytics_assets.settings import Settings
 from analytics_assets.store.counts import open_store
 from analytics_assets.store.setup import init_db
 from analytics_assets.telemetry import Telemetry, TelemetryError
-from analytics_assets_tests.defs.test_checks import EVENT_FED, drop_check, event, insert, run_check
-from analytics_assets_tests.store.test_constraints import admin_url, as_superuser
+from analytics_assets_tests.support.database import admin_url, as_superuser, drop_check, event, insert
 from analytics_assets_tests.support.host import Host, moments
-from analytics_assets_tests.support.pipeline import ALL, Pipeline, checks, everything_said, gate
+from analytics_assets_tests.support.pipeline import ALL, EVENT_FED, Pipeline, checks, everything_said, gate, run_check
 
 RESPONSE_FED = [m.asset for m in METRICS if m.table == "daily_response_counts"]
 ONE_OF_EACH = ["event_signups", "directory_searches", "endpoint_error_rates"]

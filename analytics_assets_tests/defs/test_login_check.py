@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from analytics_assets.definitions import build_definitions
 from analytics_assets.defs.login_check import LOGIN_CHECKS, ONLY_VIEWS
 from analytics_assets.defs.partitions import range_tags
-from analytics_assets_tests.conftest import set_up
+from analytics_assets_tests.support.database import set_up
 from analytics_assets_tests.support.host import Host
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, everything_said, failures
 

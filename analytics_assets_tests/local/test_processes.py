@@ -21,16 +21,10 @@ from analytics_assets.demo.run import run
 from analytics_assets.local.postgres import embedded_postgres
 from analytics_assets.local.server import ROOT, ServerError, dagster_dev, dagster_home, stop, wait_until_ready
 from analytics_assets.settings import Settings
+from analytics_assets_tests.support.processes import free_port
 
 ALL_PASSED = f"{len(CHECK_NAMES)} passed"
 COMMAND = [sys.executable, "-m", "analytics_assets.cli"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def environment(data_dir: Path) -> dict[str, str]:

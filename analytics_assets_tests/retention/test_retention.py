@@ -2,14 +2,13 @@
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from analytics_assets.contract import RETENTION_DAYS, TABLES
+from analytics_assets.contract import RETENTION_DAYS
 from analytics_assets.days import bounds, span
 from analytics_assets.defs.checks import AT_SOURCE, CHECK_NAMES
 from analytics_assets.retention.job import retention_sensor
@@ -17,46 +16,12 @@ from analytics_assets.retention.sweep import BY_HAND, apply_retention
 from analytics_assets.settings import Settings
 from analytics_assets.store.counts import open_store
 from analytics_assets.store.setup import init_db
-from analytics_assets_tests.store.test_constraints import admin_url
+from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.clock import noon_of, set_clock
+from analytics_assets_tests.support.database import admin_url
 from analytics_assets_tests.support.host import Host
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, checks, failures
-from analytics_assets_tests.test_faults import fill
-
-PLACES = [
-    "daily counts",
-    "collected days",
-    "counter dumps",
-    "partition records",
-    "check evaluations",
-    "runs",
-    "run logs",
-    "ticks",
-]
-
-
-def collected(pipeline: Pipeline) -> set[date]:
-    """The days that are there, which every place agrees on."""
-    names = [name for (name,) in pipeline.sql("select relname from pg_class where relispartition and relkind = 'r'")]
-    found = {date.fromisoformat(name[-8:]) for name in names}
-    assert sorted(names) == sorted(f"{table}_{day:%Y%m%d}" for table in TABLES for day in found)
-    noted = {day for (day,) in pipeline.sql("select distinct event_date from analytics.collected_days")}
-    dumped = {date.fromisoformat(folder.name) for folder in pipeline.settings.dump_dir.iterdir()}
-    assert found == noted == dumped
-    for asset in ALL:
-        assert pipeline.materialized(asset) == found
-    return found
-
-
-def dagster(pipeline: Pipeline, query: str, **parameters: object) -> list[Any]:
-    """Rows of a query on Dagster's database."""
-    assert pipeline.settings.dagster_url
-    engine = sa.create_engine(pipeline.settings.dagster_url)
-    with engine.begin() as connection:
-        result = connection.execute(sa.text(query), parameters)
-        rows = [tuple(row) for row in result] if result.returns_rows else []
-    engine.dispose()
-    return rows
+from analytics_assets_tests.support.retention import PLACES, collected, dagster, ledger
 
 
 def said_of(pipeline: Pipeline, day: date) -> list[str]:
@@ -77,16 +42,6 @@ def said_of(pipeline: Pipeline, day: date) -> list[str]:
         day=str(day),
     )
     return [what for (what,) in found]
-
-
-def ledger(pipeline: Pipeline) -> dict[str, tuple[int, int, date | None]]:
-    """Place -> days, rows and oldest day that is left, of the newest run."""
-    rows = pipeline.sql(
-        "select store, sum(days)::int, sum(rows)::int, (array_agg(oldest_remaining order by id desc))[1]"
-        " from analytics.retention_ledger"
-        " where run_id = (select run_id from analytics.retention_ledger order by id desc limit 1) group by store"
-    )
-    return {store: (days, number, oldest) for store, days, number, oldest in rows}
 
 
 def tick(pipeline: Pipeline) -> dg.RunRequest | dg.SkipReason:

@@ -25,12 +25,13 @@ from analytics_assets.retention.targets import Amount, Files, Place
 from analytics_assets.settings import Settings
 from analytics_assets.store.counts import open_store
 from analytics_assets.telemetry import Telemetry
-from analytics_assets_tests.retention.test_retention import PLACES, collected, dagster, ledger
-from analytics_assets_tests.store.test_constraints import as_superuser
+from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.clock import noon_of, set_clock
+from analytics_assets_tests.support.database import as_superuser
 from analytics_assets_tests.support.host import Host
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, checks, failures
-from analytics_assets_tests.test_faults import SPAWN, fill
+from analytics_assets_tests.support.processes import SPAWN
+from analytics_assets_tests.support.retention import PLACES, collected, dagster, ledger
 
 Put = Callable[[Pipeline, datetime], None]
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -22,7 +21,7 @@ from analytics_assets.cli import main
 from analytics_assets.settings import Settings
 from analytics_assets.store.grants import OWNER, READER, SOURCE_READER, WRITER
 from analytics_assets.store.setup import init_db
-from analytics_assets_tests.conftest import set_up
+from analytics_assets_tests.support.database import SYSTEM, rights, set_up
 from analytics_assets_tests.support.host import Host
 from analytics_assets_tests.support.postgres_tools import tool
 
@@ -161,7 +160,6 @@ select string_agg(quote_ident(attname), ', ') as columns,
 from pg_index join pg_attribute on attrelid = indrelid and attnum = any(indkey)
 where indrelid = to_regclass(:name) and indisunique
 """
-SYSTEM = "select oid from pg_namespace where nspname ~ '^pg_' or nspname in ('information_schema', 'tried')"
 
 
 @dataclass
@@ -350,28 +348,6 @@ def test_nobody_becomes_somebody_else(database: Database, role: str) -> None:
 
 # --- what `analytics-assets grants` prints
 
-RIGHTS = """
-select 'relation ' || oid::regclass as thing, explained.*
-from pg_class, lateral aclexplode(coalesce(relacl, acldefault('r', relowner))) explained
-where relnamespace not in ({system})
-union all
-select 'function ' || oid::regprocedure, explained.*
-from pg_proc, lateral aclexplode(coalesce(proacl, acldefault('f', proowner))) explained
-where pronamespace not in ({system})
-union all
-select 'schema ' || nspname, explained.*
-from pg_namespace, lateral aclexplode(coalesce(nspacl, acldefault('n', nspowner))) explained
-where oid not in ({system})
-union all
-select 'database', explained.*
-from pg_database, lateral aclexplode(coalesce(datacl, acldefault('d', datdba))) explained
-where datname = current_database()
-union all
-select 'role ' || rolname, 0, oid, array_to_string(array[rolsuper, rolinherit, rolcreaterole, rolcreatedb, rolcanlogin,
-       rolreplication, rolbypassrls], ' '), false
-from pg_roles where rolname ~ '^analytics_'
-order by 1, 2, 3, 4, 5
-"""
 
 TOO_MUCH = """
 grant all on all tables in schema analytics to public;
@@ -389,14 +365,6 @@ revoke all on schema analytics from analytics_writer, analytics_reader;
 do $$ begin execute 'revoke all on database ' || quote_ident(current_database()) || ' from public, analytics_reader';
 end $$;
 """
-
-
-def rights(url: sa.URL) -> list[Any]:
-    engine = sa.create_engine(url)
-    with engine.connect() as connection:
-        found = connection.exec_driver_sql(RIGHTS.format(system=SYSTEM)).all()
-    engine.dispose()
-    return [tuple(row) for row in found]
 
 
 def psql(url: sa.URL, sql: str) -> None:

@@ -25,9 +25,9 @@ from analytics_assets.settings import Settings
 from analytics_assets.store import setup
 from analytics_assets.store.setup import init_db
 from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS, METADATA
-from analytics_assets_tests.conftest import set_up
+from analytics_assets_tests.support.database import SUPERUSER, admin_url, as_superuser, set_up
 
-SUPERUSER, WRITER, READER = "postgres", "analytics_writer", "analytics_reader"
+WRITER, READER = "analytics_writer", "analytics_reader"
 EVENTS, RESPONSES = COUNTS["daily_event_counts"], COUNTS["daily_response_counts"]
 Row = dict[str, Any]
 
@@ -66,21 +66,6 @@ def database(make_database: Callable[[str], sa.URL], tmp_path_factory: pytest.Te
     with database.login(WRITER) as connection, connection.begin():
         connection.execute(sa.select(sa.func.analytics.create_day(database.day)))
     return database
-
-
-def admin_url(settings: Settings) -> str:
-    """The superuser's URL of the analytics database."""
-    assert settings.database_url
-    return sa.make_url(settings.database_url).set(username=SUPERUSER).render_as_string(hide_password=False)
-
-
-def as_superuser(settings: Settings, *statements: str) -> None:
-    """Run SQL that the pipeline could not."""
-    engine = sa.create_engine(admin_url(settings))
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.exec_driver_sql(statement)
-    engine.dispose()
 
 
 # --- rows

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,12 +23,10 @@ from analytics_assets.demo.webserver import Webserver
 from analytics_assets.local.server import HOST, dagster_dev, wait_until_ready
 from analytics_assets.settings import Settings
 from analytics_assets.telemetry import Telemetry
-from analytics_assets_tests.conftest import set_up
+from analytics_assets_tests.support.database import set_up
 from analytics_assets_tests.support.host import Host, moments
 from analytics_assets_tests.support.pipeline import Pipeline
-
-PATIENCE = 90
-"""Seconds for anything a click has started: runs wait for the daemon, and other tests may keep the machine busy."""
+from analytics_assets_tests.support.processes import PATIENCE, free_port
 
 BUSY_DAYS = 8
 """Days before today with activity; the days before are empty."""
@@ -73,7 +69,7 @@ class Site:
             _act(host, settings)
             # Older than what is kept: the sensor finds it as soon as the daemon runs.
             (settings.dump_dir / str(settings.today() - timedelta(days=EXPIRED_DAYS))).mkdir()
-            port = _free_port()
+            port = free_port()
             with (
                 Pipeline.open(settings) as pipeline,
                 dagster_dev(settings, port, log=folder / "dagster.log") as process,
@@ -112,21 +108,6 @@ def _act(host: Host, settings: Settings) -> None:
         telemetry.count_response("GET", "/events/{event_id}", 200, times=40)
         telemetry.count_response("GET", "/events/{event_id}", 404)
         telemetry.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for something that a process of Dagster's is to do."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"did not happen within {PATIENCE} seconds"
-        time.sleep(0.2)
 
 
 @contextmanager

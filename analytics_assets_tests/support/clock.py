@@ -4,7 +4,7 @@ from datetime import date, datetime, time
 from zoneinfo import ZoneInfo
 
 from analytics_assets.settings import Settings
-from analytics_assets_tests.store.test_constraints import as_superuser
+from analytics_assets_tests.support.database import as_superuser
 
 
 def set_clock(settings: Settings, moment: datetime) -> None:

@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ import sqlalchemy as sa
 
 from analytics_assets.local.server import ROOT, stop
 from analytics_assets_tests.support.postgres_tools import FOLDER
+from analytics_assets_tests.support.processes import free_port
 
 PAGE = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
 PASSWORD = "correct horse"  # noqa: S105  # of both made-up people
@@ -67,7 +67,7 @@ class Deployment:
 
     folder: Path
     server: sa.URL
-    ports: Mapping[str, int] = field(default_factory=lambda: {port: _free_port() for port in _PORTS})
+    ports: Mapping[str, int] = field(default_factory=lambda: {port: free_port() for port in _PORTS})
     started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     """Unit -> its process."""
 
@@ -186,10 +186,3 @@ class Deployment:
             yield process
         finally:
             stop(process)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

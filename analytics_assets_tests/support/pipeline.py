@@ -20,6 +20,7 @@ from analytics_assets.retention.job import RetentionConfig, remove_expired_days,
 from analytics_assets.settings import Settings
 
 ALL = [m.asset for m in METRICS]
+EVENT_FED = [m.asset for m in METRICS if m.table == "daily_event_counts"]
 
 
 @dataclass
@@ -105,6 +106,17 @@ def checks(pipeline: Pipeline, result: dg.ExecuteInProcessResult, asset: str) ->
 def gate(pipeline: Pipeline, result: dg.ExecuteInProcessResult, asset: str) -> dg.AssetCheckEvaluation:
     """The evaluation of the gate."""
     return checks(pipeline, result, asset)[AT_SOURCE]
+
+
+def run_check(pipeline: Pipeline, asset: str, name: str) -> dg.AssetCheckEvaluation:
+    """Execute one check by itself, as the UI does: no partition, no materialization."""
+    selection = dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey(asset), name))
+    job = dg.Definitions(jobs=[dg.define_asset_job("one_check", selection)])
+    definitions = dg.Definitions.merge(build_definitions(pipeline.settings), job)
+    result = definitions.resolve_job_def("one_check").execute_in_process(instance=pipeline.instance)
+    assert not result.get_asset_materialization_events()
+    (evaluation,) = result.get_asset_check_evaluations()
+    return evaluation
 
 
 def failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:

@@ -1,15 +1,12 @@
 """The ASGI middleware on Starlette, FastAPI and plain applications, driven by the protocol's own messages."""
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import pytest
 from fastapi import APIRouter, FastAPI
@@ -28,107 +25,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from analytics_assets.telemetry import Telemetry
 from analytics_assets.telemetry.asgi import CountResponses
-from analytics_assets_tests.telemetry.test_counters import Clock, rows
-
-Seen = dict[tuple[str, int], int]
-
-
-def responses(folder: Path) -> Seen:
-    """Endpoint and status code -> how many responses the dumps hold."""
-    sums: Counter[tuple[str, int]] = Counter()
-    for row in rows(folder):
-        if row["event_name"] == "http_response":
-            sums[row["endpoint"], row["status_code"]] += row["count"]
-    return dict(sums)
-
-
-@dataclass
-class Counting:
-    """Telemetry of a test, and what it has counted; nothing may have been dropped unless the test takes it away."""
-
-    folder: Path
-    telemetry: Telemetry
-
-    def seen(self, dropped: Mapping[str, int] | None = None) -> Seen:
-        assert self.telemetry.dropped == (dropped or {})
-        return responses(self.folder)
-
-    def around(self, app: Any, **arguments: Any) -> Any:
-        return CountResponses(app, self.telemetry, **arguments)
-
-
-@pytest.fixture
-def counting(tmp_path: Path) -> Iterable[Counting]:
-    with Telemetry(tmp_path / "dumps", clock=Clock()) as telemetry:
-        yield Counting(tmp_path / "dumps", telemetry)
-
-
-@dataclass
-class Answer:
-    """What a server would have sent."""
-
-    messages: list[Message] = field(default_factory=list)
-    error: BaseException | None = None
-
-    @property
-    def status(self) -> int:
-        (status,) = (m["status"] for m in self.messages if m["type"] == "http.response.start")
-        return int(status)
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(m.get("body", b"") for m in self.messages if m["type"] == "http.response.body")
-
-
-def http_scope(
-    target: str | bytes, method: str = "GET", headers: Mapping[str, str] | None = None, root_path: str = ""
-) -> MutableMapping[str, Any]:
-    """The scope that a server makes of a request line: the path percent-decoded, beside its raw form."""
-    raw_path, _, query = (target.encode() if isinstance(target, str) else target).partition(b"?")
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": unquote_to_bytes(raw_path).decode("utf-8", "replace"),
-        "raw_path": raw_path,
-        "query_string": query,
-        "root_path": root_path,
-        "headers": [
-            (name.encode(), value.encode("latin-1"))
-            for name, value in {"host": "example.test", **{k.lower(): v for k, v in (headers or {}).items()}}.items()
-        ],
-        "client": ("192.0.2.1", 50_000),
-        "server": ("example.test", 80),
-        "state": {},
-    }
-
-
-async def send_request(app: Any, scope: MutableMapping[str, Any], body: bytes = b"") -> Answer:
-    """One request, whose client stays until it is answered."""
-    answer, done, asked = Answer(), asyncio.Event(), False
-
-    async def receive() -> Message:
-        nonlocal asked
-        if not asked:
-            asked = True
-            return {"type": "http.request", "body": body, "more_body": False}
-        await done.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Message) -> None:
-        answer.messages.append(message)
-
-    try:
-        await app(scope, receive, send)
-    except Exception as error:
-        answer.error = error
-    finally:
-        done.set()
-    return answer
+from analytics_assets_tests.support.http import Answer, http_scope, send_request
+from analytics_assets_tests.support.telemetry import Counting, responses, rows
 
 
 def ask(app: Any, target: str | bytes, method: str = "GET", **arguments: Any) -> Answer:

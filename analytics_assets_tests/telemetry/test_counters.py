@@ -28,49 +28,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analytics_assets.contract import MAX_COUNT, METHODS, METRICS, OTHER, OVERFLOW, UNMATCHED, SourceView
-from analytics_assets.guard import row_violations
 from analytics_assets.telemetry import Telemetry, TelemetryError, counters, do_not_count
+from analytics_assets_tests.support.telemetry import NOON, Clock, by_day, rows, totals
 
 ROOT = Path(__file__).parents[2]
-NOON = datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp()
-
-
-@dataclass
-class Clock:
-    now: float = NOON
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of every dump, each allowed by the contract and in the folder of its day."""
-    found = []
-    for path in sorted(folder.glob("*/*.ndjson")):
-        for line in path.read_bytes().split(b"\n"):
-            if line:
-                row = json.loads(line)
-                assert row["event_date"] == path.parent.name
-                (metric,) = (m for m in METRICS if row["event_name"] in m.event_names)
-                assert not row_violations(row, metric.dump_fields, metric.event_names)
-                found.append(row)
-    return found
-
-
-def totals(folder: Path) -> Counter[frozenset[tuple[str, Any]]]:
-    """Sum of the counts of each key, over all days and files."""
-    sums: Counter[frozenset[tuple[str, Any]]] = Counter()
-    for row in rows(folder):
-        count = row.pop("count")
-        sums[frozenset(row.items())] += count
-    return sums
-
-
-def by_day(folder: Path) -> dict[str, int]:
-    sums: Counter[str] = Counter()
-    for row in rows(folder):
-        sums[row["event_date"]] += row["count"]
-    return dict(sums)
 
 
 def run(script: str, *arguments: object) -> str:
@@ -616,6 +577,7 @@ def test_threads_lose_nothing(tmp_path: Path) -> None:
 FORKS = """
 import os, sys, threading, warnings
 from analytics_assets.telemetry import Telemetry
+from analytics_assets_tests.support.telemetry import NOON, Clock, by_day, rows, totals
 
 warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, which is what is tried here
 telemetry = Telemetry(sys.argv[1], clock=lambda: 0)
@@ -670,6 +632,7 @@ def test_a_forked_child_holds_nothing_of_its_parent_and_closing_there_does_the_p
 import os, sys
 from pathlib import Path
 from analytics_assets.telemetry import Telemetry
+from analytics_assets_tests.support.telemetry import NOON, Clock, by_day, rows, totals
 
 def held():
     files = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
@@ -699,6 +662,7 @@ def test_a_forked_child_has_dropped_nothing_yet_and_is_capped_by_itself(tmp_path
         """
 import os, sys
 from analytics_assets.telemetry import Telemetry
+from analytics_assets_tests.support.telemetry import NOON, Clock, by_day, rows, totals
 
 telemetry = Telemetry(sys.argv[1], max_keys=2, clock=lambda: 0)
 for event_id in (1, 2, 3, "no id"):
@@ -778,6 +742,7 @@ def test_a_seen_key_is_counted_without_writing(tmp_path: Path) -> None:
         """
 import resource, sys
 from analytics_assets.telemetry import Telemetry
+from analytics_assets_tests.support.telemetry import NOON, Clock, by_day, rows, totals
 
 telemetry = Telemetry(sys.argv[1], clock=lambda: 0)
 telemetry.count("directory_searched", event_id=1)
@@ -828,6 +793,7 @@ from types import SimpleNamespace
 
 before = set(sys.modules)
 from analytics_assets.telemetry import Telemetry, do_not_count
+from analytics_assets_tests.support.telemetry import NOON, Clock, by_day, rows, totals
 from analytics_assets.telemetry import asgi, django, wsgi
 
 logging.getLogger().addHandler(logging.NullHandler())

@@ -1,48 +1,24 @@
 """The Django middleware in a Django configured here, through its synchronous and its asynchronous handlers."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from http import HTTPStatus
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
-import django
 import pytest
-from django.conf import settings
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
-from django.test import AsyncClient, Client, override_settings
+from django.test import AsyncClient, Client
 from django.urls import include, path, re_path
 
-from analytics_assets.telemetry import Telemetry
 from analytics_assets.telemetry.django import count_responses
-from analytics_assets_tests.telemetry.test_asgi import Counting, counting, http_scope, send_request
-from analytics_assets_tests.telemetry.test_counters import rows
-from analytics_assets_tests.telemetry.test_wsgi import environ_of
-
-__all__ = ["counting", "i18n_patterns"]
-
-if not settings.configured:
-    settings.configure(
-        SECRET_KEY="test",  # noqa: S106
-        ALLOWED_HOSTS=["*"],
-        ROOT_URLCONF="unset",
-        USE_I18N=True,
-        LANGUAGE_CODE="en",
-        LANGUAGES=[("en", "English"), ("de", "Deutsch"), ("pt-br", "Português")],
-        LOGGING_CONFIG=None,
-    )
-    django.setup()
-
-# It must not be imported before there are settings.
-from django.conf.urls.i18n import i18n_patterns
-
-LOCALE = "django.middleware.locale.LocaleMiddleware"
-COMMON = "django.middleware.common.CommonMiddleware"
+from analytics_assets_tests.support.django_site import COMMON, LOCALE, i18n_patterns, site_settings
+from analytics_assets_tests.support.http import environ_of, http_scope, send_request
+from analytics_assets_tests.support.telemetry import Counting, rows
 
 Ask = Callable[..., HttpResponse]
 
@@ -59,21 +35,6 @@ async def ok_async(request: HttpRequest, *_: object, **__: object) -> HttpRespon
 def chain(request: pytest.FixtureRequest) -> str:
     """Which of Django's two handlers answers."""
     return str(request.param)
-
-
-@contextmanager
-def site_settings(
-    telemetry: Telemetry, *patterns: Any, middleware: tuple[Any, ...] = (None,), exclude: Any = None, **more: Any
-) -> Iterator[None]:
-    """Settings of a site with these URL patterns and middlewares, ours where None stands."""
-    own, urlconf = ModuleType("own_counting"), ModuleType("urlconf")
-    own.middleware = count_responses(telemetry, exclude=exclude)  # type: ignore[attr-defined]
-    urlconf.urlpatterns = list(patterns)  # type: ignore[attr-defined]
-    names = [name or f"{own.__name__}.middleware" for name in middleware]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, own.__name__, own)
-        with override_settings(ROOT_URLCONF=urlconf, MIDDLEWARE=names, **more):
-            yield
 
 
 @pytest.fixture

