@@ -1,6 +1,7 @@
 """Fixtures: a real PostgreSQL for the session; for each test that asks, databases of its own and a pipeline on them."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -12,24 +13,55 @@ import sqlalchemy as sa
 
 from analytics_assets.settings import VARIABLES, Settings
 
+# A worker of pytest-xdist inherits the zone that the session has chosen.
+_ZONE = os.environ.get("ANALYTICS_TIMEZONE") if "PYTEST_XDIST_WORKER" in os.environ else None
 for name in VARIABLES:
     os.environ.pop(name, None)
 # A zone in which it is about noon, so that no day ends while a test runs.
-os.environ["ANALYTICS_TIMEZONE"] = f"Etc/GMT{datetime.now(UTC).hour - 12:+d}"
+os.environ["ANALYTICS_TIMEZONE"] = _ZONE or f"Etc/GMT{datetime.now(UTC).hour - 12:+d}"
 
 from analytics_assets.local.postgres import embedded_postgres, ensure_database  # noqa: E402
 from analytics_assets.local.server import dagster_instance  # noqa: E402
-from analytics_assets_tests.support.database import set_up  # noqa: E402
+from analytics_assets.store.grants import RIGHTS  # noqa: E402
+from analytics_assets.store.setup import init_db  # noqa: E402
+from analytics_assets_tests.support.database import pipeline_settings  # noqa: E402
 from analytics_assets_tests.support.host import Host  # noqa: E402
 from analytics_assets_tests.support.pipeline import Pipeline  # noqa: E402
+from analytics_assets_tests.support.postgres import ServerWatch, copy_database, trade_safety_for_speed  # noqa: E402
 
 _NUMBERS = count(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts a PostgreSQL server; other modules that need programs or long-lived processes say so."""
+    for item in items:
+        if "make_server_folder" in getattr(item, "fixturenames", ()):
+            item.add_marker("server")
+
+
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL]:
+def make_server_folder() -> Iterator[Callable[[], Path]]:
+    """Make a folder in which a PostgreSQL server can be started; all of them go when the session ends.
+
+    They are not below pytest's own folders: a second pytest of the same user takes those from everybody else (mode
+    0700), and a server that was started by root, and so runs as another user, panics at its next file.
+    """
+    with tempfile.TemporaryDirectory(prefix="analytics-tests-", ignore_cleanup_errors=True) as parent:
+        yield lambda: Path(tempfile.mkdtemp(dir=parent))
+
+
+@pytest.fixture
+def data_dir(make_server_folder: Callable[[], Path]) -> Path:
+    """A data folder for a test that starts a server of its own."""
+    return make_server_folder()
+
+
+@pytest.fixture(scope="session")
+def server(make_server_folder: Callable[[], Path], request: pytest.FixtureRequest) -> Iterator[sa.URL]:
     """Superuser's URL of a PostgreSQL that lives as long as the session."""
-    with embedded_postgres(tmp_path_factory.mktemp("embedded")) as url:
+    with embedded_postgres(make_server_folder()) as url:
+        trade_safety_for_speed(url)
+        request.config.pluginmanager.register(ServerWatch(url))
         yield url
 
 
@@ -40,8 +72,25 @@ def make_database(server: sa.URL) -> Callable[[str], sa.URL]:
 
 
 @pytest.fixture(scope="session")
+def make_analytics_database(server: sa.URL, make_database: Callable[[str], sa.URL]) -> Callable[[], sa.URL]:
+    """Make an analytics database that is set up and empty. Copying one is faster than setting it up."""
+    template = make_database("template")
+    init_db(template.render_as_string(hide_password=False), Settings.from_env())
+
+    def make() -> sa.URL:
+        url = copy_database(template, f"analytics_{next(_NUMBERS)}")
+        engine = sa.create_engine(url)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(RIGHTS)  # those on the database itself are not copied
+        engine.dispose()
+        return url
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_dagster_database(
-    server: sa.URL, make_database: Callable[[str], sa.URL], tmp_path_factory: pytest.TempPathFactory
+    make_database: Callable[[str], sa.URL], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[], str]:
     """Make a database with Dagster's empty tables, and return its URL. Copying one is faster than making them."""
     template = make_database("template")
@@ -49,16 +98,7 @@ def make_dagster_database(
     url = template.render_as_string(hide_password=False)
     with dagster_instance(replace(Settings.from_env(folder), dagster_url=url)):
         pass
-
-    def make() -> str:
-        name = f"dagster_{next(_NUMBERS)}"
-        engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.exec_driver_sql(f"create database {name} template {template.database}")
-        engine.dispose()
-        return server.set(database=name).render_as_string(hide_password=False)
-
-    return make
+    return lambda: copy_database(template, f"dagster_{next(_NUMBERS)}").render_as_string(hide_password=False)
 
 
 @pytest.fixture
@@ -70,10 +110,13 @@ def host(make_database: Callable[[str], sa.URL]) -> Iterator[Host]:
 
 @pytest.fixture
 def settings(
-    make_database: Callable[[str], sa.URL], make_dagster_database: Callable[[], str], host: Host, tmp_path: Path
+    make_analytics_database: Callable[[], sa.URL],
+    make_dagster_database: Callable[[], str],
+    host: Host,
+    tmp_path: Path,
 ) -> Settings:
     """Settings of a pipeline that is set up and has collected nothing."""
-    made = set_up(make_database("analytics"), host.reader_url, tmp_path)
+    made = pipeline_settings(make_analytics_database(), host.reader_url, tmp_path)
     return replace(made, dagster_url=make_dagster_database())
 
 

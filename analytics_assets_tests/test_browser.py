@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from analytics_assets_tests.support.browser import (
     type_days,
 )
 from analytics_assets_tests.support.clock import noon_of, set_clock
+from analytics_assets_tests.support.database import as_superuser, pipeline_settings
+from analytics_assets_tests.support.host import Host
 from analytics_assets_tests.support.pipeline import ALL
 from analytics_assets_tests.support.processes import PATIENCE, wait_until
 
@@ -51,11 +54,17 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def site(
-    browser: Browser, make_database: Callable[[str], sa.URL], tmp_path_factory: pytest.TempPathFactory
+    browser: Browser,
+    make_analytics_database: Callable[[], sa.URL],
+    make_dagster_database: Callable[[], str],
+    make_database: Callable[[str], sa.URL],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Site]:
     # The browser comes first: without it there is no need to start the rest.
-    with Site.open(make_database, tmp_path_factory.mktemp("browser")) as opened:
-        yield opened
+    with Host.create(make_database("host")) as host:
+        settings = pipeline_settings(make_analytics_database(), host.reader_url, tmp_path_factory.mktemp("browser"))
+        with Site.open(host, replace(settings, dagster_url=make_dagster_database())) as opened:
+            yield opened
 
 
 @pytest.fixture
@@ -162,14 +171,14 @@ def test_the_check_of_what_is_stored_is_executed_by_itself(site: Site, page: Pag
         page.get_by_role("button", name=re.compile("Execute$")).click()
         follow_notification(page)
 
-    site.as_superuser("alter table analytics.daily_event_counts add column email text")
+    as_superuser(site.settings, "alter table analytics.daily_event_counts add column email text")
     open_check(page, "consent_changes", STORED)
     execute()
     expect(page.get_by_text("Success", exact=True)).to_be_visible()
     open_check(page, "consent_changes", STORED)
     expect(page.get_by_text("Something other than this pipeline has changed the table")).to_be_visible()
 
-    site.as_superuser("alter table analytics.daily_event_counts drop column email")
+    as_superuser(site.settings, "alter table analytics.daily_event_counts drop column email")
     execute()
     expect(page.get_by_text("Success", exact=True)).to_be_visible()
     open_check(page, "consent_changes", STORED)

@@ -122,11 +122,11 @@ def test_a_server_that_is_not_there_is_an_error_without_a_traceback(complete: Se
     assert "canary" not in result.output
 
 
-def test_only_looking_changes_no_setting(tmp_path: Path) -> None:
+def test_only_looking_changes_no_setting(data_dir: Path) -> None:
     def enforced(period: str, *command: str) -> tuple[Any, str]:
-        env = {"ANALYTICS_DATA_DIR": str(tmp_path), "ANALYTICS_RETENTION_DAYS": period}
+        env = {"ANALYTICS_DATA_DIR": str(data_dir), "ANALYTICS_RETENTION_DAYS": period}
         result = CliRunner().invoke(main, command, env=env)
-        with embedded_postgres(tmp_path) as server:
+        with embedded_postgres(data_dir) as server:
             engine = sa.create_engine(server.set(database="analytics"))
             with engine.connect() as connection:
                 settings = connection.exec_driver_sql("select * from analytics.settings").one()

@@ -9,7 +9,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,11 @@ UNITS = ["analytics-code", "analytics-daemon", "analytics-webserver", "analytics
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def installed(make_server_folder: Callable[[], Path]) -> Iterator[Deployment]:
     """The page carried out up to the services, which are not started yet."""
     for name in ("nginx", "openssl", "tar"):
         program(name)
-    folder = tmp_path_factory.mktemp("deployment")
+    folder = make_server_folder()
     with embedded_postgres(folder / "server") as server:
         made = Deployment(folder, server)
         made.put_stubs()

@@ -7,7 +7,6 @@ that moment may or may not have been counted: such kills are a test of their own
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -30,8 +29,9 @@ import sqlalchemy as sa
 from analytics_assets.demo.activity import create_demo_app
 from analytics_assets.local.server import HOST, ROOT, stop
 from analytics_assets.settings import Settings
-from analytics_assets_tests.support.database import set_up
+from analytics_assets_tests.support.database import pipeline_settings
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, failures
+from analytics_assets_tests.support.processes import free_port
 
 PATIENCE = 60
 THREADS = 4
@@ -176,23 +176,21 @@ def app_settings(make_database: Callable[[str], sa.URL], tmp_path: Path) -> dict
 
 @pytest.fixture
 def settings(
-    make_database: Callable[[str], sa.URL],
+    make_analytics_database: Callable[[], sa.URL],
     make_dagster_database: Callable[[], str],
     app_settings: dict[str, str],
     tmp_path: Path,
 ) -> Settings:
     """Settings of a pipeline that reads the application."""
     reader = sa.make_url(app_settings["DEMO_APP_DATABASE_URL"]).set(username="analytics_source_reader")
-    made = set_up(make_database("analytics"), reader.render_as_string(hide_password=False), tmp_path)
+    made = pipeline_settings(make_analytics_database(), reader.render_as_string(hide_password=False), tmp_path)
     return replace(made, dagster_url=make_dagster_database())
 
 
 @contextmanager
 def serving(command: Sequence[str], env: dict[str, str], log: Path) -> Iterator[tuple[Server, Client]]:
     """Run a server until the end of the block, then stop it as its operator would."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     bind = ["--host", HOST, "--port", str(port)] if command[0] == "uvicorn" else ["--bind", f"{HOST}:{port}"]
     client = Client(f"http://{HOST}:{port}")
     with log.open("wb") as output:

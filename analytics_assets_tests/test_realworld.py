@@ -22,7 +22,7 @@ from analytics_assets.days import span
 from analytics_assets.defs.checks import CHECK_NAMES
 from analytics_assets.local.server import dagster_home
 from analytics_assets.sources.app_views import open_view, view_metrics
-from analytics_assets_tests.support.database import set_up
+from analytics_assets_tests.support.database import pipeline_settings
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, everything_said
 
 REALWORLD = Path(__file__).parents[2] / "shared" / "realworld"
@@ -51,13 +51,16 @@ class Backfilled:
 
 @pytest.fixture(scope="module")
 def backfilled(
-    make_database: Callable[[str], sa.URL], tmp_path_factory: pytest.TempPathFactory
+    make_database: Callable[[str], sa.URL],
+    make_analytics_database: Callable[[], sa.URL],
+    make_dagster_database: Callable[[], str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Backfilled]:
     pretalx = make_database("pretalx")
-    settings = set_up(
-        make_database("analytics"), _text(pretalx.set(username="pretalx_reader")), tmp_path_factory.mktemp("realworld")
+    settings = pipeline_settings(
+        make_analytics_database(), _text(pretalx.set(username="pretalx_reader")), tmp_path_factory.mktemp("realworld")
     )
-    settings = replace(settings, dagster_url=_text(make_database("dagster")))
+    settings = replace(settings, dagster_url=make_dagster_database())
     yesterday = settings.today() - timedelta(days=1)
     days = span(settings.today() - timedelta(days=settings.retention_days), yesterday)
     log = Path(_psql(pretalx, "show data_directory").strip()) / "log"

@@ -41,7 +41,8 @@ from analytics_assets.retention.sweep import BY_HAND, apply_retention
 from analytics_assets.settings import Settings
 from analytics_assets.store.counts import open_store
 
-ACTIVITY_DAYS: Final = 200
+EXPIRED_DAYS: Final = 20
+"""Days of activity that are older than the retention period, so that there is something to remove."""
 ASSETS: Final = [metric.asset for metric in METRICS]
 VIEWS: Final = [f"{SOURCE_SCHEMA}/{m.origin.name}" for m in METRICS if isinstance(m.origin, SourceView)]
 _RUN_ENDED: Final = {"SUCCESS", "FAILURE", "CANCELED"}
@@ -181,7 +182,7 @@ def _host_application(settings: Settings, progress: Progress) -> Iterator[tuple[
         progress.update(starting, completed=1)
         url = ensure_database(server, "demo_app")
         today = settings.today()
-        days = span(today - timedelta(days=ACTIVITY_DAYS), today - timedelta(days=1))
+        days = span(today - timedelta(days=settings.retention_days + EXPIRED_DAYS), today - timedelta(days=1))
         owner = url.render_as_string(hide_password=False)
         with engine(owner, "demo_app") as database, database.connect() as connection:
             create_demo_app(connection)

@@ -106,10 +106,10 @@ def test_one_new_day_of_all_metrics_at_once(
     ]
 
 
-def test_postgresql_restarts_during_a_backfill(tmp_path: Path) -> None:
-    with embedded_postgres(tmp_path) as url, Host.create(ensure_database(url, "host")) as host:
+def test_postgresql_restarts_during_a_backfill(data_dir: Path) -> None:
+    with embedded_postgres(data_dir) as url, Host.create(ensure_database(url, "host")) as host:
         settings = replace(
-            set_up(ensure_database(url, "analytics"), host.reader_url, tmp_path),
+            set_up(ensure_database(url, "analytics"), host.reader_url, data_dir),
             dagster_url=ensure_database(url, "dagster").render_as_string(hide_password=False),
         )
         days = span(settings.today() - timedelta(days=20), settings.today() - timedelta(days=1))
@@ -123,7 +123,7 @@ def test_postgresql_restarts_during_a_backfill(tmp_path: Path) -> None:
             )
             with _process(settings, ["event_signups"], days[0], days[-1]) as process:
                 wait_until(lambda: _waiting(superuser) == 1, process)
-                server = get_server(tmp_path / "postgres", cleanup_mode=None, start=False)
+                server = get_server(data_dir / "postgres", cleanup_mode=None, start=False)
                 postmaster = server.get_postmaster_info().process
                 assert postmaster
                 postmaster.send_signal(signal.SIGQUIT)  # PostgreSQL's immediate shutdown: as a crash, without clean-up

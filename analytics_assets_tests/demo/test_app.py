@@ -98,7 +98,7 @@ def database_url(make_database: Callable[[str], sa.URL]) -> str:
     return url.render_as_string(hide_password=False)
 
 
-@pytest.fixture(params=["memory", "database"])
+@pytest.fixture(params=["memory", pytest.param("database", marks=pytest.mark.server)])
 def directory(request: pytest.FixtureRequest) -> Iterator[Directory]:
     if request.param == "memory":
         opened: Directory = MemoryDirectory(utc_now, 1001)

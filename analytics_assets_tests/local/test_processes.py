@@ -21,19 +21,27 @@ from analytics_assets.demo.run import run
 from analytics_assets.local.postgres import embedded_postgres
 from analytics_assets.local.server import ROOT, ServerError, dagster_dev, dagster_home, stop, wait_until_ready
 from analytics_assets.settings import Settings
-from analytics_assets_tests.support.processes import free_port
+from analytics_assets_tests.support.processes import PATIENCE, free_port
 
 ALL_PASSED = f"{len(CHECK_NAMES)} passed"
 COMMAND = [sys.executable, "-m", "analytics_assets.cli"]
 
 
-def environment(data_dir: Path) -> dict[str, str]:
-    return os.environ | {"ANALYTICS_DATA_DIR": str(data_dir), "COLUMNS": "120"}
+def environment(data_dir: Path, retention_days: int = RETENTION_DAYS) -> dict[str, str]:
+    return os.environ | {
+        "ANALYTICS_DATA_DIR": str(data_dir),
+        "ANALYTICS_RETENTION_DAYS": str(retention_days),
+        "COLUMNS": "120",
+    }
 
 
-def demo(data_dir: Path, port: int, app_port: int) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, "demo", "--once", "--port", str(port), "--app-port", str(app_port)]
-    return subprocess.run(command, env=environment(data_dir), capture_output=True, text=True, check=False)
+def demo(env: Mapping[str, str], *ports: int) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, "demo", "--once", *port_options(*ports)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def port_options(port: int, app_port: int) -> list[str]:
+    return ["--port", str(port), "--app-port", str(app_port)]
 
 
 def left_running(data_dir: Path) -> list[str]:
@@ -67,19 +75,18 @@ def shown_assets(port: int) -> set[str]:
     return {node["assetKey"]["path"][-1] for node in answer["data"]["assetNodes"]}
 
 
-def test_demo_shows_everything_green_and_a_second_start_reuses_it(tmp_path: Path) -> None:
-    port, app_port = free_port(), free_port()
-    first = demo(tmp_path, port, app_port)
+def test_demo_shows_every_retained_day_green(data_dir: Path) -> None:
+    first = demo(environment(data_dir), free_port(), free_port())
     assert first.returncode == 0, first.stdout + first.stderr
     assert "today's clicks appear tomorrow" in first.stdout
     for metric in METRICS:
         assert re.search(rf"{metric.asset} +│ 180 of 180 │ +[1-9][\d,]* │ +[1-9][\d,]* │ {ALL_PASSED}", first.stdout)
     assert "The pipeline's login reads the 3 source views and nothing else" in first.stdout
-    assert left_running(tmp_path) == []
-    log = (tmp_path / "demo/dagster.log").read_text(encoding="utf-8")
+    assert left_running(data_dir) == []
+    log = (data_dir / "demo/dagster.log").read_text(encoding="utf-8")
     assert log.count("Submitted run") == 1
 
-    *filled, today = sorted((tmp_path / "demo/dumps").iterdir())
+    *filled, today = sorted((data_dir / "demo/dumps").iterdir())
     assert len(filled) == RETENTION_DAYS, "what has expired is removed before anything is shown"
     (dump,) = today.iterdir()
     clicks = dump.read_text()
@@ -87,40 +94,49 @@ def test_demo_shows_everything_green_and_a_second_start_reuses_it(tmp_path: Path
     assert clicks.count("directory_page_viewed") == 2
     assert "canary" not in clicks
 
-    second = demo(tmp_path, port, app_port)
+
+def test_demo_goes_on_where_it_was_left(data_dir: Path) -> None:
+    days = 4
+    env, ports = environment(data_dir, days), (free_port(), free_port())
+    first = demo(env, *ports)
+    assert first.returncode == 0, first.stdout + first.stderr
+    *filled, today = sorted((data_dir / "demo/dumps").iterdir())
+    (dump,) = today.iterdir()
+    clicks = dump.read_text()
+
+    second = demo(env, *ports)
     assert second.returncode == 0, second.stdout + second.stderr
     assert _table(second.stdout) == _table(first.stdout)
-    log = (tmp_path / "demo/demo_app.log").read_text(encoding="utf-8")
+    log = (data_dir / "demo/demo_app.log").read_text(encoding="utf-8")
     assert "this page fails on purpose" in log
     assert "canary" not in log
-    assert "Submitted run" not in (tmp_path / "demo/dagster.log").read_text(encoding="utf-8")
+    assert "Submitted run" not in (data_dir / "demo/dagster.log").read_text(encoding="utf-8")
     assert dump.read_text() == clicks
     assert len([*today.iterdir()]) == 2, "each run of the application has a dump of its own"
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        command = [*COMMAND, "demo", "--port", str(port), "--app-port", str(app_port)]
-        with running(command, environment(tmp_path)) as open_ended:
-            wait_until_ready(open_ended, port)
-            wait_until_ready(open_ended, app_port, path="/events/1/directory")
+        with running([*COMMAND, "demo", *port_options(*ports)], env) as open_ended:
+            wait_until_ready(open_ended, ports[0])
+            wait_until_ready(open_ended, ports[1], path="/events/1/directory")
             open_ended.send_signal(number)
-            assert open_ended.wait(timeout=90) == (0 if number == signal.SIGINT else 128 + number)
-        assert left_running(tmp_path) == []
+            assert open_ended.wait(timeout=PATIENCE) == (0 if number == signal.SIGINT else 128 + number)
+        assert left_running(data_dir) == []
 
     # Dagster forgets what it has recorded and a dump goes bad: all is collected again, and one metric is not green.
-    with embedded_postgres(tmp_path / "demo") as server:
+    with embedded_postgres(data_dir / "demo") as server:
         _drop_database(server.render_as_string(hide_password=False), "dagster")
     folder = filled[-1]
     broken = (
         f'{{"event_date":"{folder.name}","event_name":"directory_searched","event_id":"1","count":1,"email":"x"}}\n'
     )
     (folder / f"{'0' * 32}.ndjson").write_text(broken)
-    third = demo(tmp_path, port, app_port)
+    third = demo(env, *ports)
     assert third.returncode == 1
     assert "only_allowlisted_fields_at_source: FAILED" in third.stdout
-    assert re.search(r"directory_searches +│ 179 of 180", third.stdout)
-    assert re.search(rf"directory_page_views +│ 180 of 180 .* {ALL_PASSED}", third.stdout)
+    assert re.search(rf"directory_searches +│ {days - 1} of {days}", third.stdout)
+    assert re.search(rf"directory_page_views +│ {days} of {days} .* {ALL_PASSED}", third.stdout)
     assert "not everything is green" in third.stderr
-    assert left_running(tmp_path) == []
+    assert left_running(data_dir) == []
 
 
 def _table(text: str) -> list[str]:
@@ -164,14 +180,14 @@ def test_a_signal_that_arrives_inside_a_finalizer_is_not_lost(name: str, code: i
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_up_serves_the_assets_and_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
+def test_up_serves_the_assets_and_leaves_no_process_behind(data_dir: Path, number: signal.Signals) -> None:
     port = free_port()
-    with running([*COMMAND, "up", "--port", str(port)], environment(tmp_path)) as process:
+    with running([*COMMAND, "up", "--port", str(port)], environment(data_dir)) as process:
         wait_until_ready(process, port)
         assert {metric.asset for metric in METRICS} < shown_assets(port)
         process.send_signal(number)
-        process.wait(timeout=90)
-        assert left_running(tmp_path) == []
+        process.wait(timeout=PATIENCE)
+        assert left_running(data_dir) == []
 
 
 def test_plain_dagster_dev_works_when_the_urls_are_set(

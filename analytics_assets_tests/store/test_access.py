@@ -21,9 +21,9 @@ from analytics_assets.cli import main
 from analytics_assets.settings import Settings
 from analytics_assets.store.grants import OWNER, READER, SOURCE_READER, WRITER
 from analytics_assets.store.setup import init_db
-from analytics_assets_tests.support.database import SYSTEM, rights, set_up
+from analytics_assets_tests.support.database import SYSTEM, rights
 from analytics_assets_tests.support.host import Host
-from analytics_assets_tests.support.postgres_tools import tool
+from analytics_assets_tests.support.postgres import tool
 
 STRANGER = "nobody_in_particular"
 LOGINS = (WRITER, READER, SOURCE_READER, STRANGER)
@@ -227,10 +227,9 @@ class Database:
 
 
 @pytest.fixture(scope="module")
-def analytics(make_database: Callable[[str], sa.URL], tmp_path_factory: pytest.TempPathFactory) -> Database:
-    url = make_database("access")
-    settings = set_up(url, url.render_as_string(hide_password=False), tmp_path_factory.mktemp("access"))
-    day = settings.today() - timedelta(days=1)
+def analytics(make_analytics_database: Callable[[], sa.URL]) -> Database:
+    url = make_analytics_database()
+    day = Settings.from_env().today() - timedelta(days=1)
     superuser(url, f"select analytics.create_day('{day}')", *STAGE)
     return Database(url, day, IN_THE_ANALYTICS_DATABASE)
 
@@ -281,7 +280,7 @@ def printed(server: str) -> str:
     return result.output
 
 
-@pytest.fixture(params=["analytics", "hosting"])
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.server) for name in ("analytics", "hosting")])
 def database(request: pytest.FixtureRequest) -> Database:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Database)

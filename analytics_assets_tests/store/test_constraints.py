@@ -25,7 +25,7 @@ from analytics_assets.settings import Settings
 from analytics_assets.store import setup
 from analytics_assets.store.setup import init_db
 from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS, METADATA
-from analytics_assets_tests.support.database import SUPERUSER, admin_url, as_superuser, set_up
+from analytics_assets_tests.support.database import SUPERUSER, admin_url, as_superuser, pipeline_settings
 
 WRITER, READER = "analytics_writer", "analytics_reader"
 EVENTS, RESPONSES = COUNTS["daily_event_counts"], COUNTS["daily_response_counts"]
@@ -59,9 +59,9 @@ class Database:
 
 
 @pytest.fixture(scope="module")
-def database(make_database: Callable[[str], sa.URL], tmp_path_factory: pytest.TempPathFactory) -> Database:
-    url = make_database("constraints")
-    made = set_up(url, url.render_as_string(hide_password=False), tmp_path_factory.mktemp("constraints"))
+def database(make_analytics_database: Callable[[], sa.URL], tmp_path_factory: pytest.TempPathFactory) -> Database:
+    url = make_analytics_database()
+    made = pipeline_settings(url, url.render_as_string(hide_password=False), tmp_path_factory.mktemp("constraints"))
     database = Database(made, made.today() - timedelta(days=1))
     with database.login(WRITER) as connection, connection.begin():
         connection.execute(sa.select(sa.func.analytics.create_day(database.day)))

@@ -9,13 +9,11 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
-from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from analytics_assets.days import bounds, span
@@ -23,7 +21,6 @@ from analytics_assets.demo.webserver import Webserver
 from analytics_assets.local.server import HOST, dagster_dev, wait_until_ready
 from analytics_assets.settings import Settings
 from analytics_assets.telemetry import Telemetry
-from analytics_assets_tests.support.database import set_up
 from analytics_assets_tests.support.host import Host, moments
 from analytics_assets_tests.support.pipeline import Pipeline
 from analytics_assets_tests.support.processes import PATIENCE, free_port
@@ -53,29 +50,21 @@ class Site:
     pipeline: Pipeline
     """To read what is stored; its runs are not made here."""
     webserver: Webserver
-    analytics: sa.URL
-    """The analytics database, as its superuser."""
 
     @classmethod
     @contextmanager
-    def open(cls, make_database: Callable[[str], sa.URL], folder: Path) -> Iterator[Site]:
-        """Set up a host application with some days of activity, and start Dagster on it."""
-        analytics = make_database("analytics")
-        with Host.create(make_database("host")) as host:
-            settings = replace(
-                set_up(analytics, host.reader_url, folder),
-                dagster_url=make_database("dagster").render_as_string(hide_password=False),
-            )
-            _act(host, settings)
-            # Older than what is kept: the sensor finds it as soon as the daemon runs.
-            (settings.dump_dir / str(settings.today() - timedelta(days=EXPIRED_DAYS))).mkdir()
-            port = free_port()
-            with (
-                Pipeline.open(settings) as pipeline,
-                dagster_dev(settings, port, log=folder / "dagster.log") as process,
-            ):
-                wait_until_ready(process, port)
-                yield cls(settings, pipeline, Webserver(f"http://{HOST}:{port}"), analytics)
+    def open(cls, host: Host, settings: Settings) -> Iterator[Site]:
+        """Let some days of activity happen in the host application, and start Dagster on it."""
+        _act(host, settings)
+        # Older than what is kept: the sensor finds it as soon as the daemon runs.
+        (settings.dump_dir / str(settings.today() - timedelta(days=EXPIRED_DAYS))).mkdir()
+        port = free_port()
+        with (
+            Pipeline.open(settings) as pipeline,
+            dagster_dev(settings, port, log=settings.data_dir / "dagster.log") as process,
+        ):
+            wait_until_ready(process, port)
+            yield cls(settings, pipeline, Webserver(f"http://{HOST}:{port}"))
 
     def day(self, back: int) -> date:
         """The day so many days before today."""
@@ -84,13 +73,6 @@ class Site:
     def recorded(self, asset: str) -> set[date]:
         """The days that Dagster records as materialized."""
         return self.webserver.materialized_days([asset])[asset]
-
-    def as_superuser(self, statement: str) -> None:
-        """Change the analytics database behind the pipeline's back."""
-        engine = sa.create_engine(self.analytics)
-        with engine.begin() as connection:
-            connection.exec_driver_sql(statement)
-        engine.dispose()
 
 
 def _act(host: Host, settings: Settings) -> None:

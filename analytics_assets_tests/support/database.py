@@ -14,10 +14,17 @@ SUPERUSER = "postgres"
 
 
 def set_up(analytics: sa.URL, source_url: str, folder: Path) -> Settings:
-    """Initialize an analytics database and return the settings of the service account."""
+    """Set up an analytics database that the session's fixtures have not made, and return its pipeline's settings."""
+    made = pipeline_settings(analytics, source_url, folder)
+    init_db(analytics.render_as_string(hide_password=False), made)
+    return made
+
+
+def pipeline_settings(analytics: sa.URL, source_url: str, folder: Path) -> Settings:
+    """Settings of a pipeline that logs in as the service account, with its dumps and data in a folder."""
     dumps = folder / "dumps"
     dumps.mkdir(exist_ok=True)
-    made = Settings.from_env(
+    return Settings.from_env(
         {
             "ANALYTICS_TIMEZONE": os.environ["ANALYTICS_TIMEZONE"],
             "ANALYTICS_DATABASE_URL": analytics.set(username="analytics_writer").render_as_string(hide_password=False),
@@ -26,8 +33,6 @@ def set_up(analytics: sa.URL, source_url: str, folder: Path) -> Settings:
             "ANALYTICS_DUMP_DIR": str(dumps),
         }
     )
-    init_db(analytics.render_as_string(hide_password=False), made)
-    return made
 
 
 def admin_url(settings: Settings) -> str:

@@ -21,7 +21,7 @@ import pytest
 import sqlalchemy as sa
 
 from analytics_assets.local.server import ROOT, stop
-from analytics_assets_tests.support.postgres_tools import FOLDER
+from analytics_assets_tests.support.postgres import FOLDER
 from analytics_assets_tests.support.processes import free_port
 
 PAGE = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")

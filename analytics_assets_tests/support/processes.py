@@ -1,9 +1,11 @@
 """Processes beside the test's own: how they are started, free ports for them, and waiting for what they do."""
 
 import multiprocessing
+import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -13,11 +15,16 @@ PATIENCE = 120
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nothing listens on.
+
+    It is below those that the system itself hands out, where a client's end of a connection, or another worker of
+    pytest-xdist, could take it before the process that is given it here does.
+    """
+    while True:
+        port = 11_000 + secrets.randbelow(20_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], bool], process: BaseProcess | None = None, seconds: float = PATIENCE) -> None:
