@@ -14,7 +14,7 @@ from typing import ParamSpec
 import click
 
 from analytics_assets import settings as settings_module
-from analytics_assets.database import DatabaseError, engine, without_values
+from analytics_assets.database import DatabaseError, engine, redacted_errors
 from analytics_assets.dictionary import markdown
 from analytics_assets.settings import Settings, SettingsError
 
@@ -121,9 +121,9 @@ def init_db(admin_url: str | None) -> None:
 def sources() -> None:
     """Check the source views and the dump folder against the contract; nothing is read from them but their columns."""
     from analytics_assets.local import server
-    from analytics_assets.sources.app_views import view_metrics, view_problems
-    from analytics_assets.sources.counter_dumps import folder_problem
-    from analytics_assets.sources.login import login_warnings
+    from analytics_assets.sources.app_views import find_view_problems, view_metrics
+    from analytics_assets.sources.counter_dumps import find_folder_problem
+    from analytics_assets.sources.login import summarize_excess_rights
 
     settings = Settings.from_env()
     if not settings.source_url:
@@ -132,19 +132,19 @@ def sources() -> None:
     with (
         # Without a URL, the views are looked for in the embedded database, where a trial may have put them.
         nullcontext(settings) if settings.source_url else server.databases(settings, keep_period=True) as ready,
-        without_values("reading the catalog of the host application's database (ANALYTICS_SOURCE_URL)"),
+        redacted_errors("reading the catalog of the host application's database (ANALYTICS_SOURCE_URL)"),
         engine(ready.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
         database.connect() as connection,
     ):
         for metric in view_metrics():
-            found = view_problems(connection, metric)
+            found = find_view_problems(connection, metric)
             problems += len(found)
             click.echo(f"{metric.asset}: " + ("ok" if not found else "refused"))
             for problem in found:
                 click.echo(f"  {problem}")
-        for warning in login_warnings(connection):
+        for warning in summarize_excess_rights(connection):
             click.echo(f"warning: {warning}")
-    refusal = folder_problem(settings.dump_dir)
+    refusal = find_folder_problem(settings.dump_dir)
     click.echo("counter dumps: " + ("ok" if refusal is None else str(refusal)))
     problems += refusal is not None
     if problems:
@@ -161,7 +161,7 @@ def sources() -> None:
 )
 @_explained
 def retention(dry_run: bool, dagster_home: Path | None) -> None:
-    """Remove what has expired from every place that keeps days: tables, dumps, and what Dagster has recorded.
+    """Remove expired days from every retention target: tables, dumps, and Dagster's records.
 
     The sensor `retention_sensor` does it every day. By hand it is for what comes back: after a restore, run this before
     anyone reads. Exits non-zero when something that has expired is left.
@@ -170,24 +170,24 @@ def retention(dry_run: bool, dagster_home: Path | None) -> None:
     from rich.table import Table
 
     from analytics_assets.local import server
-    from analytics_assets.retention.sweep import BY_HAND, apply_retention
+    from analytics_assets.retention.sweep import MANUAL, apply_retention
 
     # Only looking must not change the period that the database enforces.
     with (
         server.databases(Settings.from_env(), keep_period=True) as settings,
         server.dagster_instance(settings, dagster_home) as instance,
     ):
-        before, reports = apply_retention(settings, instance, BY_HAND, dry_run=dry_run)
+        before, reports = apply_retention(settings, instance, MANUAL, dry_run=dry_run)
     table = Table(
-        "place", "days", "rows", "oldest day left", title=f"{'To remove' if dry_run else 'Removed'} before {before}"
+        "target", "days", "rows", "oldest day left", title=f"{'To remove' if dry_run else 'Removed'} before {before}"
     )
     for report in reports:
         amounts = (f"{report.expired.days:,}", f"{report.expired.rows:,}")
-        table.add_row(report.place, *amounts, f"[red]{report.problem}" if report.problem else str(report.oldest or ""))
+        table.add_row(report.target, *amounts, f"[red]{report.problem}" if report.problem else str(report.oldest or ""))
     Console().print(table)
     if problems := sum(bool(report.problem) for report in reports):
         raise click.ClickException(
-            f"not everything could be {'looked at' if dry_run else 'removed'}: {problems} place(s)"
+            f"not everything could be {'looked at' if dry_run else 'removed'}: {problems} target(s)"
         )
 
 

@@ -59,7 +59,7 @@ def test_sources_says_what_is_wrong(complete: Settings, host: Host) -> None:
     complete.dump_dir.rmdir()
     result = invoke("sources", settings=complete)
     assert result.exit_code == 1
-    assert "view analytics_source.signups: email is a column too many; leave it out of the view" in result.output
+    assert "view analytics_source.signups: email is an unexpected column; remove it from the view" in result.output
     assert (
         "view analytics_source.consent_changes: (view) is missing, or is no view; create one with the columns"
         in result.output

@@ -22,8 +22,8 @@ import sqlalchemy as sa
 import websockets.sync.client
 from websockets.exceptions import InvalidStatus
 
-from analytics_assets.defs.login_check import ONLY_VIEWS
-from analytics_assets.demo.run import VIEWS
+from analytics_assets.defs.checks import ONLY_VIEWS
+from analytics_assets.demo.run import SHARED_CHECKS
 from analytics_assets.demo.webserver import Webserver, WebserverError
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.local.server import wait_until_ready
@@ -174,7 +174,7 @@ def fill(deployment: Deployment) -> None:
                 f"insert into analytics.daily_event_counts values ('{day}', 'event_signup', '7', 'web', 2)"  # noqa: S608
             )
         connection.exec_driver_sql(
-            "insert into analytics.retention_ledger (run_id, cutoff, store, days, rows) values ('x', now(), 'x', 1, 1)"
+            "insert into analytics.retention_ledger (run_id, cutoff, target, days, rows) values ('x', now(), 'x', 1, 1)"
         )
     engine.dispose()
 
@@ -211,7 +211,8 @@ def test_upgrade_backup_and_restore(installed: Deployment) -> None:
     shutil.rmtree(dumps)
     # What has happened since the backup.
     for statement in (
-        "insert into analytics.retention_ledger (run_id, cutoff, store, days, rows) values ('newer', now(), 'x', 1, 1)",
+        "insert into analytics.retention_ledger (run_id, cutoff, target, days, rows)"
+        " values ('newer', now(), 'x', 1, 1)",
         f"update analytics.settings set kept_since = '{last_day()}'",  # noqa: S608  # a date
     ):
         installed.run(f'sudo -u postgres psql --set ON_ERROR_STOP=1 -c "{statement}" analytics')
@@ -346,9 +347,12 @@ def test_the_team_materializes_a_day(serving: Deployment) -> None:
 def test_the_check_of_the_views_is_executed_by_itself(serving: Deployment) -> None:
     """As the button in the UI does it; there is nothing to materialize."""
     webserver = ui(serving, TEAM)
-    run_id = webserver.execute_checks(ONLY_VIEWS, VIEWS)
+    views = [(asset, name) for asset, name in SHARED_CHECKS if name == ONLY_VIEWS]
+    run_id = webserver.execute_checks(views)
     assert settled(lambda: webserver.run_status(run_id), "SUCCESS") == "SUCCESS"
-    assert webserver.check_statuses(VIEWS) == {view: {ONLY_VIEWS: "SUCCEEDED"} for view in VIEWS}
+    assert webserver.check_statuses([view for view, _ in views]) == {
+        view: {ONLY_VIEWS: "SUCCEEDED"} for view, _ in views
+    }
 
 
 @pytest.mark.parametrize("name", [TEAM, VIEWERS])

@@ -33,9 +33,11 @@ from rich.progress import Progress, track
 from analytics_assets.defs.partitions import range_tags
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.local.server import dagster_instance, databases
-from analytics_assets.retention.sweep import BY_HAND, apply_retention
+from analytics_assets.retention.sweep import MANUAL, apply_retention
 from analytics_assets.settings import Settings
-from analytics_assets.store.counts import open_store
+from analytics_assets.store import open_store
+from analytics_assets.store.counts import read_window
+from analytics_assets.store.expiry import drop_day
 
 ASSETS = 6
 TABLE = "daily_event_counts"
@@ -101,13 +103,13 @@ def removal(admin: sa.Engine, settings: Settings, small: int, large: int, rounds
         dagster_instance(settings) as instance,
     ):
         task = progress.add_task("removal: days", total=rounds * len(seconds))
-        first = store.window().first
+        first = read_window(store).first
         for number in range(rounds):
             for offset, name in enumerate(seconds):
                 day = first - timedelta(days=1 + number * len(seconds) + offset)
                 ways: dict[str, Callable[[], object]] = {
-                    "remove": lambda: apply_retention(settings, instance, BY_HAND),
-                    "drop": partial(store.drop_day, day),
+                    "remove": lambda: apply_retention(settings, instance, MANUAL),
+                    "drop": partial(drop_day, store, day),
                     "delete": partial(delete, admin, day),
                 }
                 with admin.begin() as connection:

@@ -81,14 +81,14 @@ class Webserver:
         """REQUESTED, COMPLETED_SUCCESS, COMPLETED_FAILED, FAILED, CANCELED or a state on the way to one of these."""
         return str(self.query(_BACKFILL, id=backfill_id)["partitionBackfillOrError"]["status"])
 
-    def execute_checks(self, name: str, assets: Sequence[str]) -> str:
-        """Execute the check of that name of each of these assets, and nothing else. Returns the id of the run."""
+    def execute_checks(self, checks: Iterable[tuple[str, str]]) -> str:
+        """Execute these checks, each an asset and a name, and nothing else. Returns the id of the run."""
         selector = {
             "repositoryLocationName": "analytics_assets",
             "repositoryName": "__repository__",
             "jobName": "__ASSET_JOB",
             "assetSelection": [],
-            "assetCheckSelection": [{"assetKey": key, "name": name} for key in _keys(assets)],
+            "assetCheckSelection": [{"assetKey": _key(asset), "name": name} for asset, name in checks],
         }
         result = self.query(_EXECUTE, params={"selector": selector, "runConfigData": "{}"})["launchRun"]
         if "run" not in result:
@@ -125,4 +125,8 @@ class Webserver:
 
 
 def _keys(assets: Sequence[str]) -> list[dict[str, list[str]]]:
-    return [{"path": asset.split("/")} for asset in assets]
+    return [_key(asset) for asset in assets]
+
+
+def _key(asset: str) -> dict[str, list[str]]:
+    return {"path": asset.split("/")}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from analytics_assets.database import engine, without_values
+from analytics_assets.database import engine, redacted_errors
 
 with warnings.catch_warnings():
     # It asks platformdirs for a runtime folder, which warns on a machine without a desktop session.
@@ -97,7 +97,7 @@ def _keep_values_out_of_the_log(url: sa.URL) -> None:
 @contextmanager
 def _autocommit(url: sa.URL) -> Iterator[sa.Connection]:
     with (
-        without_values("setting up the embedded PostgreSQL"),
+        redacted_errors("setting up the embedded PostgreSQL"),
         engine(url.render_as_string(hide_password=False), "server") as database,
         database.execution_options(isolation_level="AUTOCOMMIT").connect() as connection,
     ):

@@ -8,17 +8,26 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from analytics_assets.contract import METRICS, metric
+from analytics_assets.contract import METRICS, SourceView, metric
 from analytics_assets.definitions import build_definitions
-from analytics_assets.defs.checks import AT_SOURCE, CHECK_NAMES, MATCHES, STORED
-from analytics_assets.defs.login_check import ONLY_VIEWS
+from analytics_assets.defs.checks import NO_EXPIRED_DAYS, ONLY_VIEWS
+from analytics_assets.defs.evaluation import AT_SOURCE, CHECK_NAMES, DOCUMENTED, MATCHES, STORED
 from analytics_assets.settings import Settings
-from analytics_assets.store.counts import DayRefusedError, open_store
+from analytics_assets.store import open_store
+from analytics_assets.store.counts import DayRefusedError, read_window
 from analytics_assets.store.setup import init_db
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.database import admin_url, as_superuser, drop_check, event, insert
 from analytics_assets_tests.support.host import Host, moments
-from analytics_assets_tests.support.pipeline import EVENT_FED, Pipeline, checks, everything_said, failures, run_check
+from analytics_assets_tests.support.pipeline import (
+    EVENT_FED,
+    LEDGER,
+    Pipeline,
+    checks,
+    everything_said,
+    failures,
+    run_check,
+)
 
 
 def response(day: date, **change: object) -> dict[str, object]:
@@ -281,7 +290,7 @@ def test_a_database_out_of_reach_ends_the_run_and_keeps_what_was_stored(
     result = pipeline.run(["event_signups"], days[0], yesterday)
     failure = failures(result)["event_signups"]
     assert "2 of 3 days were not stored" in failure
-    assert f"- {days[2]}: not tried, since a database was out of reach" in failure
+    assert f"- {days[2]}: not tried, because a database was out of reach" in failure
     assert pipeline.materialized("event_signups") == {days[0]}
 
 
@@ -311,7 +320,7 @@ def test_a_run_of_expired_days_only_stores_nothing(settings: Settings, yesterday
 def test_the_days_that_may_be_written(settings: Settings) -> None:
     today = settings.today()
     with open_store(settings) as store:
-        window = store.window()
+        window = read_window(store)
     assert (window.first, window.last) == (today - timedelta(days=180), today - timedelta(days=1))
     for day in (window.first, window.last):
         window.refuse_outside(day)
@@ -386,10 +395,16 @@ def test_a_database_url_that_is_not_set_is_said(settings: Settings, yesterday: d
     assert "ANALYTICS_DATABASE_URL is not set: start with `analytics-assets up`" in failure
 
 
-def test_every_metric_has_every_check() -> None:
+def test_every_metric_has_every_check_and_shared_facts_are_checked_once() -> None:
     found = build_definitions(Settings.from_env({})).resolve_asset_graph().asset_check_keys
-    keys = {key for key in found if key.name != ONLY_VIEWS}  # that one is the views'
-    assert {(key.asset_key.to_user_string(), key.name) for key in keys} == {
-        (m.asset, name) for m in METRICS for name in CHECK_NAMES
+    assert {(key.asset_key.to_user_string(), key.name) for key in found} == {
+        *((m.asset, name) for m in METRICS for name in CHECK_NAMES),
+        *((LEDGER, name) for name in (NO_EXPIRED_DAYS, DOCUMENTED)),
+        *(("/".join(m.origin.path), ONLY_VIEWS) for m in METRICS if isinstance(m.origin, SourceView)),
     }
     assert metric("event_signups").asset in EVENT_FED
+
+
+@pytest.mark.parametrize("name", CHECK_NAMES[1:])
+def test_each_check_of_a_metric_can_be_executed_by_itself(pipeline: Pipeline, name: str) -> None:
+    assert run_check(pipeline, "event_signups", name).check_name == name

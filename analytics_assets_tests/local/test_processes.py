@@ -16,7 +16,7 @@ import requests
 import sqlalchemy as sa
 
 from analytics_assets.contract import METRICS, RETENTION_DAYS
-from analytics_assets.defs.checks import CHECK_NAMES
+from analytics_assets.defs.evaluation import CHECK_NAMES
 from analytics_assets.demo.run import run
 from analytics_assets.local.postgres import embedded_postgres
 from analytics_assets.local.server import ROOT, ServerError, dagster_dev, dagster_home, stop, wait_until_ready
