@@ -98,7 +98,9 @@ def test_the_view_behind_these_refusals_cannot_be_read(host: Host, reading: Sett
 def test_every_fault_is_named_at_once(host: Host, reading: Settings) -> None:
     replace_view(host, "event_id, 7 as source, email", UNREADABLE)
     said = refusal_of(reading)
-    assert all(text in said for text in ("email is an unexpected column", "occurred_at is a missing", "source has type"))
+    assert all(
+        text in said for text in ("email is an unexpected column", "occurred_at is a missing", "source has type")
+    )
 
 
 @pytest.mark.parametrize(
