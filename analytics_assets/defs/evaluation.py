@@ -100,12 +100,13 @@ def _check_stored(store: Store, metric: Metric, days: Sequence[date]) -> dg.Asse
 def _compare_totals(
     store: Store, metric: Metric, days: Sequence[date], compared: Sequence[date]
 ) -> dg.AssetCheckResult:
+    stored = {day: read_day(store, metric, day).total for day in compared}
     if days and not compared:
         findings = ["no day of the run was stored"]
     else:
         try:
             with open_reader(metric, store.settings) as reader:
-                differing = [day for day in compared if reader.total(day) != read_day(store, metric, day).total]
+                differing = [day for day, total in stored.items() if reader.total(day) != total]
             findings = [f"{day}: the stored total differs from the source" for day in differing]
         except (OriginRefusedError, DatabaseError) as error:
             compared, findings = [], [f"the source cannot be counted: {error}"]
