@@ -108,9 +108,9 @@ def test_every_fault_is_named_at_once(host: Host, reading: Settings) -> None:
     [
         (
             "drop view analytics_source.signups",
-            "is missing, or is no view; create one with the columns event_id, occurred_at, source",
+            "is missing or is not a view; create it with the columns event_id, occurred_at, source",
         ),
-        ("drop schema analytics_source cascade", "is missing, or is no view; create one with the columns event_id"),
+        ("drop schema analytics_source cascade", "is missing or is not a view; create it with the columns event_id"),
         (
             "revoke select on analytics_source.signups from analytics_source_reader",
             "cannot be read; grant usage on its schema",
@@ -130,7 +130,7 @@ def test_a_table_is_no_view(host: Host, reading: Settings) -> None:
     host.sql("drop view analytics_source.signups")
     host.sql("create table analytics_source.signups as select event_id, occurred_at, source from public.signups")
     host.sql(f"grant select on analytics_source.signups to {READER}")
-    assert "is missing, or is no view; create one" in refusal_of(reading)
+    assert "is missing or is not a view; create it" in refusal_of(reading)
 
 
 def test_a_materialized_view_is_one(host: Host, reading: Settings, yesterday: date) -> None:
