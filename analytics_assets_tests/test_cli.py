@@ -159,5 +159,5 @@ def test_retention_removes_what_a_restore_has_brought_back(settings: Settings) -
     (settings.dump_dir / "canary").mkdir()
     refused = CliRunner().invoke(main, ["retention"], env=env)
     assert refused.exit_code == 1
-    assert "Error: not everything could be removed: 1 target(s)" in refused.output
+    assert "Error: removing failed for 1 retention target(s)" in refused.output
     assert "canary" not in refused.output
