@@ -6,11 +6,7 @@ from collections.abc import Mapping
 from datetime import date, timedelta
 
 import dagster as dg
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-)
+from dagster._core.storage import tags as dagster_tags
 
 from analytics_assets.days import span
 from analytics_assets.settings import Settings
@@ -28,8 +24,8 @@ def daily_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
 
 def days_of_run(tags: Mapping[str, str]) -> list[date]:
     """Return the days that a run was launched for, from its tags; none for a run without partition."""
-    first = tags.get(ASSET_PARTITION_RANGE_START_TAG, tags.get(PARTITION_NAME_TAG))
-    last = tags.get(ASSET_PARTITION_RANGE_END_TAG, first)
+    first = tags.get(dagster_tags.ASSET_PARTITION_RANGE_START_TAG, tags.get(dagster_tags.PARTITION_NAME_TAG))
+    last = tags.get(dagster_tags.ASSET_PARTITION_RANGE_END_TAG, first)
     if first is None or last is None:
         return []
     return span(date.fromisoformat(first), date.fromisoformat(last))
@@ -37,4 +33,7 @@ def days_of_run(tags: Mapping[str, str]) -> list[date]:
 
 def range_tags(first: date, last: date) -> dict[str, str]:
     """Return the tags that make one run out of a range of days."""
-    return {ASSET_PARTITION_RANGE_START_TAG: first.isoformat(), ASSET_PARTITION_RANGE_END_TAG: last.isoformat()}
+    return {
+        dagster_tags.ASSET_PARTITION_RANGE_START_TAG: first.isoformat(),
+        dagster_tags.ASSET_PARTITION_RANGE_END_TAG: last.isoformat(),
+    }

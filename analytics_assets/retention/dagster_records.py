@@ -15,13 +15,9 @@ from typing import Final
 
 import dagster as dg
 import sqlalchemy as sa
+from dagster._core.storage import tags
 from dagster._core.storage.runs.schema import BackfillTagsTable, BulkActionsTable, RunsTable, RunTagsTable
 from dagster._core.storage.schedules.schema import AssetDaemonAssetEvaluationsTable, JobTickTable
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-)
 from dagster_postgres.utils import DagsterPostgresException
 
 from analytics_assets.database import DatabaseError, UnreachableError, redacted_errors
@@ -56,7 +52,7 @@ class Records:
 _LIKE_DAY: Final = "____-__-__"
 """LIKE pattern of a daily partition's key."""
 
-DAY_TAGS: Final = (PARTITION_NAME_TAG, ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
+DAY_TAGS: Final = (tags.PARTITION_NAME_TAG, tags.ASSET_PARTITION_RANGE_START_TAG, tags.ASSET_PARTITION_RANGE_END_TAG)
 """Tags of a run whose value is a day."""
 
 
