@@ -23,7 +23,7 @@ from analytics_assets.local.server import ROOT, ServerError, dagster_dev, dagste
 from analytics_assets.settings import Settings
 
 ALL_PASSED = f"{len(CHECK_NAMES)} passed"
-COMMAND = [sys.executable, "-m", "analytics_assets.cli"]
+COMMAND = [sys.executable, "-m", "analytics_assets"]
 
 
 def free_port() -> int:
