@@ -217,7 +217,3 @@ def dictionary(write: Path | None) -> None:
         write.write_text(markdown(), encoding="utf-8")
     else:
         click.echo(markdown(), nl=False)
-
-
-if __name__ == "__main__":
-    main()

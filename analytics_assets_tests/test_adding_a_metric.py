@@ -80,9 +80,9 @@ def test_one_entry_is_enough(pipeline: Pipeline, host: Host, yesterday: date, pr
             row = {"event_id": event_id, "cancelled_at": moment, "cancelled_by": side}
             host.connection.execute(sa.insert(signups).values(row))
 
-    run(project, environment, "analytics_assets.cli", "init-db", "--admin-url", admin_url(settings))
+    run(project, environment, "analytics_assets", "init-db", "--admin-url", admin_url(settings))
     assert pipeline.sql("select * from analytics.daily_event_counts") == counts
-    assert "event_cancellations: ok" in run(project, environment, "analytics_assets.cli", "sources")
+    assert "event_cancellations: ok" in run(project, environment, "analytics_assets", "sources")
 
     found = json.loads(
         run(project, environment, "analytics_assets_tests.support.seventh_metric", ASSET, str(yesterday))
@@ -102,6 +102,6 @@ def test_one_entry_is_enough(pipeline: Pipeline, host: Host, yesterday: date, pr
     assert found["described"].startswith("How many sign-ups are cancelled for each event?")
     assert pipeline.stored("event_signups", yesterday) == {("event_signup", "1", "web"): 4}
 
-    page = run(project, environment, "analytics_assets.cli", "dictionary")
+    page = run(project, environment, "analytics_assets", "dictionary")
     assert "### `event_cancellations`\n\nHow many sign-ups are cancelled for each event?" in page
     assert "### `analytics_source.signup_cancellations`" in page

@@ -10,6 +10,7 @@ PACKAGE = ROOT / "analytics_assets"
 
 # A part may import the parts of the lines below it.
 LAYERS = [
+    {"__main__"},
     {"cli"},
     {"demo"},
     {"local", "definitions"},

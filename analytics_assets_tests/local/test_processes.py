@@ -24,7 +24,7 @@ from analytics_assets.settings import Settings
 from analytics_assets_tests.support.processes import free_port
 
 ALL_PASSED = f"{len(CHECK_NAMES)} passed"
-COMMAND = [sys.executable, "-m", "analytics_assets.cli"]
+COMMAND = [sys.executable, "-m", "analytics_assets"]
 
 
 def environment(data_dir: Path) -> dict[str, str]:
