@@ -155,7 +155,9 @@ def test_the_units_are_what_systemd_takes(installed: Deployment) -> None:
 
 
 def test_what_the_pipeline_needs_is_installed_from_the_locked_versions(installed: Deployment) -> None:
-    listed = installed.run("/srv/analytics_assets/.venv/bin/pip list --format=freeze --exclude pip --exclude setuptools")
+    listed = installed.run(
+        "/srv/analytics_assets/.venv/bin/pip list --format=freeze --exclude pip --exclude setuptools"
+    )
     versions = dict(re.findall(r"^(.*)==(.*)$", listed, re.MULTILINE))
     assert versions.pop("analytics-assets")
     assert {canonicalize_name(name): version for name, version in versions.items()}.items() < locked().items()
