@@ -1,9 +1,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: install demo up test bench-telemetry bench-storage lock clean
+.PHONY: help install demo up lint check test test-programs supported-python bench-telemetry bench-storage lock clean
+# `make -j` must not start slow prerequisites beside those that refuse at once.
+.NOTPARALLEL:
 
-install: .venv/installed  ## Install into .venv, from locked versions.
+help:  ## List the targets.
+	@awk -F ':.*## *' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' Makefile
+
+install: .venv/installed  ## Install into .venv, from locked versions, all that the demonstration needs.
 
 demo: install  ## Everything, on a made-up application; ONCE=1 exits after the summary.
 	$(BIN)/analytics-assets demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT))
@@ -11,11 +17,24 @@ demo: install  ## Everything, on a made-up application; ONCE=1 exits after the s
 up: install  ## The Dagster UI on 127.0.0.1:3000, for a real application.
 	$(BIN)/analytics-assets up $(if $(PORT),--port $(PORT))
 
-test: .venv/test-installed  ## ruff, mypy --strict and the whole pytest suite.
+lint: .venv/test-installed  ## ruff and mypy --strict.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+
+check: lint  ## In less than two minutes: lint, and the tests that need no server and no browser.
+	$(BIN)/pytest -m "not server" --numprocesses 2
+
+test: test-programs lint  ## Everything: lint, the definitions, all tests with their coverage.
+	$(VALIDATE)
+	$(BIN)/pytest --cov
+
+# From another folder: beside dagster.yaml, it asks for the database of Dagster's records. Its advice to use the command
+# `dg` is for projects of another layout.
+VALIDATE := cd .venv && PYTHONWARNINGS=ignore:Function bin/dagster definitions validate --workspace ../workspace.yaml
+
+test-programs:  ## Bring the programs that the tests run (Chromium, nginx, openssl), or say what brings them.
+	@.ci/test-programs
 
 bench-telemetry: .venv/test-installed  ## What counting costs, beside prometheus_client and its middlewares.
 	$(BIN)/python benchmarks/telemetry.py
@@ -23,22 +42,27 @@ bench-telemetry: .venv/test-installed  ## What counting costs, beside prometheus
 bench-storage: .venv/test-installed  ## What the event log and removing a day cost, beside stock storage and deleting.
 	$(BIN)/python benchmarks/storage.py
 
+# The range of `requires-python` in pyproject.toml; pip would name it only after minutes, and not in a sentence.
+supported-python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "Python 3.11 to 3.14 is needed, this is %d.%d: make PYTHON=..." % sys.version_info[:2])'
+
 .venv/installed: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@$(MAKE) --no-print-directory supported-python
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements.lock
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	$(PIP) install -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 
 .venv/test-installed: .venv/installed requirements-test.lock
-	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-test.lock
+	$(PIP) install -r requirements-test.lock
 	touch $@
 
-COMPILE := $(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-header --no-annotate \
+# pip-tools calls "unsafe" what it leaves out of a lock file: here this package, which its own extras name.
+COMPILE := $(BIN)/pip-compile --quiet --strip-extras --unsafe-package analytics-assets --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --all-build-deps
 
 lock: .venv/test-installed  ## Write both lock files anew from pyproject.toml; UPGRADE=--upgrade takes newer versions.
-	$(COMPILE) $(UPGRADE) --output-file requirements.lock pyproject.toml
+	$(COMPILE) $(UPGRADE) --extra demo --output-file requirements.lock pyproject.toml
 	$(COMPILE) $(UPGRADE) --extra test --constraint requirements.lock --output-file requirements-test.lock pyproject.toml
 
 clean:  ## Remove what was installed and what the demonstration stored.

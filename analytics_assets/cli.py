@@ -1,6 +1,6 @@
-"""The command line. It parses, calls and prints; what it calls lives elsewhere.
+"""The command line: parse arguments, call the other modules, print the result.
 
-A command imports what only it needs, so that `--help` answers at once.
+Commands import their own modules, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import ParamSpec
 import click
 
 from analytics_assets import settings as settings_module
-from analytics_assets.database import DatabaseError, engine, without_values
+from analytics_assets.database import DatabaseError, engine, redacted_errors
 from analytics_assets.dictionary import markdown
 from analytics_assets.settings import Settings, SettingsError
 
@@ -27,8 +27,8 @@ _EPILOG = "\b\nSettings (environment):\n" + "\n".join(
 )
 
 
-def _explained(command: Callable[P, None]) -> Callable[P, None]:
-    """End with the message of an error of ours instead of a traceback."""
+def _report_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Print the message of the package's own errors instead of a traceback."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -45,18 +45,18 @@ def _explained(command: Callable[P, None]) -> Callable[P, None]:
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="analytics-assets")
 def main() -> None:
-    """Daily usage counts that hold nothing about a person, as Dagster assets.
+    """Daily usage counts without personal data, as Dagster assets.
 
-    First time here? `analytics-assets demo` shows everything with a made-up application. For a real one, create the
-    source views, set ANALYTICS_SOURCE_URL, check with `analytics-assets sources`, then run `analytics-assets up`.
+    New here? Run `analytics-assets demo`: it shows everything with a demo application. For a real application, create
+    the source views, set ANALYTICS_SOURCE_URL, check with `analytics-assets sources`, then run `analytics-assets up`.
     """
 
 
 @main.command()
 @PORT
-@_explained
+@_report_errors
 def up(port: int) -> None:
-    """Start the Dagster UI, daemon and schedule, with an embedded PostgreSQL for each URL that is not set."""
+    """Start the Dagster UI and daemon. An embedded PostgreSQL replaces each URL that is not set."""
     from analytics_assets.local import server
 
     server.exit_on_sigterm()
@@ -66,41 +66,44 @@ def up(port: int) -> None:
         except KeyboardInterrupt:
             click.echo("Stopping.")
     if process.returncode:
-        raise click.ClickException("Dagster has ended; its output above says why")
+        raise click.ClickException("Dagster has ended unexpectedly; see its output above")
 
 
 @main.command()
 @PORT
-@click.option("--app-port", default=3001, show_default=True, help="Port of the made-up application, on 127.0.0.1.")
-@click.option("--once", is_flag=True, help="Exit after the summary; non-zero if anything is not green.")
-@_explained
+@click.option("--app-port", default=3001, show_default=True, help="Port of the demo application, on 127.0.0.1.")
+@click.option("--once", is_flag=True, help="Exit after the summary; the status is non-zero if anything is not green.")
+@_report_errors
 def demo(port: int, app_port: int, once: bool) -> None:
-    """Run everything on a made-up events application: 200 days of activity, a backfill of every retained day.
+    """Run everything with a demo application.
 
-    The application runs, too: what is clicked in it today is in tomorrow's numbers.
+    It has 200 days of made-up activity, and every retained day is backfilled. The application runs as well: clicks in
+    it today appear in tomorrow's numbers.
 
-    It keeps to itself in the folder `demo` of the data folder, whatever URLs are set; deleting that folder resets it.
+    The demo ignores the URLs that are set and stores everything in the folder `demo` of the data folder. Delete that
+    folder to reset the demo.
     """
     from analytics_assets.demo import run as demonstration
     from analytics_assets.local import server
 
     server.exit_on_sigterm()
     if not demonstration.run(Settings.from_env(), port, app_port, once=once):
-        raise click.ClickException("not everything is green; the UI says what")
+        raise click.ClickException("not everything is green; run it without --once and see the UI")
 
 
 @main.command("init-db")
 @click.option(
     "--admin-url",
     envvar="ANALYTICS_DATABASE_URL",
-    help="Login that may create roles and schemas in the analytics database. Default: ANALYTICS_DATABASE_URL.",
+    help="URL of a login that may create roles and schemas in the analytics database. Default: ANALYTICS_DATABASE_URL.",
 )
-@_explained
+@_report_errors
 def init_db(admin_url: str | None) -> None:
-    r"""Create or upgrade schema, roles, time zone and retention period of the analytics database; data is kept.
+    r"""Create or upgrade the analytics database.
 
-    The roles are analytics_owner (no login), analytics_writer (the pipeline) and analytics_reader (the core team);
-    `analytics-assets grants` shows their rights. Give the two logins a password afterwards: \password in psql.
+    This sets up the schema, the roles, the time zone and the retention period, and keeps all data. The roles are
+    analytics_owner (no login), analytics_writer (the pipeline) and analytics_reader (the core team).
+    `analytics-assets grants` shows their rights. Afterwards, set a password for the two logins: \password in psql.
     """
     from analytics_assets.local import server
     from analytics_assets.store import setup
@@ -112,39 +115,42 @@ def init_db(admin_url: str | None) -> None:
         with server.databases(settings):
             pass
     click.echo(
-        f"Schema analytics is up to date; kept: {settings.retention_days} days; time zone: {settings.time_zone}."
+        f"Schema analytics is up to date; retention: {settings.retention_days} days; time zone: {settings.time_zone}."
     )
 
 
 @main.command()
-@_explained
+@_report_errors
 def sources() -> None:
-    """Check the source views and the dump folder against the contract; nothing is read from them but their columns."""
+    """Check the source views and the dump folder.
+
+    The columns of the views and the layout of the folder must match the contract. No rows are read.
+    """
     from analytics_assets.local import server
-    from analytics_assets.sources.app_views import view_metrics, view_problems
-    from analytics_assets.sources.counter_dumps import folder_problem
-    from analytics_assets.sources.login import login_warnings
+    from analytics_assets.sources.app_views import find_view_problems, view_metrics
+    from analytics_assets.sources.counter_dumps import find_folder_problem
+    from analytics_assets.sources.login import summarize_excess_rights
 
     settings = Settings.from_env()
     if not settings.source_url:
-        click.echo("ANALYTICS_SOURCE_URL is not set: looking in the embedded database.")
+        click.echo("ANALYTICS_SOURCE_URL is not set: checking the embedded database.")
     problems = 0
     with (
-        # Without a URL, the views are looked for in the embedded database, where a trial may have put them.
+        # Without a URL, check the embedded database, where a trial may have created the views.
         nullcontext(settings) if settings.source_url else server.databases(settings, keep_period=True) as ready,
-        without_values("reading the catalog of the host application's database (ANALYTICS_SOURCE_URL)"),
+        redacted_errors("reading the catalog of the host application's database (ANALYTICS_SOURCE_URL)"),
         engine(ready.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
         database.connect() as connection,
     ):
         for metric in view_metrics():
-            found = view_problems(connection, metric)
+            found = find_view_problems(connection, metric)
             problems += len(found)
             click.echo(f"{metric.asset}: " + ("ok" if not found else "refused"))
             for problem in found:
                 click.echo(f"  {problem}")
-        for warning in login_warnings(connection):
+        for warning in summarize_excess_rights(connection):
             click.echo(f"warning: {warning}")
-    refusal = folder_problem(settings.dump_dir)
+    refusal = find_folder_problem(settings.dump_dir)
     click.echo("counter dumps: " + ("ok" if refusal is None else str(refusal)))
     problems += refusal is not None
     if problems:
@@ -152,52 +158,51 @@ def sources() -> None:
 
 
 @main.command()
-@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 @click.option(
     "--dagster-home",
     envvar="DAGSTER_HOME",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Dagster's own folder. Default: DAGSTER_HOME, else dagster in the data folder.",
+    help="Dagster's folder. Default: DAGSTER_HOME, else dagster in the data folder.",
 )
-@_explained
+@_report_errors
 def retention(dry_run: bool, dagster_home: Path | None) -> None:
-    """Remove what has expired from every place that keeps days: tables, dumps, and what Dagster has recorded.
+    """Remove expired days from every retention target.
 
-    The sensor `retention_sensor` does it every day. By hand it is for what comes back: after a restore, run this before
-    anyone reads. Exits non-zero when something that has expired is left.
+    The retention targets are the tables, the counter dumps, and Dagster's records. The sensor `retention_sensor` does
+    this every day. Run this command after a restore from a backup, before anyone reads the data. The exit status is
+    non-zero when expired days are left.
     """
     from rich.console import Console
     from rich.table import Table
 
     from analytics_assets.local import server
-    from analytics_assets.retention.sweep import BY_HAND, apply_retention
+    from analytics_assets.retention.sweep import MANUAL, apply_retention
 
-    # Only looking must not change the period that the database enforces.
+    # keep_period: a dry run must not change the retention period that the database enforces.
     with (
         server.databases(Settings.from_env(), keep_period=True) as settings,
         server.dagster_instance(settings, dagster_home) as instance,
     ):
-        before, reports = apply_retention(settings, instance, BY_HAND, dry_run=dry_run)
-    table = Table(
-        "place", "days", "rows", "oldest day left", title=f"{'To remove' if dry_run else 'Removed'} before {before}"
-    )
+        before, reports = apply_retention(settings, instance, MANUAL, dry_run=dry_run)
+    title = f"{'Expired' if dry_run else 'Removed'}: days before {before}"
+    table = Table("retention target", "days", "rows", "oldest day left", title=title)
     for report in reports:
         amounts = (f"{report.expired.days:,}", f"{report.expired.rows:,}")
-        table.add_row(report.place, *amounts, f"[red]{report.problem}" if report.problem else str(report.oldest or ""))
+        table.add_row(report.target, *amounts, f"[red]{report.problem}" if report.problem else str(report.oldest or ""))
     Console().print(table)
     if problems := sum(bool(report.problem) for report in reports):
-        raise click.ClickException(
-            f"not everything could be {'looked at' if dry_run else 'removed'}: {problems} place(s)"
-        )
+        raise click.ClickException(f"{'checking' if dry_run else 'removing'} failed for {problems} retention target(s)")
 
 
 @main.command()
 @click.argument("server", type=click.Choice(["analytics", "host"]), required=False)
 def grants(server: str | None) -> None:
-    """Print the SQL that makes the roles and says what each may do: for the ANALYTICS database, the HOST's, or both.
+    """Print the SQL that creates the roles and grants their rights.
 
-    On the analytics side init-db has run it already. On the host's side its operator does, once the views are there:
-    `analytics-assets grants host | psql events`. It may be run again at any time; passwords are set apart from it.
+    The argument selects the part of the analytics database or of the host's database; the default is both. init-db runs
+    the first part. The operator of the host runs the second one when the views exist:
+    `analytics-assets grants host | psql events`. It may be run again at any time, and it sets no passwords.
     """
     from analytics_assets.store.grants import ANALYTICS, HOST
 
@@ -205,14 +210,10 @@ def grants(server: str | None) -> None:
 
 
 @main.command()
-@click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file.")
+@click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file instead.")
 def dictionary(write: Path | None) -> None:
-    """Print the data dictionary, generated from the contract: every metric and field, in Markdown."""
+    """Print the data dictionary in Markdown. The contract generates it: every metric and field."""
     if write:
         write.write_text(markdown(), encoding="utf-8")
     else:
         click.echo(markdown(), nl=False)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,10 @@
-"""The contract: what may be counted, for how long, and nothing else.
+"""The contract: what may be counted, and for how long.
 
-This is the page a privacy reviewer reads. It holds data: the fields, the vocabulary, the metrics. Tables, constraints,
-asset checks, telemetry and the data dictionary are derived from it. No input, output or database code belongs here, and
-only the standard library is imported, because the web application loads this module too.
+A privacy reviewer reads this page. It holds data: the fields, the vocabulary, the metrics. Assets, tables, constraints,
+checks, telemetry and the data dictionary are derived from it. No input, output or database code belongs here. Only the
+standard library is imported, because the web application loads this module too.
 
-A day is a calendar day in one configured time zone (UTC unless set); no finer time exists anywhere.
+A day is a calendar day in one configured time zone (UTC unless set). No finer time is kept.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import date
 from typing import Final
 
 RETENTION_DAYS: Final = 180
-"""Day D is kept on day T while D >= T - RETENTION_DAYS (the plan's "up to 180 days"); a setting may change it."""
+"""Day D is kept on day T while D >= T - RETENTION_DAYS (the plan says "up to 180 days"). A setting may change it."""
 
 
 class ContractError(ValueError):
@@ -37,12 +37,12 @@ class Column:
 class Field(Column):
     """One field of a stored row.
 
-    The rules use only what Python's `re` and PostgreSQL's regular expressions read alike, because both enforce them.
+    Python and PostgreSQL both enforce the patterns, so a pattern uses only what both read alike.
     """
 
     example: str
     rule: str
-    """The rule in words; it stands in error messages, which never show the value."""
+    """The rule in words, for error messages. They never show the value."""
     pattern: str | None = None
     """For text: a regular expression that the whole value must match."""
     max_length: int | None = None
@@ -60,18 +60,18 @@ METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "T
 UNMATCHED: Final = "(unmatched)"
 """The endpoint of a response that no route produced."""
 OTHER: Final = "(other)"
-"""Stands in an endpoint for a request method that is not one of METHODS."""
+"""Replaces a request method that is not in METHODS."""
 OVERFLOW: Final = "(overflow)"
-"""The endpoint of everything past the cap on endpoints per process and day."""
+"""The endpoint of every response past the cap on endpoints per process and day."""
 
-# A segment of digits only, or like a UUID or token, is what a path looks like after its parameters were filled in; a
-# route template has none. `@`, `%`, `?`, `=` and blanks never occur, so neither an address nor a query fits. (A name
-# cannot be told from a literal of a template: there the wall is that telemetry reads the routing table, not the path.)
+# A segment of digits only, or one that looks like a UUID or token, comes from a requested path. A route template has
+# none. `@`, `%`, `?`, `=` and blanks never occur, so neither an address nor a query fits. This pattern cannot tell a
+# person's name from a literal segment: against names, telemetry reads the routing table and never the path.
 _SEGMENT = r"(?!(?:[0-9]+|[0-9A-Fa-f-]{20,})(?:/|$))(?:[A-Za-z0-9._~-]|\{[A-Za-z_][A-Za-z0-9_]*\})*"
 ENDPOINT_PATTERN: Final = rf"(?:{'|'.join(METHODS)}|\(other\)) (?:/{_SEGMENT})+|\(unmatched\)|\(overflow\)"
 
 MAX_COUNT: Final = 10**12 - 1
-"""The largest count: twelve digits, the width of the number in a counter dump."""
+"""The largest count. A counter dump has twelve digits for the number."""
 
 EVENT_DATE: Final = Field(
     name="event_date",
@@ -112,7 +112,7 @@ COUNT: Final = Field(
     name="count",
     type="integer",
     meaning="How many times it happened on that day.",
-    unit="occurrences a day",
+    unit="occurrences per day",
     example="17",
     rule=f"must be a whole number from 1 to {MAX_COUNT}",
     minimum=1,
@@ -143,17 +143,17 @@ CORE_FIELDS: Final = (EVENT_DATE, EVENT_NAME, EVENT_ID, SOURCE, COUNT)
 RESPONSE_FIELDS: Final = (EVENT_DATE, ENDPOINT, STATUS_CODE, COUNT)
 
 SCHEMA: Final = "analytics"
-"""The schema of our own tables."""
+"""The schema of the pipeline's own tables."""
 SOURCE_SCHEMA: Final = "analytics_source"
 """The schema of the views in the host application's database."""
 
 TABLES: Final = {"daily_event_counts": CORE_FIELDS, "daily_response_counts": RESPONSE_FIELDS}
-"""Our two tables and their columns, in order."""
+"""The two tables of counts -> their columns, in order."""
 
 
 @dataclass(frozen=True)
 class Relation:
-    """A table or view of schema `analytics` beside the counts."""
+    """A table or view of schema `analytics` that keeps no counts of its own."""
 
     purpose: str
     columns: tuple[Column, ...]
@@ -161,16 +161,16 @@ class Relation:
 
 OTHER_RELATIONS: Final = {
     "collected_days": Relation(
-        "Which day of which metric has been collected: it tells a day with zero from a day not collected.",
+        "Which day of which metric was collected. It tells a day with zero from a day that was not collected.",
         (
             Column("asset", "text", "name", "The metric."),
             Column("event_date", "date", "day, YYYY-MM-DD", "The day that was collected."),
-            Column("rows", "integer", "rows", "Rows stored; 0 says that nothing happened on that day."),
-            Column("collected_at", "timestamp", "instant", "When the pipeline stored the day; nobody's action."),
+            Column("rows", "integer", "rows", "Rows stored. 0 says that nothing happened on that day."),
+            Column("collected_at", "timestamp", "instant", "When the pipeline stored the day."),
         ),
     ),
     "settings": Relation(
-        "The two settings that the database itself enforces, and the floor of the days that are kept, in one row.",
+        "The two settings that the database enforces, and the floor of the days that are kept, in one row.",
         (
             Column("only_row", "boolean", "true", "Always true, so that there is no second row."),
             Column("retention_days", "integer", "days", "How many days are kept."),
@@ -179,28 +179,28 @@ OTHER_RELATIONS: Final = {
                 "kept_since",
                 "date",
                 "day, YYYY-MM-DD",
-                "No day before this one is kept, however long the period is now; absent until it was changed.",
+                "No day before this one is kept, however long the period is now. Absent until a setting was changed.",
             ),
         ),
     ),
     "retention_ledger": Relation(
-        "What retention has removed, one entry a place and run: how much, never what was in it.",
+        "What retention has removed, one entry per step: how much, never what was in it.",
         (
             Column("id", "integer", "number", "The number of the entry."),
             Column("removed_at", "timestamp", "instant", "When it was written, by the database's clock."),
-            Column("run_id", "text", "identifier", "The Dagster run that removed, or: command line."),
-            Column("cutoff", "date", "day, YYYY-MM-DD", "The first day that was kept; what was older was removed."),
-            Column("store", "text", "name", "The place, one name of the registry in analytics_assets/retention."),
+            Column("run_id", "text", "identifier", "The Dagster run that removed, or `command line`."),
+            Column("cutoff", "date", "day, YYYY-MM-DD", "The first day that was kept. Older days were removed."),
+            Column("target", "text", "name", "The retention target: a table, folder or record that keeps days."),
             Column("days", "integer", "days", "Days removed."),
-            Column("rows", "integer", "rows", "Rows removed; of a folder, files."),
-            Column("oldest_remaining", "date", "day, YYYY-MM-DD", "The oldest day left there; absent when none was."),
+            Column("rows", "integer", "rows", "Rows removed, or files where the target is a folder."),
+            Column("oldest_remaining", "date", "day, YYYY-MM-DD", "The oldest day left. Absent when none is left."),
         ),
     ),
     "daily_error_rates": Relation(
         "View of daily_response_counts with the error rate of each endpoint and day beside every status code.",
         (
             *RESPONSE_FIELDS,
-            Column("requests", "number", "responses a day", "All responses of the endpoint on that day."),
+            Column("requests", "number", "responses per day", "All responses of the endpoint on that day."),
             Column("error_rate", "number", "share, 0 to 1", "Responses with status 400 or above, divided by requests."),
         ),
     ),
@@ -208,21 +208,29 @@ OTHER_RELATIONS: Final = {
         "Which migration the schema is at.", (Column("version_num", "text", "name", "The migration."),)
     ),
 }
-"""Whatever else schema `analytics` holds. What is in neither is reported by check `documented`."""
+"""The other relations of schema `analytics`. Check `documented` reports any that is neither here nor in TABLES."""
+
+LEDGER_PATH: Final = (SCHEMA, "retention_ledger")
+"""The path of the ledger's asset key. What concerns the whole database is checked there, once per run."""
 
 OCCURRED_AT: Final = Column(
-    "occurred_at", "timestamp", "instant", "When it happened; it decides the day, inside the host's database, only."
+    "occurred_at", "timestamp", "instant", "When it happened. It decides the day and never leaves the host's database."
 )
 TURNED_ON: Final = Column("turned_on", "boolean", "true or false", "Whether it was turned on or off.")
 
 
 @dataclass(frozen=True)
 class SourceView:
-    """A view of schema `analytics_source`, written by the operator of the host application: one row an occurrence."""
+    """A view of schema `analytics_source`, written by the host application's operator: one row per occurrence."""
 
     name: str
     switch: bool = False
     """True: a boolean column `turned_on` decides between the metric's two event names (on first, off second)."""
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The path of its asset key."""
+        return (SOURCE_SCHEMA, self.name)
 
     @property
     def fields(self) -> tuple[Column, ...]:
@@ -239,14 +247,17 @@ class SourceView:
 class CounterDumps:
     """Counter dumps written inside the web application: `<event_date>/<128 random bits in hex>.ndjson`."""
 
+    path = ("counter_dumps",)
+    """The path of its asset key."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """One metric: one Dagster asset. Every attribute is required.
 
     Raises:
-        ContractError: a text is blank, a name is not lower_snake_case, the owner is no `team:`, the fields are those of
-            no table, or the event names do not fit the origin.
+        ContractError: a text is blank, a name is not lower_snake_case, the owner is not written `team:name`, no table
+            has these fields, or the event names do not fit the origin.
     """
 
     asset: str
@@ -269,7 +280,7 @@ class Metric:
             if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
                 raise ContractError(f"metric {self.asset!r}: {name!r} is not lower_snake_case")
         if self.fields not in TABLES.values():
-            raise ContractError(f"metric {self.asset!r}: its fields are those of no table of the contract")
+            raise ContractError(f"metric {self.asset!r}: no table of the contract has these fields")
         if not isinstance(self.origin, SourceView | CounterDumps):
             raise ContractError(f"metric {self.asset!r}: say where it comes from, a source view or the counter dumps")
         expected = 2 if isinstance(self.origin, SourceView) and self.origin.switch else 1
@@ -288,7 +299,7 @@ class Metric:
 
 
 DUMP_FILE_PATTERN: Final = r"[0-9a-f]{32}\.ndjson"
-"""Name of a counter dump. Random, so that it says nothing about host, process or time."""
+"""The name of a counter dump. It is random, so that it says nothing about host, process or time."""
 
 _PHASE_1 = date(2026, 11, 24)
 
@@ -350,11 +361,15 @@ METRICS: Final = (
 )
 
 
+ORIGINS: Final = tuple(dict.fromkeys(metric.origin for metric in METRICS))
+"""What the metrics are counted from, each once."""
+
+
 def metric(asset: str) -> Metric:
-    """The metric of an asset. Raises KeyError for a name that is not in the contract."""
+    """Return the metric of an asset. Raises KeyError for a name that is not in the contract."""
     return {m.asset: m for m in METRICS}[asset]
 
 
 def vocabulary(table: str) -> tuple[str, ...]:
-    """Every event name whose counts `table` keeps."""
+    """Return every event name whose counts `table` keeps."""
     return tuple(name for m in METRICS if m.table == table for name in m.event_names)

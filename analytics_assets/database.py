@@ -1,6 +1,6 @@
 """Connections to PostgreSQL whose errors name structure, never a value.
 
-What both databases (the host's and ours) need belongs here; SQL does not.
+Both databases, the host's and the pipeline's own, are opened here. Their SQL belongs to `sources` and `store`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from analytics_assets.settings import SettingsError
 
 REFUSED: Final = "AN001"
-"""The SQLSTATE of an error that one of our own functions raises; its text holds no value."""
+"""The SQLSTATE of an error that one of our own database functions raises. Its text holds no value."""
 
 
 class DatabaseError(RuntimeError):
@@ -52,33 +52,38 @@ def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterat
 
 
 @contextmanager
-def without_values(doing: str) -> Iterator[None]:
-    """Replace a driver error by a DatabaseError without the texts that PostgreSQL fills with data.
+def redacted_errors(doing: str) -> Iterator[None]:
+    """Turn a driver error into a DatabaseError, without the texts that PostgreSQL fills with data.
 
     PostgreSQL quotes values freely ("Failing row contains (...)", "invalid input syntax ...: "...""), and a function of
-    the host may raise whatever it likes. Only an error of our own functions is passed on as it reads.
+    the host may raise any text. Only the text of an error that our own functions raise is passed on.
     """
     try:
         yield
     except sa.exc.DBAPIError as error:
-        # `from None`, or whoever prints the error prints the original, with its texts, as the context. (Raising after
-        # the except block does not help: the `with` statement is still handling the original then.)
+        # `from None` keeps the original out of the context: printing the error would print the original's texts, too.
+        # (Raising after the except block does not help, because the `with` statement still handles the original then.)
         kind = UnreachableError if _is_unreachable(error) else DatabaseError
         raise kind(f"{doing}: {_structure(error)}") from None
 
 
-def anchored(pattern: str) -> str:
-    """A pattern of the contract, so that PostgreSQL matches the whole value."""
+def sqlstate(error: sa.exc.DBAPIError) -> str | None:
+    """Return the SQLSTATE of a driver error, None when the server did not answer."""
+    return getattr(error.orig, "pgcode", None)
+
+
+def full_match(pattern: str) -> str:
+    """Return a contract pattern as PostgreSQL needs it to match the whole value."""
     return f"^(?:{pattern})$"
 
 
 def _is_unreachable(error: sa.exc.DBAPIError) -> bool:
-    return error.connection_invalidated or getattr(error.orig, "pgcode", None) is None
+    return error.connection_invalidated or sqlstate(error) is None
 
 
 def _structure(error: sa.exc.DBAPIError) -> str:
     diagnostics = getattr(error.orig, "diag", None)
-    state = getattr(error.orig, "pgcode", None)
+    state = sqlstate(error)
     if diagnostics is None or state is None:
         return (
             "the database cannot be reached or closed the connection; is it running, and are address, name, login and"

@@ -7,23 +7,23 @@ from zoneinfo import ZoneInfo
 
 
 def zone(name: str) -> tzinfo:
-    """The zone of an IANA name. UTC is known also where the system has no time zones.
+    """The time zone of an IANA name. UTC works without a time zone database, too.
 
     Raises:
-        zoneinfo.ZoneInfoNotFoundError: there is no such time zone.
+        zoneinfo.ZoneInfoNotFoundError: the time zone does not exist.
     """
     return UTC if name == "UTC" else ZoneInfo(name)
 
 
 def span(first: date, last: date) -> list[date]:
-    """Every day from `first` to `last`, both included."""
+    """All days from `first` to `last`, both included."""
     return [first + timedelta(days=n) for n in range((last - first).days + 1)]
 
 
 def bounds(day: date, time_zone: str) -> tuple[datetime, datetime]:
-    """First instant of `day` and first instant of the next, in UTC: 23, 24 or 25 hours apart.
+    """First instants of `day` and of the next day, in UTC: 23, 24 or 25 hours apart.
 
-    Midnight is looked up in the zone for each end, so a daylight saving change falls into the day it belongs to.
+    Each midnight is converted separately, so the length of the day includes a daylight saving change.
     """
     local = zone(time_zone)
     start, end = (datetime.combine(d, time.min, local).astimezone(UTC) for d in (day, day + timedelta(days=1)))

@@ -1,8 +1,8 @@
-"""The data dictionary: every word that describes a metric, table, column or source, generated from the contract.
+"""The data dictionary: the words that describe metrics, tables, columns and sources, generated from the contract.
 
-The page `docs/data-dictionary.md`, the comments in the database and the descriptions of the assets are made here and
-nowhere else. On the page time zone and retention are the defaults, with the variables that change them; elsewhere they
-are the configured ones. Putting the words in place belongs to `store` and `definitions`.
+Three texts come from here: the page `docs/data-dictionary.md`, the comments in the database, and the descriptions of
+the assets. The page shows the default time zone and retention period, and the variables that change them. The comments
+and descriptions show the configured ones. `store` writes the comments, `defs` describes the assets.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from analytics_assets.contract import (
+    LEDGER_PATH,
     METRICS,
+    ORIGINS,
     OTHER_RELATIONS,
     RETENTION_DAYS,
     SCHEMA,
@@ -31,14 +33,16 @@ def markdown() -> str:
 
 
 def asset_descriptions(settings: Settings) -> dict[tuple[str, ...], str]:
-    """Path of an asset key -> description in Markdown. An asset that is not in it is in no entry of the dictionary."""
-    return {(m.asset,): "\n".join(_metric(m, settings)) for m in METRICS} | {
-        _path(origin): "\n".join(_origin(origin)) for origin in _origins()
-    }
+    """Path of an asset key -> description in Markdown."""
+    return (
+        {(m.asset,): "\n".join(_metric(m, settings)) for m in METRICS}
+        | {origin.path: "\n".join(_origin(origin)) for origin in ORIGINS}
+        | {LEDGER_PATH: OTHER_RELATIONS["retention_ledger"].purpose}
+    )
 
 
 def database_comments(settings: Settings) -> dict[tuple[str, str | None], str]:
-    """Relation of schema `analytics`, and a column of it or None for itself -> its comment, in plain text."""
+    """(relation of schema `analytics`, column) -> comment in plain text. The column is None for the relation itself."""
     comments: dict[tuple[str, str | None], str] = {}
     for table, fields in TABLES.items():
         metrics = [m for m in METRICS if m.table == table]
@@ -60,9 +64,9 @@ def _page() -> Iterator[str]:
     yield ""
     yield "<!-- Generated from analytics_assets/contract.py by `analytics-assets dictionary --write FILE`. -->"
     yield ""
-    yield "Everything that is counted and stored, and what it is counted from. The UI says the same, and so does the"
-    yield "database (`\\d+` in psql). Check `documented` of every metric fails when something has no entry here."
-    yield "Of what people do, nothing finer than a day is logged or stored, and nothing about a person."
+    yield "Everything that is counted and stored, and what it is counted from. The Dagster UI and the comments in the"
+    yield "database (`\\d+` in psql) say the same. Check `documented` fails when something has no entry here. Nothing"
+    yield "about a person is stored, and no time finer than a day."
     yield ""
     yield "## Metrics"
     for metric in METRICS:
@@ -72,9 +76,9 @@ def _page() -> Iterator[str]:
         yield from _metric(metric)
     yield ""
     yield "## Sources"
-    for origin in _origins():
+    for origin in ORIGINS:
         yield ""
-        yield f"### `{'.'.join(_path(origin))}`"
+        yield f"### `{'.'.join(origin.path)}`"
         yield ""
         yield from _origin(origin)
         if isinstance(origin, SourceView):
@@ -94,7 +98,7 @@ def _page() -> Iterator[str]:
 
 
 def _metric(metric: Metric, settings: Settings | None = None) -> Iterator[str]:
-    """The entry of a metric; without settings, with the defaults and how to change them."""
+    """The entry of a metric. Without settings it shows the defaults, and which variables change them."""
     names = ", ".join(f"`{name}`" for name in metric.event_names)
     zone = settings.time_zone if settings else "UTC, unless `ANALYTICS_TIMEZONE` says otherwise"
     days = settings.retention_days if settings else RETENTION_DAYS
@@ -110,23 +114,15 @@ def _metric(metric: Metric, settings: Settings | None = None) -> Iterator[str]:
     yield f"- since: {metric.since}"
 
 
-def _origins() -> list[SourceView | CounterDumps]:
-    return list(dict.fromkeys(m.origin for m in METRICS))
-
-
-def _path(origin: SourceView | CounterDumps) -> tuple[str, ...]:
-    return (SOURCE_SCHEMA, origin.name) if isinstance(origin, SourceView) else ("counter_dumps",)
-
-
 def _origin_name(origin: SourceView | CounterDumps) -> str:
     return f"view `{SOURCE_SCHEMA}.{origin.name}`" if isinstance(origin, SourceView) else "counter dumps"
 
 
 def _origin(origin: SourceView | CounterDumps) -> Iterator[str]:
     if isinstance(origin, SourceView):
-        yield "View over the host application's tables, written by its operator: one row an occurrence."
+        yield "View over the host application's tables, written by its operator: one row per occurrence."
     else:
-        yield "Counters that the telemetry writes inside the web application: one file a process and day."
+        yield "Counters that the telemetry writes inside the web application: one file per process and day."
     yield ""
     yield f"- read by: {', '.join(f'`{m.asset}`' for m in METRICS if m.origin == origin)}"
 

@@ -1,7 +1,7 @@
-"""Rows and columns against the contract.
+"""Check rows against the contract.
 
-Pure functions from data to violations: nothing is read, written or logged here, and a violation never holds the
-offending value, only the field and the rule. Standard library only: the web application loads this module too.
+Pure functions that return violations; nothing is read, written or logged here. A violation names the field and the
+rule, never the value. Standard library only, because the web application loads this module too.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Violation:
-    """What is wrong with a row or a header, without the value."""
+    """One broken rule of a row, without the value."""
 
     field: str
-    """Name of a contract field, or `(row)` when no single field is at fault."""
+    """Name of a contract field, or `(row)` when the rule concerns the whole row."""
     rule: str
 
     def __str__(self) -> str:
@@ -36,12 +36,12 @@ NOT_AN_OBJECT = Violation("(row)", "must be one JSON object")
 
 
 @lru_cache(maxsize=32)
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compile(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.ASCII)
 
 
 def _is_iso_date(value: str) -> bool:
-    if not _compiled(r"[0-9]{4}-[0-9]{2}-[0-9]{2}").fullmatch(value):
+    if not _compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}").fullmatch(value):
         return False
     try:
         date.fromisoformat(value)
@@ -51,9 +51,9 @@ def _is_iso_date(value: str) -> bool:
 
 
 def obeys(field: Field, value: object) -> bool:
-    """Whether one value obeys the rule of its field. `None` stands for absent.
+    """Whether a value obeys the rule of its field. `None` means absent.
 
-    Types count too: a boolean is not a count, 3.0 is not 3, and an id is text.
+    The type must match: True and 3.0 are not counts, and an id is text.
     """
     if value is None:
         return field.optional
@@ -65,19 +65,19 @@ def obeys(field: Field, value: object) -> bool:
         return False
     if field.choices is not None:
         return value in field.choices
-    return field.pattern is None or _compiled(field.pattern).fullmatch(value) is not None
+    return field.pattern is None or _compile(field.pattern).fullmatch(value) is not None
 
 
 def row_violations(row: Row, fields: Sequence[Field], event_names: Iterable[str]) -> list[Violation]:
-    """Everything in which `row` (field name -> value) departs from `fields` and the vocabulary; empty when nothing.
+    """All violations of `fields` and of the vocabulary `event_names` in a row (field name -> value).
 
-    A field name outside the contract may itself be somebody's data, so it is reported as `(row)`.
+    An unknown field name may itself be personal data, so it is reported as `(row)`.
     """
     known = {field.name for field in fields}
-    found = [UNKNOWN_FIELD] if row.keys() - known else []
+    violations = [UNKNOWN_FIELD] if row.keys() - known else []
     for field in fields:
         value = row.get(field.name)
         allowed = value in tuple(event_names) if field is EVENT_NAME else obeys(field, value)
         if not allowed:
-            found.append(Violation(field.name, field.rule))
-    return found
+            violations.append(Violation(field.name, field.rule))
+    return violations

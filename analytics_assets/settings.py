@@ -1,4 +1,4 @@
-"""Every setting of the pipeline, read from the environment; no other module of it reads an environment variable."""
+"""The settings of the pipeline, read from the environment. No other module of the pipeline reads a variable."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ VARIABLES: Final = {
 
 
 class SettingsError(ValueError):
-    """A setting is missing or has a value that cannot be used; the text names the variable, never its value."""
+    """A setting is missing or has a value that cannot be used. The text names the variable, never its value."""
 
 
 def database_url(text: str, variable: str) -> str:
-    """A PostgreSQL URL that names its driver.
+    """Return a PostgreSQL URL that names its driver. Raises SettingsError.
 
-    SQLAlchemy 2.1 takes a bare `postgresql://` for psycopg 3, which dagster-postgres does not install.
+    SQLAlchemy 2.1 reads a bare `postgresql://` as psycopg 3, which dagster-postgres does not install.
     """
     try:
         url = sa.make_url(text)
-    except (sa.exc.ArgumentError, ValueError):  # ValueError: a port that is no number, or an @ in the password
+    except (sa.exc.ArgumentError, ValueError):  # ValueError: a port that is not a number, or an @ in the password
         # The text may hold a password, so neither it nor SQLAlchemy's message is shown.
         raise SettingsError(f"{variable} is not a database URL (postgresql://user:password@host:5432/name)") from None
     if url.drivername in {"postgres", "postgresql"}:
@@ -49,10 +49,10 @@ def database_url(text: str, variable: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of one process. Its `repr` leaves out the URLs, which hold passwords."""
+    """The settings of one process. The `repr` leaves out the URLs, which hold passwords."""
 
     database_url: str | None = field(repr=False)
-    """None: nothing is set, and no embedded server has been started for this process."""
+    """None: the variable is not set, and no embedded server was started for this process."""
     source_url: str | None = field(repr=False)
     dagster_url: str | None = field(repr=False)
     data_dir: Path
@@ -62,7 +62,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Read the settings. Raises SettingsError; an empty variable counts as unset."""
+        """Read the settings. An empty variable counts as unset. Raises SettingsError."""
         given = {name: environ[name] for name in VARIABLES if environ.get(name)}
         urls = {name: database_url(given[name], name) for name in given if name.endswith("_URL")}
         time_zone = given.get("ANALYTICS_TIMEZONE", "UTC")
@@ -76,7 +76,7 @@ class Settings:
         data_dir = Path(given.get("ANALYTICS_DATA_DIR", ".analytics")).absolute()
         dump_dir = Path(given.get("ANALYTICS_DUMP_DIR", data_dir / "dumps")).absolute()
         if data_dir.is_relative_to(dump_dir):
-            # What is old in the dump folder is removed.
+            # Retention removes old files from the dump folder.
             raise SettingsError("ANALYTICS_DUMP_DIR must be a folder for the dumps alone, not one above other data")
         return cls(
             database_url=urls.get("ANALYTICS_DATABASE_URL"),
@@ -89,11 +89,11 @@ class Settings:
         )
 
     def today(self) -> date:
-        """Today in the configured time zone."""
+        """Return today in the configured time zone."""
         return datetime.now(zoneinfo.ZoneInfo(self.time_zone)).date()
 
     def environment(self) -> dict[str, str]:
-        """The same settings as environment variables, for a process that is started from this one."""
+        """Return the settings as environment variables, for a process that this one starts."""
         values = {
             "ANALYTICS_DATABASE_URL": self.database_url,
             "ANALYTICS_SOURCE_URL": self.source_url,

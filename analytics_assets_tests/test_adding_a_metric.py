@@ -1,4 +1,4 @@
-"""The walked example of docs/adding-a-metric.md, done to a copy of the project: an entry, a file, the rest follows."""
+"""The walked example of docs/adding-a-metric.md, done to a copy of the project: one entry, and the rest follows."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from analytics_assets.contract import METRICS
-from analytics_assets.defs.checks import CHECK_NAMES
+from analytics_assets.defs.evaluation import CHECK_NAMES
 from analytics_assets_tests.support.database import admin_url, event, insert
 from analytics_assets_tests.support.host import Host, moments
 from analytics_assets_tests.support.pipeline import Pipeline
@@ -23,7 +23,6 @@ from analytics_assets_tests.support.pipeline import Pipeline
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/adding-a-metric.md").read_text(encoding="utf-8")
 ASSET = "event_cancellations"
-FILE = f"analytics_assets/metrics/{ASSET}.py"
 
 
 def block(name: str) -> str:
@@ -34,7 +33,7 @@ def block(name: str) -> str:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of the package with the page's entry and file."""
+    """A copy of the package with the page's entry."""
     assert ASSET not in {metric.asset for metric in METRICS}
     copy = tmp_path / "project"
     ignored = shutil.ignore_patterns("__pycache__")
@@ -45,7 +44,6 @@ def project(tmp_path: Path) -> Path:
     entries, end, after = metrics.partition("\n)\n")
     entry = textwrap.indent(block("contract entry"), "    ").rstrip("\n") + ","
     contract.write_text(f"{before}{declaration}{entries}\n{entry}{end}{after}", encoding="utf-8")
-    (copy / FILE).write_text(block(FILE), encoding="utf-8")
     return copy
 
 
@@ -64,7 +62,7 @@ def run(project: Path, environment: Mapping[str, str], *arguments: str) -> str:
     return ended.stdout
 
 
-def test_one_entry_and_one_file_are_enough(pipeline: Pipeline, host: Host, yesterday: date, project: Path) -> None:
+def test_one_entry_is_enough(pipeline: Pipeline, host: Host, yesterday: date, project: Path) -> None:
     settings = pipeline.settings
     environment = settings.environment()
     host.occur("signups", moments(yesterday, settings.time_zone, 4))
@@ -82,9 +80,9 @@ def test_one_entry_and_one_file_are_enough(pipeline: Pipeline, host: Host, yeste
             row = {"event_id": event_id, "cancelled_at": moment, "cancelled_by": side}
             host.connection.execute(sa.insert(signups).values(row))
 
-    run(project, environment, "analytics_assets.cli", "init-db", "--admin-url", admin_url(settings))
+    run(project, environment, "analytics_assets", "init-db", "--admin-url", admin_url(settings))
     assert pipeline.sql("select * from analytics.daily_event_counts") == counts
-    assert "event_cancellations: ok" in run(project, environment, "analytics_assets.cli", "sources")
+    assert "event_cancellations: ok" in run(project, environment, "analytics_assets", "sources")
 
     found = json.loads(
         run(project, environment, "analytics_assets_tests.support.seventh_metric", ASSET, str(yesterday))
@@ -100,21 +98,10 @@ def test_one_entry_and_one_file_are_enough(pipeline: Pipeline, host: Host, yeste
     assert found["materialized"] == [str(yesterday)]
     assert found["refused by telemetry"], "it is counted in the host's database"
     assert found["counted from"] == ["analytics_source/signup_cancellations"]
+    assert found["code"] == [str(project / "analytics_assets/contract.py"), "Metric(", f'asset="{ASSET}",']
     assert found["described"].startswith("How many sign-ups are cancelled for each event?")
     assert pipeline.stored("event_signups", yesterday) == {("event_signup", "1", "web"): 4}
 
-    page = run(project, environment, "analytics_assets.cli", "dictionary")
+    page = run(project, environment, "analytics_assets", "dictionary")
     assert "### `event_cancellations`\n\nHow many sign-ups are cancelled for each event?" in page
     assert "### `analytics_source.signup_cancellations`" in page
-
-
-def test_an_entry_without_its_file_is_refused(pipeline: Pipeline, project: Path) -> None:
-    (project / FILE).unlink()
-    with pytest.raises(AssertionError, match=rf"write its asset, of the same name, in {re.escape(FILE)}"):
-        run(project, pipeline.settings.environment(), "analytics_assets.definitions")
-
-
-def test_a_file_without_its_entry_is_refused(pipeline: Pipeline, project: Path) -> None:
-    shutil.copy(ROOT / "analytics_assets/contract.py", project / "analytics_assets/contract.py")
-    with pytest.raises(AssertionError, match=f"KeyError: '{ASSET}'"):
-        run(project, pipeline.settings.environment(), f"analytics_assets.metrics.{ASSET}")

@@ -1,82 +1,138 @@
-"""Imports point one way."""
+"""Imports point one way, and collecting never reaches retention. docs/architecture.md has the picture."""
 
 import ast
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "analytics_assets"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "analytics_assets"
 
-# What a module may import of ours, by its first part; everything further down is allowed to everything further up.
+# A part may import the parts of the lines below it.
 LAYERS = [
+    {"__main__"},
     {"cli"},
-    {"definitions", "local"},
-    {"metrics", "schedules"},
-    {"access"},
-    {"collect"},
+    {"demo"},
+    {"local", "definitions"},
+    {"defs"},
     {"retention"},
-    {"checks"},
-    {"partitions"},
-    {"sources", "store", "event_log"},
-    {"database"},
-    {"dictionary"},
+    {"sources", "store"},
+    {"dictionary", "database"},
     {"settings"},
     {"telemetry"},
-    {"days"},
-    {"guard"},
+    {"guard", "days"},
     {"contract"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
+# Within `defs`, the same for its modules.
+DEFS_LAYERS = [
+    {"schedules", "sensors"},
+    {"jobs"},
+    {"assets", "checks"},
+    {"collect"},
+    {"evaluation"},
+    {"partitions"},
+]
+DEFS_RANK = {name: rank for rank, names in enumerate(DEFS_LAYERS) for name in names}
+
+WEB_APPLICATION = {"telemetry", "guard", "days", "contract"}
+"""What a web application loads: the standard library and these parts."""
+
+
+def name_of(path: Path) -> str:
+    """`analytics_assets.store.counts` of its file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py") if "migrations" not in path.parts}
+
 
 def imports(path: Path) -> set[str]:
-    """Dotted names of the modules that a file imports."""
+    """Dotted names of the modules that a file imports, wherever in the file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative import"
-            found.add(str(node.module))
-            if node.module == "analytics_assets":
-                found |= {f"analytics_assets.{alias.name}" for alias in node.names}
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else str(node.module) for name in names}
     return found
 
 
-def part(name: str) -> str | None:
+def own_imports(name: str) -> set[str]:
+    """Modules of this package that a module imports."""
+    return {found for found in imports(MODULES[name]) if found in MODULES and found != "analytics_assets"}
+
+
+def part(name: str) -> str:
     """`store` of `analytics_assets.store.counts`."""
-    pieces = name.split(".")
-    return pieces[1] if pieces[0] == "analytics_assets" and len(pieces) > 1 else None
+    return name.split(".")[1]
 
 
-def modules() -> dict[Path, str]:
-    return {
-        path: path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        for path in PACKAGE.rglob("*.py")
-        if path != PACKAGE / "__init__.py"
-    }
+def arrows() -> Iterator[tuple[str, str]]:
+    """Every import from one module of the package to another."""
+    for name in MODULES:
+        yield from ((name, other) for other in own_imports(name))
+
+
+def reachable(names: Iterable[str]) -> set[str]:
+    """What is imported, directly or through others."""
+    found: set[str] = set()
+    waiting = set(names)
+    while waiting:
+        found |= waiting
+        waiting = set().union(*map(own_imports, waiting)) - found
+    return found
 
 
 def test_every_part_has_its_place() -> None:
-    assert set(modules().values()) == set(RANK)
+    assert {part(name) for name in MODULES if name != "analytics_assets"} == set(RANK)
+    assert {name.split(".")[2] for name in MODULES if name.startswith("analytics_assets.defs.")} == set(DEFS_RANK)
 
 
 def test_no_module_imports_from_above() -> None:
-    for path, own in modules().items():
-        for name in imports(path):
-            other = part(name)
-            if other is not None and other != own:
-                assert RANK[other] > RANK[own], f"{path.relative_to(PACKAGE)} imports {name}"
+    for name, other in arrows():
+        if part(name) != part(other):
+            assert RANK[part(other)] > RANK[part(name)], f"{name} imports {other}"
+        elif part(name) == "defs" and other != "analytics_assets.defs":
+            assert DEFS_RANK[other.split(".")[2]] > DEFS_RANK[name.split(".")[2]], f"{name} imports {other}"
+
+
+def test_no_modules_import_each_other() -> None:
+    for name in MODULES:
+        assert name not in reachable(own_imports(name)), f"{name} imports itself through others"
+
+
+def test_collecting_does_not_reach_retention() -> None:
+    found = reachable(["analytics_assets.defs.collect", "analytics_assets.defs.assets"])
+    assert not {name for name in found if part(name) == "retention"}
+
+
+def test_retention_has_no_dagster_definitions() -> None:
+    decorators = {"asset", "asset_check", "multi_asset_check", "job", "op", "schedule", "sensor"}
+    for name, path in MODULES.items():
+        if name.startswith("analytics_assets.retention"):
+            used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+            assert not used & (decorators | {"Definitions", "define_asset_job"}), name
 
 
 def test_what_the_web_application_loads_is_the_standard_library() -> None:
-    for path, own in modules().items():
-        if own in {"telemetry", "guard", "contract", "days"}:
-            for name in imports(path):
-                standard = name.split(".")[0] in sys.stdlib_module_names
-                assert standard or part(name) in {"telemetry", "guard", "contract", "days"}, (
-                    f"{path.name} imports {name}"
-                )
+    for name, path in MODULES.items():
+        if name != "analytics_assets" and part(name) in WEB_APPLICATION:
+            for found in imports(path):
+                ours = found in MODULES and part(found) in WEB_APPLICATION
+                assert ours or found.split(".")[0] in sys.stdlib_module_names, f"{name} imports {found}"
 
 
 def test_importing_the_package_imports_nothing() -> None:
     assert not imports(PACKAGE / "__init__.py")
+
+
+def test_only_definitions_and_the_command_line_read_the_environment() -> None:
+    """Settings are read once: everything else is handed the same object."""
+    for name, path in MODULES.items():
+        reads = "Settings.from_env()" in path.read_text(encoding="utf-8")
+        assert reads == (name in {"analytics_assets.definitions", "analytics_assets.cli"}), name

@@ -21,7 +21,8 @@ import sqlalchemy as sa
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from analytics_assets.days import span
-from analytics_assets.defs.checks import AT_SOURCE, CHECK_NAMES, STORED
+from analytics_assets.defs.assets import CONTRACT_FILE, find_entries
+from analytics_assets.defs.evaluation import AT_SOURCE, CHECK_NAMES, STORED
 from analytics_assets.local.server import ROOT
 from analytics_assets_tests.support.browser import (
     BUSY_DAYS,
@@ -41,7 +42,7 @@ from analytics_assets_tests.support.pipeline import ALL
 from analytics_assets_tests.support.processes import PATIENCE, wait_until
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS") == "1"
-SOURCES = ["consent_changes", "counter_dumps", "profile_visibility_changes", "signups"]
+OTHERS = ["consent_changes", "counter_dumps", "profile_visibility_changes", "retention_ledger", "signups"]
 
 expect.set_options(timeout=PATIENCE * 1000)
 
@@ -124,12 +125,12 @@ def test_the_lineage_shows_sources_assets_and_checks(browser: Browser, site: Sit
     with new_page(browser, site, width=1100) as page:
         page.goto("/")
         page.get_by_role("link", name="Lineage").click()
-        for name in (*SOURCES, *ALL):
-            both = 2 if name in SOURCES and name in ALL else 1
+        for name in (*OTHERS, *ALL):
+            both = 2 if name in OTHERS and name in ALL else 1
             expect(page.get_by_role("button", name=re.compile(rf"(^| ){name}$"))).to_have_count(both)
         # Without that list, the names that remain are those of the nodes.
         page.get_by_role("button", name="panel_show_right", exact=True).click()
-        for name in (*SOURCES, *ALL):
+        for name in (*OTHERS, *ALL):
             expect(page.get_by_text(name, exact=True).first).to_be_visible()
         checks = page.get_by_role("link", name=f"/ {len(CHECK_NAMES)} Passed")
         expect(checks).to_have_count(len(ALL))
@@ -186,10 +187,11 @@ def test_the_check_of_what_is_stored_is_executed_by_itself(site: Site, page: Pag
     assert site.webserver.check_statuses(["consent_changes"])["consent_changes"][STORED] == "SUCCEEDED"
 
 
-def test_open_code_leads_to_the_file_of_the_metric(page: Page) -> None:
+def test_open_code_leads_to_the_entry_of_the_metric(page: Page) -> None:
     page.goto("/assets/event_signups")
-    link = page.get_by_role("link", name=re.compile("^Open event_signups.py .*in editor$"))
-    expect(link).to_have_attribute("href", re.compile(r"/analytics_assets/metrics/event_signups\.py:\d+"))
+    link = page.get_by_role("link", name=re.compile("^Open contract.py .*in editor$"))
+    line = find_entries(CONTRACT_FILE)["event_signups"]
+    expect(link).to_have_attribute("href", re.compile(rf"/analytics_assets/contract\.py:{line}"))
 
 
 LAUNCH = """
@@ -220,7 +222,7 @@ def ended(site: Site, run_id: str) -> dict[str, Any]:
 def test_the_sensor_has_removed_what_had_expired_when_the_daemon_started(site: Site) -> None:
     expired = site.settings.dump_dir / str(site.day(EXPIRED_DAYS))
     wait_until(lambda: not expired.exists())
-    query = "select run_id, days from analytics.retention_ledger where store = 'counter dumps' order by id"
+    query = "select run_id, days from analytics.retention_ledger where target = 'counter dumps' order by id"
     wait_until(lambda: bool(site.pipeline.sql(query)))
     ((run_id, days), *_) = site.pipeline.sql(query)
     assert days == 1

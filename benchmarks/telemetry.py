@@ -1,12 +1,12 @@
-"""What counting costs, beside what its peers cost: `make bench-telemetry`.
+"""Compare the cost of counting with that of other libraries: `make bench-telemetry`.
 
-The alternatives of one comparison take turns in one process, a small batch each, for many rounds, so that whatever
-else the machine does slows all of them, and the median over the rounds tells. What the bare loop or the bare
-application takes is subtracted. Then each must have counted what it was given, key by key, or the run fails with
-status 1. A missed target is printed and fails nothing: it may be the machine.
+The alternatives of one comparison take turns in one process: a small batch each, for many rounds. So other load on the
+machine slows all of them, and the result is the median over the rounds. The time of the bare loop or the bare
+application is subtracted. Then each alternative must have counted every call under its key, or the run fails with
+status 1. A missed target is printed but does not fail the run, because the machine may be the reason.
 
-Each comparison runs in an interpreter of its own, because prometheus_client settles when it is imported whether it
-keeps its numbers in memory or, as a prefork server needs it, in memory-mapped files.
+Each comparison runs in its own interpreter, because prometheus_client decides on import whether it keeps its numbers in
+memory or, as a prefork server needs, in memory-mapped files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from analytics_assets.telemetry import Telemetry
 MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
 KEYS: Final = (1, 10, 100, 1000, 2000)
 WARM_UP: Final = max(KEYS)
-"""Calls of each alternative before the first round: every key is known then."""
+"""Calls of each alternative before the first round, enough to use every key once."""
 
 NOTE: Final = (
     "The peers of the middlewares also time each request, measure its size, and keep histograms; ours only counts.\n"
@@ -43,7 +43,7 @@ NOTE: Final = (
 
 @dataclass(frozen=True)
 class Alternative:
-    """`run` makes so many calls, taking `keys` in turn; `counted` tells what came of them."""
+    """`run` makes a number of calls that cycle through `keys`; `counted` returns the resulting counts."""
 
     name: str
     run: Callable[[int], None]
@@ -51,19 +51,19 @@ class Alternative:
     counted: Callable[[], Counter[str]] = Counter
 
 
-def in_turn(call: Callable[[str], object], arguments: Sequence[str]) -> Callable[[int], None]:
-    """Make calls with one argument after the other, over and over."""
-    following = cycle(arguments)
+def cycle_calls(call: Callable[[str], object], arguments: Sequence[str]) -> Callable[[int], None]:
+    """Return a function that makes a number of calls, cycling through the arguments."""
+    endless = cycle(arguments)
 
     def run(times: int) -> None:
-        for argument in islice(following, times):
+        for argument in islice(endless, times):
             call(argument)
 
     return run
 
 
-def dumped(folder: Path, *fields: str) -> Counter[str]:
-    """What the counter dumps below a folder hold, by those fields."""
+def read_dumps(folder: Path, *fields: str) -> Counter[str]:
+    """Counts in the counter dumps below a folder, by the given fields."""
     total: Counter[str] = Counter()
     for path in folder.glob("*/*.ndjson"):
         for row in map(json.loads, filter(None, path.read_bytes().split(b"\n"))):
@@ -71,8 +71,8 @@ def dumped(folder: Path, *fields: str) -> Counter[str]:
     return total
 
 
-def collected(metric: str, *labels: str) -> Counter[str]:
-    """What prometheus_client holds of a metric, by those labels."""
+def read_peer(metric: str, *labels: str) -> Counter[str]:
+    """Counts of a prometheus_client metric, by the given labels."""
     from prometheus_client import REGISTRY, CollectorRegistry
     from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -88,52 +88,52 @@ def collected(metric: str, *labels: str) -> Counter[str]:
 
 
 def views(folder: Path) -> list[Alternative]:
-    """One `count`, beside one `labels(...).inc()` of prometheus_client, multiprocess; 100 keys."""
+    """One `count` and one `labels(...).inc()` of prometheus_client, multiprocess; 100 keys."""
     from prometheus_client import Counter as Prometheus
 
     ids = [str(number) for number in range(100)]
     keys = [f"{event_id} web" for event_id in ids]
     count, labels = Telemetry(folder).count, Prometheus("views", "Views.", ["event_id", "source"]).labels
-    ours = in_turn(lambda event_id: count("directory_page_viewed", event_id=event_id, source="web"), ids)
-    theirs = in_turn(lambda event_id: labels(event_id, "web").inc(), ids)
+    ours = cycle_calls(lambda event_id: count("directory_page_viewed", event_id=event_id, source="web"), ids)
+    theirs = cycle_calls(lambda event_id: labels(event_id, "web").inc(), ids)
     return [
-        Alternative("an empty function", in_turn(lambda event_id: None, ids)),
-        Alternative("count", ours, keys, lambda: dumped(folder, "event_id", "source")),
-        Alternative("prometheus_client", theirs, keys, lambda: collected("views_total", "event_id", "source")),
+        Alternative("an empty function", cycle_calls(lambda event_id: None, ids)),
+        Alternative("count", ours, keys, lambda: read_dumps(folder, "event_id", "source")),
+        Alternative("prometheus_client", theirs, keys, lambda: read_peer("views_total", "event_id", "source")),
     ]
 
 
 def responses(folder: Path) -> list[Alternative]:
-    """One `count_response`, beside one `labels(...).inc()` of prometheus_client, multiprocess; 100 keys."""
+    """One `count_response` and one `labels(...).inc()` of prometheus_client, multiprocess; 100 keys."""
     from prometheus_client import Counter as Prometheus
 
     routes = [f"/page{number}/{{event_id}}" for number in range(100)]
     keys = [f"GET {route} 200" for route in routes]
     count, names = Telemetry(folder).count_response, ["method", "route", "status"]
     labels = Prometheus("responses", "Responses.", names).labels
-    ours = in_turn(lambda route: count("GET", route, 200), routes)
-    theirs = in_turn(lambda route: labels("GET", route, "200").inc(), routes)
+    ours = cycle_calls(lambda route: count("GET", route, 200), routes)
+    theirs = cycle_calls(lambda route: labels("GET", route, "200").inc(), routes)
     return [
-        Alternative("an empty function", in_turn(lambda route: None, routes)),
-        Alternative("count_response", ours, keys, lambda: dumped(folder, "endpoint", "status_code")),
-        Alternative("prometheus_client", theirs, keys, lambda: collected("responses_total", *names)),
+        Alternative("an empty function", cycle_calls(lambda route: None, routes)),
+        Alternative("count_response", ours, keys, lambda: read_dumps(folder, "endpoint", "status_code")),
+        Alternative("prometheus_client", theirs, keys, lambda: read_peer("responses_total", *names)),
     ]
 
 
 def flatness(folder: Path) -> list[Alternative]:
-    """One `count`, beside itself with fewer or more different keys, up to the cap."""
+    """One `count` with different numbers of keys, up to the cap."""
 
     def with_keys(number: int) -> Alternative:
         ids, below = [str(event_id) for event_id in range(number)], folder / str(number)
         count = Telemetry(below).count
-        run = in_turn(lambda event_id: count("directory_page_viewed", event_id=event_id, source="web"), ids)
-        return Alternative(f"{number} keys", run, ids, lambda: dumped(below, "event_id"))
+        run = cycle_calls(lambda event_id: count("directory_page_viewed", event_id=event_id, source="web"), ids)
+        return Alternative(f"{number} keys", run, ids, lambda: read_dumps(below, "event_id"))
 
-    return [Alternative("an empty function", in_turn(lambda event_id: None, "1")), *map(with_keys, KEYS)]
+    return [Alternative("an empty function", cycle_calls(lambda event_id: None, "1")), *map(with_keys, KEYS)]
 
 
 def asgi(folder: Path) -> list[Alternative]:
-    """A request to a Starlette application of one route, handed over as a server does."""
+    """A request to a Starlette application with one route, called as a server calls it."""
     from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
@@ -170,20 +170,20 @@ def asgi(folder: Path) -> list[Alternative]:
 
     keys = ["GET /events/{event_id} 200"]
     ours = requests(Middleware(CountResponses, telemetry=Telemetry(folder)))
-    # By template and by full status code, as ours.
+    # Like ours, count by template and full status code.
     instrumentator = requests(Middleware(PrometheusInstrumentatorMiddleware, should_group_status_codes=False))
     exporter = requests(Middleware(PrometheusMiddleware, group_paths=True))
     http, starlette = ("method", "handler", "status"), ("method", "path", "status_code")
     return [
         Alternative("no middleware", requests()),
-        Alternative("CountResponses", ours, keys, lambda: dumped(folder, "endpoint", "status_code")),
-        Alternative("fastapi-instrumentator", instrumentator, keys, lambda: collected("http_requests_total", *http)),
-        Alternative("starlette-exporter", exporter, keys, lambda: collected("starlette_requests_total", *starlette)),
+        Alternative("CountResponses", ours, keys, lambda: read_dumps(folder, "endpoint", "status_code")),
+        Alternative("fastapi-instrumentator", instrumentator, keys, lambda: read_peer("http_requests_total", *http)),
+        Alternative("starlette-exporter", exporter, keys, lambda: read_peer("starlette_requests_total", *starlette)),
     ]
 
 
 def django(folder: Path) -> list[Alternative]:
-    """A request to a Django project of one route, through its WSGI handler."""
+    """A request to a Django project with one route, through its WSGI handler."""
     from django.conf import settings
     from django.core.handlers.wsgi import WSGIHandler
     from django.http import HttpRequest, HttpResponse
@@ -196,7 +196,7 @@ def django(folder: Path) -> list[Alternative]:
         return HttpResponse(str(event_id))
 
     modules = {name: ModuleType(name) for name in ("urls", "counting")}
-    # django-prometheus counts by the route's name, ours by its template.
+    # django-prometheus counts by route name, ours by route template: a name equal to the template makes them agree.
     vars(modules["urls"])["urlpatterns"] = [path("events/<int:event_id>/", page, name="/events/{event_id}/")]
     vars(modules["counting"])["middleware"] = count_responses(Telemetry(folder))
     sys.modules |= modules
@@ -219,17 +219,18 @@ def django(folder: Path) -> list[Alternative]:
     theirs = requests(*(f"django_prometheus.middleware.Prometheus{place}Middleware" for place in ("Before", "After")))
     return [
         Alternative("no middleware", requests()),
-        Alternative("count_responses", ours, keys, lambda: dumped(folder, "endpoint", "status_code")),
-        Alternative("django-prometheus", theirs, keys, lambda: collected(metric, *labels)),
+        Alternative("count_responses", ours, keys, lambda: read_dumps(folder, "endpoint", "status_code")),
+        Alternative("django-prometheus", theirs, keys, lambda: read_peer(metric, *labels)),
     ]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Bare, ours, peers; ours may add `target` of what the leanest peer adds, None where ours stands beside itself."""
+    """Compares the bare call or application, ours, and the peers, in this order."""
 
     alternatives: Callable[[Path], list[Alternative]]
     target: float | None
+    """The largest share of the leanest peer's cost that ours may have; None without peers."""
     multiprocess: bool = False
 
 
@@ -245,13 +246,13 @@ COMPARISONS: Final = {
 
 
 def measure(alternatives: Sequence[Alternative], rounds: int, calls: int) -> list[list[float]]:
-    """Microseconds a call: a list for each alternative, and in it a number for each round."""
+    """Microseconds per call: a list per alternative with a number per round."""
     for alternative in alternatives:
         alternative.run(WARM_UP)
     times: list[list[float]] = [[] for _ in alternatives]
     for number in range(rounds):
         for place in range(len(alternatives)):
-            turn = (number + place) % len(alternatives)  # nobody always runs behind the same one
+            turn = (number + place) % len(alternatives)  # rotate who goes first
             start = perf_counter_ns()
             alternatives[turn].run(calls)
             times[turn].append((perf_counter_ns() - start) / calls / 1000)
@@ -259,7 +260,7 @@ def measure(alternatives: Sequence[Alternative], rounds: int, calls: int) -> lis
 
 
 def verify(alternatives: Sequence[Alternative], calls: int) -> None:
-    """Exit with a message unless each has counted so many calls, spread over its keys in turn."""
+    """Exit with a message unless each alternative has counted all calls under the right keys."""
     for alternative in alternatives:
         expected, counted = Counter(islice(cycle(alternative.keys), calls)), alternative.counted()
         if counted != expected:
@@ -269,7 +270,7 @@ def verify(alternatives: Sequence[Alternative], calls: int) -> None:
 
 
 def report(times: Sequence[Sequence[float]], alternatives: Sequence[Alternative], target: float | None) -> None:
-    """Print a table, and the ratio it is about. What is added is the median of the differences in each round."""
+    """Print a table and the final ratio. The added time is the median of the differences to the first alternative."""
     added = [median(value - bare for value, bare in zip(values, times[0], strict=True)) for values in times]
     print(f"  {'microseconds, median':<40} {'total':>8} {'added':>8} {'ratio':>8}")
     for alternative, values, value in zip(alternatives, times, added, strict=True):
@@ -282,11 +283,11 @@ def report(times: Sequence[Sequence[float]], alternatives: Sequence[Alternative]
 
 
 def main() -> int:
-    """Run one comparison, or each in a process of its own."""
-    parser = argparse.ArgumentParser(description="What counting costs, beside what its peers cost.", epilog=NOTE)
-    parser.add_argument("--rounds", type=int, default=1000, help="in each of which all take a turn (default: 1000)")
-    parser.add_argument("--calls", type=int, default=50, help="calls, or requests, a turn (default: 50)")
-    parser.add_argument("--only", choices=COMPARISONS, help="one comparison")
+    """Run one comparison, or each in its own process."""
+    parser = argparse.ArgumentParser(description="Compare the cost of counting with other libraries.", epilog=NOTE)
+    parser.add_argument("--rounds", type=int, default=1000, help="turns of each alternative (default: 1000)")
+    parser.add_argument("--calls", type=int, default=50, help="calls or requests per turn (default: 50)")
+    parser.add_argument("--only", choices=COMPARISONS, help="run one comparison only")
     arguments = parser.parse_args()
     if arguments.only is None:
         print(NOTE, flush=True)

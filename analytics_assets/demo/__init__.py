@@ -1,1 +1,1 @@
-"""The demonstration: a made-up events application, its activity, and a run of everything on it."""
+"""The demonstration: a made-up events application, its activity, and a run of the whole pipeline on it."""

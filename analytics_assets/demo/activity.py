@@ -1,11 +1,11 @@
-"""The people who use the demonstration application: requests of past days, and a few to the running one.
+"""The activity of the demonstration application's users: requests of past days, and a few to the running application.
 
-Every request of a past day really goes through the application, with the clock of its telemetry and its data set to
-that day. The same date always brings the same activity, whichever other days were filled before it, so a demonstration
-can be stopped and continued, and two of them can be compared. Every personal value, and whatever is searched for,
-contains the word `canary`: searching for the word shows whether one got any further than the application's own tables.
+Every request of a past day goes through the application, with the clock of its telemetry and its data set to that day.
+The same date always has the same activity, in whatever order the days are filled. So a demonstration can be stopped and
+continued, and two of them can be compared. Every personal value and every search text contains the word `canary`:
+finding the word anywhere else reveals a leak from the application's own tables.
 
-What is counted, and how, is the application's business; nothing of the pipeline belongs here.
+The application decides what is counted; nothing of the pipeline belongs here.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ from analytics_assets.telemetry import Telemetry
 
 @dataclass(frozen=True)
 class Crowd:
-    """How much goes on around an event."""
+    """How active the attendees of one event are."""
 
     event_id: int
     usual_signups: int
     """Expected on a working day."""
     opens_on: int | None = None
-    """Signup opens on the days whose ordinal, modulo OPENING_CYCLE, is this."""
+    """Signup opens on days whose ordinal modulo OPENING_CYCLE equals this number."""
     quiet: bool = False
-    """Only in every fifth week anything happens around it."""
+    """The event has activity only in every fifth week."""
 
 
 CROWDS: Final = (
@@ -75,21 +75,21 @@ CROWDS: Final = (
     Crowd(12, 2, quiet=True),
 )
 
-# What is out of the ordinary hangs on the ordinal of the date: any 200 days have all of it, whatever today is.
-OPENING_CYCLE: Final = 8 * 7  # whole weeks: every opening is a Tuesday
-OPENING_BURST: Final = (6, 3, 2)  # times the usual signups, on the opening day and the two after it
+# Unusual days depend on the ordinal of the date, so any 200 days include every kind of them.
+OPENING_CYCLE: Final = 8 * 7  # whole weeks, so that every opening is a Tuesday
+OPENING_BURST: Final = (6, 3, 2)  # factors of the usual signups, on the opening day and the two days after it
 HOLIDAY_CYCLE, HOLIDAY = 45, 20
 ERROR_SPIKE_CYCLE: Final = 90
 
 PROCESSES: Final = 3
-"""The application runs in one to so many processes a day."""
+"""The maximum number of the application's processes per day; the minimum is one."""
 
-_PROFILES_PER_DAY = 10_000  # leaves every day ids of its own, so that no day depends on another
-_SCANNED = ("/wp-login.php", "/.env", "/admin/canary", "/api/v1/users?email=canary%40example.org", "/events/7/canary")
+_PROFILES_PER_DAY = 10_000  # each day has its own range of ids, so that no day depends on another
+_SCANS = ("/wp-login.php", "/.env", "/admin/canary", "/api/v1/users?email=canary%40example.org", "/events/7/canary")
 
 
 def create_demo_app(connection: sa.Connection) -> None:
-    """Create the application's tables, its source views and their reader, its events and their organizer, and commit.
+    """Create the application's tables, source views, their reader, the events and their organizer, and commit.
 
     Needs a connection of `engine.connect()`. Running it again changes nothing.
     """
@@ -110,7 +110,7 @@ def create_demo_app(connection: sa.Connection) -> None:
 
 
 def missing_days(connection: sa.Connection, days: Sequence[date]) -> list[date]:
-    """Those of `days` that are not filled yet, in the order given."""
+    """Those of `days` that are not filled yet, in the given order."""
     filled = set(connection.scalars(sa.text("select day from public.demo_days")))
     return [day for day in days if day not in filled]
 
@@ -124,17 +124,17 @@ def record_activity(
 ) -> None:
     """Fill the missing ones of `days`, calendar days in `time_zone` (an IANA name), and call `on_day` after each.
 
-    Needs a connection of `engine.connect()`: every day is a transaction of its own. A day's dumps come before its rows
-    are committed and replace only those of an earlier attempt, so a day that was interrupted is written again, whole,
-    and what the running application has counted and stored on it stays.
+    Needs a connection of `engine.connect()`, because every day is a separate transaction. A day's dumps are moved in
+    place before its rows are committed, and replace only dumps of an earlier attempt. So an interrupted day is written
+    again completely, and the counts and rows of the running application are kept.
     """
-    staging = dump_dir.with_name(f"{dump_dir.name}.staging")  # beside it, because moving needs the same file system
+    staging = dump_dir.with_name(f"{dump_dir.name}.staging")  # a sibling: moving needs the same file system
     for day in missing_days(connection, days):
         shutil.rmtree(staging, ignore_errors=True)
-        lived = _Day(day, time_zone, staging)
-        asyncio.run(lived.live())
-        _move_in(staging, dump_dir / day.isoformat())
-        for table, rows in lived.directory.rows.items():
+        simulation = _Day(day, time_zone, staging)
+        asyncio.run(simulation.run())
+        _move_dumps(staging, dump_dir / day.isoformat())
+        for table, rows in simulation.directory.rows.items():
             insert(connection, table, rows)
         insert(connection, "demo_days", [{"day": day}])
         connection.commit()
@@ -144,10 +144,10 @@ def record_activity(
 
 
 def click_through(url: str) -> None:
-    """Send the running application the requests of one visitor and one organizer.
+    """Send the requests of one visitor and one organizer to the running application.
 
     Raises:
-        requests.RequestException: it does not answer, or not as expected.
+        requests.RequestException: the application does not answer, or not as expected.
     """
     with requests.Session() as visitor:
         _expect(visitor.get(f"{url}/events"), 200)
@@ -165,33 +165,33 @@ def click_through(url: str) -> None:
 
 def _expect(response: requests.Response, status_code: int) -> None:
     if response.status_code != status_code:
-        raise requests.RequestException(f"the demonstration application answers {response.status_code}")
+        raise requests.RequestException(f"the demonstration application answered with status {response.status_code}")
 
 
-class _Appointment(NamedTuple):
-    at: datetime
+class _Action(NamedTuple):
+    time: datetime
     number: int
-    """In the order of planning, in which things happen at the same time."""
-    happen: Callable[[], Awaitable[None]]
+    """Orders actions of the same time by when they were scheduled."""
+    execute: Callable[[], Awaitable[None]]
 
 
 class _Day:
-    """A day of the application: what will be asked of it and when, and its processes, which answer.
+    """One simulated day: the scheduled actions of its users, and the application's processes, which answer them.
 
     Args:
         day: the calendar day.
-        time_zone: whose calendar it is, an IANA name.
-        dumps: the folder in which each process gets one for its dumps.
+        time_zone: IANA name of the zone whose calendar day it is.
+        dumps: the folder in which each process has its own dump folder.
     """
 
     def __init__(self, day: date, time_zone: str, dumps: Path) -> None:
-        self._rng = Random(day.isoformat())  # noqa: S311 # repeatable is the point
+        self._rng = Random(day.isoformat())  # noqa: S311 # it must be repeatable
         self._first, end = bounds(day, time_zone)
         self._last = end - timedelta(microseconds=1)
         self._now = self._first
         self._people = count(day.toordinal() * _PROFILES_PER_DAY)
         self._numbers = count()
-        self._agenda: list[_Appointment] = []
+        self._actions: list[_Action] = []
         self.directory = MemoryDirectory(lambda: self._now, next_profile=day.toordinal() * _PROFILES_PER_DAY)
         self._telemetries = [
             Telemetry(dumps / str(process), source="web", time_zone=time_zone, clock=self._seconds)
@@ -200,12 +200,12 @@ class _Day:
         self._processes = [build_app(self.directory, telemetry) for telemetry in self._telemetries]
         self._plan(day)
 
-    async def live(self) -> None:
-        """Let everything happen in the order of time."""
-        while self._agenda:
-            appointment = heappop(self._agenda)
-            self._now = appointment.at
-            await appointment.happen()
+    async def run(self) -> None:
+        """Execute all actions in order of time."""
+        while self._actions:
+            action = heappop(self._actions)
+            self._now = action.time
+            await action.execute()
         for telemetry in self._telemetries:
             telemetry.close()
 
@@ -217,91 +217,91 @@ class _Day:
         signups = [
             crowd.event_id
             for crowd in CROWDS
-            for _ in range(_around(self._rng, usual[crowd.event_id] * _burst(crowd, day)))
+            for _ in range(_random_number(self._rng, usual[crowd.event_id] * _opening_factor(crowd, day)))
         ]
         self._rng.shuffle(signups)
-        # With all that the form offers, so that every view has rows on both sides of midnight.
+        # These sign-ups tick both boxes of the form, so that every view has rows on both sides of midnight.
         edges = (self._first, self._last, self._first, self._last)
-        for at, event_id in zip(edges, signups, strict=False):
-            self._at(at, self._sign_up, event_id, {"visible": "on", "consent": "on"})
+        for time, event_id in zip(edges, signups, strict=False):
+            self._add(time, self._sign_up, event_id, {"visible": "on", "consent": "on"})
         for event_id in signups[len(edges) :]:
             ticked = {name: "on" for name, share in (("visible", 0.3), ("consent", 0.6)) if self._rng.random() < share}
-            self._at(self._any_time(), self._sign_up, event_id, ticked)
+            self._add(self._any_time(), self._sign_up, event_id, ticked)
         for event_id, expected in usual.items():
-            for _ in range(_around(self._rng, 4 * expected) + signups.count(event_id)):
-                self._at(self._any_time(), self._visit, event_id)
-        for _ in range(_around(self._rng, 0.1 * len(signups))):
-            self._at(self._any_time(), self._request, f"/events/{self._rng.choice(signups)}/signup", {"name": "canary"})
+            for _ in range(_random_number(self._rng, 4 * expected) + signups.count(event_id)):
+                self._add(self._any_time(), self._visit, event_id)
+        for _ in range(_random_number(self._rng, 0.1 * len(signups))):
+            self._add(self._any_time(), self._send, f"/events/{self._rng.choice(signups)}/signup", {"name": "canary"})
         for _ in range(self._rng.randint(1, 4)):
-            self._at(self._any_time(), self._request, f"/events/{self._rng.randint(90, 99)}")
+            self._add(self._any_time(), self._send, f"/events/{self._rng.randint(90, 99)}")
         for _ in range(self._rng.randint(3, 12)):
-            self._at(self._any_time(), self._request, self._rng.choice(_SCANNED))
+            self._add(self._any_time(), self._send, self._rng.choice(_SCANS))
         if day.toordinal() % ERROR_SPIKE_CYCLE == 0:
             self._plan_outage()
 
     def _plan_outage(self) -> None:
-        """For an hour the search fails, and is tried again and again."""
+        """Schedule an hour in which the search fails and is retried many times."""
         begin, hour = self._first + (self._last - self._first) * 0.6, timedelta(hours=1)
-        self._at(begin, self._let_search, down=True)
-        self._at(begin + hour, self._let_search, down=False)
+        self._add(begin, self._set_search_down, True)
+        self._add(begin + hour, self._set_search_down, False)
         for _ in range(self._rng.randint(60, 90)):
             event_id = self._rng.choice(CROWDS[:4]).event_id
-            self._at(begin + hour * self._rng.random(), self._request, f"/events/{event_id}/directory/search?q=canary")
+            self._add(begin + hour * self._rng.random(), self._send, f"/events/{event_id}/directory/search?q=canary")
 
-    def _at(self, at: datetime, happen: Callable[..., Awaitable[None]], *args: Any, **options: Any) -> None:
-        heappush(self._agenda, _Appointment(at, next(self._numbers), partial(happen, *args, **options)))
+    def _add(self, time: datetime, execute: Callable[..., Awaitable[None]], *args: Any) -> None:
+        heappush(self._actions, _Action(time, next(self._numbers), partial(execute, *args)))
 
     def _any_time(self) -> datetime:
         return self._first + (self._last - self._first) * self._rng.triangular(0, 1, 0.7)
 
-    async def _let_search(self, *, down: bool) -> None:
+    async def _set_search_down(self, down: bool) -> None:
         self.directory.search_is_down = down
 
     async def _visit(self, event_id: int) -> None:
-        """Somebody looks through the directory of an event, now and then its organizer, or uncounted."""
+        """Request the directory of an event, in some cases as its organizer or with an opt-out."""
         headers = {"Sec-GPC": "1"} if self._rng.random() < 0.03 else {}
         if self._rng.random() < 0.08:
-            await self._request(f"/organizer/events/{event_id}/signups", headers=headers)
+            await self._send(f"/organizer/events/{event_id}/signups", headers=headers)
             return
         if self._rng.random() < 0.5:
-            await self._request("/events", headers=headers)
+            await self._send("/events", headers=headers)
         if self._rng.random() < 0.8:
-            await self._request(f"/events/{event_id}", headers=headers)
-        await self._request(f"/events/{event_id}/directory", headers=headers)
+            await self._send(f"/events/{event_id}", headers=headers)
+        await self._send(f"/events/{event_id}/directory", headers=headers)
         if self._rng.random() < 0.3:
             query = urlencode({"q": f"canary-name-{self._rng.randint(1, 9)}"})
-            await self._request(f"/events/{event_id}/directory/search?{query}", headers=headers)
+            await self._send(f"/events/{event_id}/directory/search?{query}", headers=headers)
 
     async def _sign_up(self, event_id: int, ticked: dict[str, str]) -> None:
-        """Somebody signs up by one of the channels, and may change their mind later."""
+        """Sign up by one of the channels, and schedule a later change in some cases."""
         number = next(self._people)
         person = _person(number) | ticked
         match self._rng.choices((SITE, BY_ORGANIZER, IMPORT), weights=(88, 9, 3))[0]:
             case "site":
-                await self._request(f"/events/{event_id}/signup", person, number)
+                await self._send(f"/events/{event_id}/signup", person, number)
             case "organizer":
-                await self._request(f"/organizer/events/{event_id}/signups", person)
+                await self._send(f"/organizer/events/{event_id}/signups", person)
             case channel:
                 await self.directory.sign_up(event_id, person, channel, _browser(number))
         profile = self.directory.rows["profiles"][-1]["id"]
         cookie = {"Cookie": f"profile={profile}"}
         later = self._now + (self._last - self._now) * self._rng.random()
         if self._rng.random() < 0.1:
-            self._at(later, self._request, f"/events/{event_id}/consent", {"given": "no"}, number, cookie)
+            self._add(later, self._send, f"/events/{event_id}/consent", {"given": "no"}, number, cookie)
         if self._rng.random() < 0.05:
             hidden = {"profile": str(profile), "visible": "no"}
-            self._at(later, self._request, f"/organizer/events/{event_id}/visibility", hidden)
+            self._add(later, self._send, f"/organizer/events/{event_id}/visibility", hidden)
         if self._rng.random() < 0.06:
-            self._at(later, self._request, f"/events/{event_id}/cancel", {}, number, cookie)
+            self._add(later, self._send, f"/events/{event_id}/cancel", {}, number, cookie)
 
-    async def _request(
+    async def _send(
         self,
         target: str,
         form: Mapping[str, str] | None = None,
         number: int = ORGANIZER,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Send one of the processes what a web server would: a GET, or the POST of a form."""
+        """Send a request to one of the processes as a web server would: a GET, or the POST of a form."""
         path, _, query = target.partition("?")
         browser = _browser(number)
         sent = {"User-Agent": browser.user_agent} | dict(headers or {})
@@ -327,13 +327,13 @@ class _Day:
         async def send(_: object) -> None:
             return
 
-        # A web server would log it.
+        # A web server would log the error.
         with suppress(ConnectionError):
             await self._rng.choice(self._processes)(scope, receive, send)
 
 
-def _move_in(staging: Path, folder: Path) -> None:
-    """Move the dumps of the processes to the folder of the day, in place of those of an earlier attempt."""
+def _move_dumps(staging: Path, folder: Path) -> None:
+    """Move the dumps of all processes to the folder of the day, replacing those of an earlier attempt."""
     folder.mkdir(mode=0o750, parents=True, exist_ok=True)
     for process in range(PROCESSES):
         name = hashlib.sha256(f"demo activity of {folder.name}, process {process}".encode()).hexdigest()[:32]
@@ -344,7 +344,7 @@ def _move_in(staging: Path, folder: Path) -> None:
 
 
 def _usual_signups(crowd: Crowd, day: date) -> float:
-    """Signups to expect by the kind of day it is: working day, weekend, holiday, or a quiet event's quiet weeks."""
+    """Expected signups on a working day, weekend day or holiday; 0 in the quiet weeks of a quiet event."""
     if crowd.quiet and day.toordinal() // 7 % 5:
         return 0
     if day.toordinal() % HOLIDAY_CYCLE == HOLIDAY:
@@ -352,21 +352,21 @@ def _usual_signups(crowd: Crowd, day: date) -> float:
     return crowd.usual_signups * (0.4 if day.weekday() >= 5 else 1)
 
 
-def _burst(crowd: Crowd, day: date) -> int:
-    """How many times the usual signups come in because signup has just opened."""
+def _opening_factor(crowd: Crowd, day: date) -> int:
+    """Factor of the usual signups: above 1 on the days after signup has opened."""
     if crowd.opens_on is None:
         return 1
     days_open = (day.toordinal() - crowd.opens_on) % OPENING_CYCLE
     return OPENING_BURST[days_open] if days_open < len(OPENING_BURST) else 1
 
 
-def _around(rng: Random, expected: float) -> int:
-    """A number of occurrences, scattered about as independent ones are (variance = mean)."""
+def _random_number(rng: Random, expected: float) -> int:
+    """A random number of independent occurrences (variance = mean)."""
     return max(0, round(rng.gauss(expected, expected**0.5)))
 
 
 def _person(number: int) -> dict[str, str]:
-    """What somebody enters in the form to sign up."""
+    """The fields of a sign-up form."""
     return {
         "name": f"canary-name-{number}",
         "email": f"canary-{number}@example.org",

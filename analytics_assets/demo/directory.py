@@ -1,7 +1,7 @@
-"""What the demonstration application knows: events and who comes to them, in its database or in memory.
+"""The data of the demonstration application: events and their attendees, in its database or in memory.
 
-What a sign-up writes stands here once; where it is written differs. This is the part of the application that knows
-people: every row here is personal, which is why nothing is counted here.
+`Directory` defines the rows that a sign-up writes, and its subclasses where they are written. Every row is about a
+person, so nothing is counted here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 ORGANIZER: Final = 1
 """The profile that organizes every event."""
 SITE, BY_ORGANIZER, IMPORT = "site", "organizer", "import"
-"""The channels that a sign-up comes by."""
+"""The channels of a sign-up."""
 PAGE_SIZE: Final = 50
 """How many attendees one page lists."""
 
@@ -34,7 +34,7 @@ class Event(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Its name as people read it."""
+        """The name shown on pages."""
         return self.slug.replace("-", " ").title()
 
 
@@ -61,14 +61,14 @@ EVENTS: Final = tuple(
 
 
 class Browser(NamedTuple):
-    """What a request tells about who sent it."""
+    """What a request reveals about its sender."""
 
     ip_address: str
     user_agent: str
 
 
 class Attendee(NamedTuple):
-    """Somebody who has signed up for an event and not cancelled."""
+    """A person who has signed up for an event and not cancelled."""
 
     profile_id: int
     name: str
@@ -77,7 +77,7 @@ class Attendee(NamedTuple):
 
 
 class AddressTakenError(ValueError):
-    """Somebody has signed up with this email address already."""
+    """A profile with this email address already exists."""
 
 
 def utc_now() -> datetime:
@@ -89,17 +89,17 @@ class Directory(ABC):
     """The application's data.
 
     Args:
-        now: the time that is noted with everything written.
+        now: returns the time that is written with every row.
     """
 
     def __init__(self, now: Callable[[], datetime] = utc_now) -> None:
         self._now = now
 
     async def sign_up(self, event_id: int, person: Mapping[str, str], channel: str, browser: Browser) -> int:
-        """Sign somebody up, with what the form says about them. Returns the id of their new profile.
+        """Sign a person up, with the fields of the form. Returns the id of the new profile.
 
         Raises:
-            AddressTakenError: there is a profile with that email address.
+            AddressTakenError: a profile with that email address already exists.
         """
         at, profile = self._now(), await self._new_profile_id()
         entered_by = profile if channel == SITE else ORGANIZER
@@ -125,21 +125,23 @@ class Directory(ABC):
         await self._write(rows)
         return profile
 
-    async def show(self, event_id: int, profile: int, changed_by: int, browser: Browser, *, visible: bool) -> None:
+    async def set_visibility(
+        self, event_id: int, profile: int, changed_by: int, browser: Browser, *, visible: bool
+    ) -> None:
         """Show a profile in the directory of an event, or hide it."""
         await self._write([self._visibility_change(event_id, profile, changed_by, browser, visible=visible)])
 
-    async def consent(self, event_id: int, profile: int, browser: Browser, *, given: bool) -> None:
-        """Note that somebody gives their consent to be written to, or withdraws it."""
+    async def set_consent(self, event_id: int, profile: int, browser: Browser, *, given: bool) -> None:
+        """Record that a person gives or withdraws the consent to be emailed."""
         await self._write([self._consent_change(event_id, profile, profile, browser, withdrawn=not given)])
 
     def close(self) -> None:
-        """Let go of what is held open."""
+        """Close open connections."""
         return
 
     @abstractmethod
     async def cancel(self, event_id: int, profile: int) -> None:
-        """Cancel a sign-up; it stays, with the time it was cancelled."""
+        """Cancel a sign-up; its row stays, with the time of the cancellation."""
 
     @abstractmethod
     async def events(self) -> Sequence[Event]:
@@ -147,20 +149,20 @@ class Directory(ABC):
 
     @abstractmethod
     async def event(self, event_id: int) -> Event | None:
-        """One event, None when there is none with this id."""
+        """One event, None when no event has this id."""
 
     @abstractmethod
     async def attendee(self, event_id: int, profile: int) -> Attendee | None:
-        """One attendee, None when that profile does not come to the event."""
+        """One attendee, None when that profile is not signed up for the event."""
 
     @abstractmethod
     async def attendees(self, event_id: int, name: str = "", *, hidden: bool = False) -> Sequence[Attendee]:
         """Attendees whose name contains `name`, the latest first, at most PAGE_SIZE.
 
         Args:
-            event_id: of which event.
-            name: in upper or lower case; empty for all.
-            hidden: with those who do not want to be seen.
+            event_id: the event.
+            name: matched without regard to case; empty for all.
+            hidden: include attendees who do not want to be seen.
         """
 
     @abstractmethod
@@ -168,7 +170,7 @@ class Directory(ABC):
 
     @abstractmethod
     async def _write(self, rows: Sequence[tuple[str, Row]]) -> None:
-        """Add rows, each with the name of its table, all of them or none."""
+        """Insert rows, each with the name of its table, all of them or none."""
 
     def _visibility_change(
         self, event_id: int, profile: int, changed_by: int, browser: Browser, *, visible: bool
@@ -197,7 +199,7 @@ class Directory(ABC):
 
 
 def profile_row(profile: int, person: Mapping[str, str], browser: Browser, at: datetime) -> Row:
-    """Row of a profile, made from what its form says."""
+    """Row of a profile with the fields of the form."""
     return {
         "id": profile,
         "name": person["name"],
@@ -211,7 +213,7 @@ def profile_row(profile: int, person: Mapping[str, str], browser: Browser, at: d
 
 
 def insert(connection: sa.Connection, table: str, rows: Sequence[Row]) -> None:
-    """Add rows, which have the same keys, to a table of the application."""
+    """Insert rows with the same keys into a table of the application."""
     if rows:
         connection.execute(sa.insert(sa.table(table, *map(sa.column, rows[0]), schema="public")), rows)
 
@@ -231,8 +233,8 @@ left join visible using (profile_id)
 left join withdrawn using (profile_id)
 where event_id = :event_id and cancelled_at is null
 """
-_ONE: Final = sa.text(f"{_ATTENDEES} and profile_id = :profile")
-_PAGE: Final = sa.text(
+_ATTENDEE: Final = sa.text(f"{_ATTENDEES} and profile_id = :profile")
+_MATCHES: Final = sa.text(
     f"{_ATTENDEES} and (visible or :hidden) and position(lower(:name) in lower(profiles.name)) > 0"
     f" order by signups.created_at desc limit {PAGE_SIZE}"
 )
@@ -241,7 +243,7 @@ _PAGE: Final = sa.text(
 class DatabaseDirectory(Directory):
     """The data in the tables of app.sql.
 
-    Nothing is connected to before the first request, so that a server may fork in between.
+    It connects at the first request, so that a server may fork before.
     """
 
     def __init__(self, url: str, now: Callable[[], datetime] = utc_now) -> None:
@@ -258,7 +260,7 @@ class DatabaseDirectory(Directory):
             "update public.signups set cancelled_at = greatest(created_at, :at)"
             " where event_id = :event_id and profile_id = :profile and cancelled_at is null"
         )
-        await self._with_connection(
+        await self._in_transaction(
             lambda connection: connection.execute(
                 statement, {"at": self._now(), "event_id": event_id, "profile": profile}
             )
@@ -275,12 +277,12 @@ class DatabaseDirectory(Directory):
 
     async def attendee(self, event_id: int, profile: int) -> Attendee | None:
         """See Directory."""
-        rows = await self._rows(_ONE, event_id=event_id, profile=profile)
+        rows = await self._rows(_ATTENDEE, event_id=event_id, profile=profile)
         return Attendee._make(rows[0]) if rows else None
 
     async def attendees(self, event_id: int, name: str = "", *, hidden: bool = False) -> Sequence[Attendee]:
         """See Directory."""
-        return [Attendee._make(row) for row in await self._rows(_PAGE, event_id=event_id, name=name, hidden=hidden)]
+        return [Attendee._make(row) for row in await self._rows(_MATCHES, event_id=event_id, name=name, hidden=hidden)]
 
     async def _new_profile_id(self) -> int:
         rows = await self._rows(sa.text("select nextval(pg_get_serial_sequence('public.profiles', 'id'))"))
@@ -292,18 +294,18 @@ class DatabaseDirectory(Directory):
                 insert(connection, table, [row])
 
         try:
-            await self._with_connection(write)
+            await self._in_transaction(write)
         except sa.exc.IntegrityError as error:
-            broken = getattr(error.orig, "diag", None)
-            if getattr(broken, "constraint_name", None) != "profiles_email_key":
+            diagnostics = getattr(error.orig, "diag", None)
+            if getattr(diagnostics, "constraint_name", None) != "profiles_email_key":
                 raise
             raise AddressTakenError from None
 
     async def _rows(self, statement: sa.TextClause, **parameters: object) -> Sequence[sa.Row[Any]]:
-        return await self._with_connection(lambda connection: connection.execute(statement, parameters).all())
+        return await self._in_transaction(lambda connection: connection.execute(statement, parameters).all())
 
-    async def _with_connection(self, work: Callable[[sa.Connection], Result]) -> Result:
-        """What `work` returns, done in a transaction and away from the event loop."""
+    async def _in_transaction(self, work: Callable[[sa.Connection], Result]) -> Result:
+        """Run `work` in a transaction on a thread, outside the event loop. Returns its result."""
 
         def run() -> Result:
             with self._engine.begin() as connection:
@@ -313,17 +315,17 @@ class DatabaseDirectory(Directory):
 
 
 class MemoryDirectory(Directory):
-    """The data in memory, empty at first but for the events.
+    """The data in memory, which starts with the events only.
 
     Args:
-        now: the time that is noted with everything written.
-        next_profile: id of the first profile; each further one is higher by one.
+        now: returns the time that is written with every row.
+        next_profile: id of the first profile; the ids of further profiles follow it.
     """
 
     def __init__(self, now: Callable[[], datetime], next_profile: int) -> None:
         super().__init__(now)
         self.rows: dict[str, list[Row]] = {
-            # In the order in which foreign keys let them in.
+            # In an order of insertion that satisfies the foreign keys.
             "profiles": [],
             "signups": [],
             "profile_visibility_changes": [],
@@ -357,13 +359,13 @@ class MemoryDirectory(Directory):
         """See Directory.
 
         Raises:
-            ConnectionError: there is a name to search for while `search_is_down`.
+            ConnectionError: `name` is given while `search_is_down`.
         """
         if name and self.search_is_down:
             raise ConnectionError("the search index is down")
         latest = reversed(self._attendees[event_id].values())
-        found = [one for one in latest if (one.visible or hidden) and name.lower() in one.name.lower()]
-        return found[:PAGE_SIZE]
+        matches = [one for one in latest if (one.visible or hidden) and name.lower() in one.name.lower()]
+        return matches[:PAGE_SIZE]
 
     async def _new_profile_id(self) -> int:
         self._next_profile += 1

@@ -1,4 +1,4 @@
-"""The pages of the demonstration application: its HTML and how it looks. Everything put into a page is escaped."""
+"""The pages of the demonstration application: HTML and styles. Every value in a page is escaped."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ footer > p:first-child { padding-top: 1rem; border-top: 1px solid var(--line); }
 </style>
 </head>
 <body>
-<div class="made-up">A made-up application, to try out its statistics: please enter nothing real.</div>
+<div class="made-up">This is a demo application with made-up people. Please do not enter real data.</div>
 <header>
 <nav aria-label="Pages"><ul>
 <li><a href="/events"{% if not event and title == "Events" %} aria-current="page"{% endif %}>Events</a></li>
@@ -61,7 +61,7 @@ footer > p:first-child { padding-top: 1rem; border-top: 1px solid var(--line); }
 {% set target = "/organizer/events/%d/signups" % event.id %}
 <li><a href="{{ target }}"{% if path_now == target %} aria-current="page"{% endif %}>For organizers</a></li>
 {% endif %}
-<li><a href="/broken">A page that fails</a></li>
+<li><a href="/broken">Trigger an error</a></li>
 </ul></nav>
 </header>
 <main>
@@ -69,16 +69,16 @@ footer > p:first-child { padding-top: 1rem; border-top: 1px solid var(--line); }
 {% block main %}{% endblock %}
 </main>
 <footer>
-<p>Counted here, by day: views of a directory, searches in it (not what for), and responses by page and status code.
-Sign-ups, visibility and consent are counted from the tables. Nothing about you is part of a count.</p>
-{% if signalled %}
-<p>Your browser asks not to be tracked (Do Not Track, Global Privacy Control): none of your views, searches and
-responses is counted.</p>
+<p>This site counts per day: directory views, searches (without the search text), and responses by page and status code.
+Sign-ups and changes of visibility and consent are counted from the database. No count contains anything about you.</p>
+{% if opt_out_signal %}
+<p>Your browser asks not to be tracked (Do Not Track or Global Privacy Control), so your views, searches and responses
+are not counted.</p>
 {% else %}
 <form method="post" action="/counting">
 {% if opted_out %}
-<p>None of your views, searches and responses is counted.
-<button class="plain" name="counted" value="yes">Count me again</button></p>
+<p>You have opted out: your views, searches and responses
+are not counted. <button class="plain" name="counted" value="yes">Count me again</button></p>
 {% else %}
 <p><button class="plain" name="counted" value="no">Do not count me</button></p>
 {% endif %}
@@ -98,7 +98,7 @@ responses is counted.</p>
 <p><label class="tick"><input type="checkbox" name="visible" value="on"{% if person.visible %} checked{% endif %}>
 Show {{ whom }} in the directory</label>
 <label class="tick"><input type="checkbox" name="consent" value="on"{% if person.consent %} checked{% endif %}>
-Write to {{ whom }} about this event</label></p>
+Email {{ whom }} about this event</label></p>
 {% endmacro %}
 """,
     "events": """{% extends "page" %}
@@ -118,14 +118,14 @@ Write to {{ whom }} about this event</label></p>
 {% if attendee %}
 <h2>You are signed up</h2>
 <p>{{ attendee.name }}: you are {{ "shown in" if attendee.visible else "hidden from" }} the directory, and we
-{{ "may" if attendee.consents else "may not" }} write to you.</p>
+{{ "may" if attendee.consents else "may not" }} email you.</p>
 <div class="actions">
 <form method="post" action="/events/{{ event.id }}/visibility">
 <button name="visible" value="{{ "no" if attendee.visible else "yes" }}">
 {{- "Hide me from" if attendee.visible else "Show me in" }} the directory</button></form>
 <form method="post" action="/events/{{ event.id }}/consent">
 <button name="given" value="{{ "no" if attendee.consents else "yes" }}">
-{{- "Do not write to me" if attendee.consents else "You may write to me" }}</button></form>
+{{- "Do not email me" if attendee.consents else "You may email me" }}</button></form>
 <form method="post" action="/events/{{ event.id }}/cancel"><button class="plain">Cancel my sign-up</button></form>
 </div>
 {% else %}
@@ -149,18 +149,19 @@ Write to {{ whom }} about this event</label></p>
 <li>{{ attendee.name }}</li>
 {% endfor %}
 </ul>
-{% if attendees|length == page_size %}<p class="dim">These are the latest {{ page_size }}; search for the others.</p>
+{% if attendees|length == page_size %}<p class="dim">Only the latest {{ page_size }} are shown; search for others.</p>
 {% endif %}
 {% else %}
-<p>{{ "Nobody of that name is shown here." if query else "Nobody is shown here yet." }}</p>
+<p>{{ "No listed attendee has this name." if query else "Nobody is listed yet." }}</p>
 {% endif %}
-<p class="note">Only people who want to be seen are shown. <a href="/events/{{ event.id }}">Be seen, too</a></p>
+<p class="note">This list shows only people who want to be seen.
+<a href="/events/{{ event.id }}">Sign up or change your visibility</a></p>
 {% endblock %}
 """,
     "organizer": """{% extends "page" %}
 {% from "form" import fields %}
 {% block main %}
-<p class="note">What happens here is counted with the source <code>admin</code>.</p>
+<p class="note">Views of this page and changes made here are counted with the source <code>admin</code>.</p>
 {% if attendees %}
 <ul class="list">
 {% for attendee in attendees %}
@@ -172,15 +173,15 @@ Write to {{ whom }} about this event</label></p>
 {{- "Hide" if attendee.visible else "Show" }}</button></form></li>
 {% endfor %}
 </ul>
-{% if attendees|length == page_size %}<p class="dim">These are the latest {{ page_size }}.</p>{% endif %}
+{% if attendees|length == page_size %}<p class="dim">Only the latest {{ page_size }} are shown.</p>{% endif %}
 {% else %}
 <p>Nobody has signed up yet.</p>
 {% endif %}
-<h2>Sign somebody up</h2>
+<h2>Sign up an attendee</h2>
 {% if problem %}<p class="problem" role="alert">{{ problem }}</p>{% endif %}
 <form method="post" action="/organizer/events/{{ event.id }}/signups">
 {{ fields(person, "them") }}
-<button>Sign them up</button>
+<button>Sign up</button>
 </form>
 {% endblock %}
 """,

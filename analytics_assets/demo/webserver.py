@@ -1,4 +1,4 @@
-"""The few requests that the demonstration makes to the Dagster webserver, the ones its UI makes too (GraphQL)."""
+"""The GraphQL requests that the demonstration sends to the Dagster webserver, as the webserver's own UI does."""
 
 from __future__ import annotations
 
@@ -62,33 +62,33 @@ class Webserver:
     url: str
 
     def query(self, text: str, **variables: object) -> Any:
-        """Answer of one GraphQL request: what stands under `data`."""
+        """Send one GraphQL request. Returns the `data` of the answer."""
         response = requests.post(f"{self.url}/graphql", json={"query": text, "variables": variables}, timeout=60)
         answer = response.json()
         if not response.ok or "errors" in answer:
-            raise WebserverError("the webserver refused a request; is it of the same version as this package?")
+            raise WebserverError("the webserver refused a request; does its version match this package?")
         return answer["data"]
 
     def launch_backfill(self, assets: Sequence[str], days: Iterable[date]) -> str:
         """Launch one backfill of these assets and days. Returns its id."""
-        params = {"assetSelection": _keys(assets), "partitionNames": [str(day) for day in days]}
+        params = {"assetSelection": _asset_keys(assets), "partitionNames": [str(day) for day in days]}
         result = self.query(_LAUNCH, params=params)["launchPartitionBackfill"]
         if "backfillId" not in result:
             raise WebserverError(f"the backfill was not launched: {result['__typename']}")
         return str(result["backfillId"])
 
     def backfill_status(self, backfill_id: str) -> str:
-        """REQUESTED, COMPLETED_SUCCESS, COMPLETED_FAILED, FAILED, CANCELED or a state on the way to one of these."""
+        """REQUESTED, COMPLETED_SUCCESS, COMPLETED_FAILED, FAILED, CANCELED or an intermediate status."""
         return str(self.query(_BACKFILL, id=backfill_id)["partitionBackfillOrError"]["status"])
 
-    def execute_checks(self, name: str, assets: Sequence[str]) -> str:
-        """Execute the check of that name of each of these assets, and nothing else. Returns the id of the run."""
+    def execute_checks(self, checks: Iterable[tuple[str, str]]) -> str:
+        """Execute only these checks, each an asset and a name. Returns the id of the run."""
         selector = {
             "repositoryLocationName": "analytics_assets",
             "repositoryName": "__repository__",
             "jobName": "__ASSET_JOB",
             "assetSelection": [],
-            "assetCheckSelection": [{"assetKey": key, "name": name} for key in _keys(assets)],
+            "assetCheckSelection": [{"assetKey": _asset_key(asset), "name": name} for asset, name in checks],
         }
         result = self.query(_EXECUTE, params={"selector": selector, "runConfigData": "{}"})["launchRun"]
         if "run" not in result:
@@ -96,25 +96,25 @@ class Webserver:
         return str(result["run"]["runId"])
 
     def run_status(self, run_id: str) -> str:
-        """SUCCESS, FAILURE, CANCELED or a state on the way to one of these."""
+        """SUCCESS, FAILURE, CANCELED or an intermediate status."""
         return str(self.query(_RUN, id=run_id)["runOrError"]["status"])
 
     def materialized_days(self, assets: Sequence[str]) -> dict[str, set[date]]:
         """Asset -> days that Dagster shows as materialized."""
-        nodes = self.query(_MATERIALIZED, keys=_keys(assets))["assetNodes"]
+        nodes = self.query(_MATERIALIZED, keys=_asset_keys(assets))["assetNodes"]
         return {
             "/".join(node["assetKey"]["path"]): {
                 day
-                for reach in node["assetPartitionStatuses"]["ranges"]
-                if reach["status"] == "MATERIALIZED"
-                for day in span(date.fromisoformat(reach["startKey"]), date.fromisoformat(reach["endKey"]))
+                for days_range in node["assetPartitionStatuses"]["ranges"]
+                if days_range["status"] == "MATERIALIZED"
+                for day in span(date.fromisoformat(days_range["startKey"]), date.fromisoformat(days_range["endKey"]))
             }
             for node in nodes
         }
 
     def check_statuses(self, assets: Sequence[str]) -> dict[str, dict[str, str]]:
         """Asset -> check -> SUCCEEDED, FAILED, EXECUTION_FAILED, IN_PROGRESS, SKIPPED or NOT EXECUTED."""
-        nodes = self.query(_CHECKS, keys=_keys(assets))["assetNodes"]
+        nodes = self.query(_CHECKS, keys=_asset_keys(assets))["assetNodes"]
         return {
             "/".join(node["assetKey"]["path"]): {
                 check["name"]: (check["executionForLatestMaterialization"] or {"status": "NOT EXECUTED"})["status"]
@@ -124,5 +124,9 @@ class Webserver:
         }
 
 
-def _keys(assets: Sequence[str]) -> list[dict[str, list[str]]]:
-    return [{"path": asset.split("/")} for asset in assets]
+def _asset_keys(assets: Sequence[str]) -> list[dict[str, list[str]]]:
+    return [_asset_key(asset) for asset in assets]
+
+
+def _asset_key(asset: str) -> dict[str, list[str]]:
+    return {"path": asset.split("/")}

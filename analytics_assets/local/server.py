@@ -1,6 +1,7 @@
-"""Running everything on one machine: the databases that are not set, and `dagster dev`.
+"""Run everything on one machine: an embedded PostgreSQL for each URL that is not set, and `dagster dev`.
 
-Whatever is started here is stopped here, on every way out but SIGKILL.
+Every process that is started here is also stopped here, unless SIGKILL ends this process. What the extra `embedded`
+installs is imported where it is used: with both URLs set, `init-db`, `sources` and `retention` need none of it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,9 @@ from pathlib import Path
 from typing import IO, Final
 
 import dagster as dg
-import psutil
-import requests
 from dagster_postgres.utils import DagsterPostgresException
 
 from analytics_assets.database import UnreachableError
-from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.store.setup import init_db
 
@@ -31,22 +29,24 @@ ROOT: Final = Path(__file__).parents[2]
 """The project's folder: workspace.yaml and dagster.yaml are there."""
 
 HOST: Final = "127.0.0.1"
-"""The UI has no login of its own, so it listens here only."""
+"""The UI has no login, so it listens on this address only."""
 
 
 class ServerError(RuntimeError):
-    """Something could not be started; the text says what to do."""
+    """A server could not be started; the text says what to do."""
 
 
 @contextmanager
 def databases(settings: Settings, *, keep_period: bool = False) -> Iterator[Settings]:
-    """Yield the settings with every URL set, from the embedded PostgreSQL where none was.
+    """Yield the settings with every URL set; the embedded PostgreSQL provides those that were not.
 
-    The embedded analytics database is set up or upgraded; `keep_period` as for `init_db`.
+    The embedded analytics database is set up or upgraded. `keep_period`: see `init_db`.
     """
     if settings.database_url and settings.dagster_url:
         yield settings
         return
+    from analytics_assets.local.postgres import embedded_postgres, ensure_database
+
     with embedded_postgres(settings.data_dir) as server:
         if settings.database_url is None:
             url = ensure_database(server, "analytics")
@@ -61,25 +61,25 @@ def databases(settings: Settings, *, keep_period: bool = False) -> Iterator[Sett
 
 @contextmanager
 def dagster_dev(settings: Settings, port: int, log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `dagster dev` (webserver, daemon, code server), its output in `log`, made anew, or on this terminal.
+    """Run `dagster dev` (webserver, daemon, code server). Its output overwrites `log`, or goes to this terminal.
 
     Raises:
-        ServerError: the port is taken, or the project's folder cannot be found.
+        ServerError: the port is in use, or the project's folder cannot be found.
     """
     if not (ROOT / "workspace.yaml").exists():
-        raise ServerError("workspace.yaml is not beside the package: install it from its checkout (`make install`)")
-    refuse_taken(port, "--port")
+        raise ServerError("workspace.yaml is not next to the package: install it from its checkout (`make install`)")
+    require_free_port(port, "--port")
     with ExitStack() as stack:
         output: IO[bytes] | None = stack.enter_context(log.open("wb")) if log else None
         home = dagster_home(settings)
         workspace = str(ROOT / "workspace.yaml")
-        process = subprocess.Popen(  # noqa: S603  # our own interpreter and constants
+        process = subprocess.Popen(  # noqa: S603  # runs this interpreter with constant arguments
             [sys.executable, "-m", "dagster", "dev", "--workspace", workspace, "--host", HOST, "--port", str(port)],
             cwd=home,
-            env=os.environ | settings.environment() | {"DAGSTER_HOME": str(home)} | _DAGSTER,
+            env=os.environ | settings.environment() | {"DAGSTER_HOME": str(home)} | _DAGSTER_ENVIRONMENT,
             stdout=output,
             stderr=output,
-            # Ctrl-C reaches this process only, which then stops the others in order.
+            # Without its own session, Ctrl-C would reach the children at once; `stop` ends them in order.
             start_new_session=True,
         )
         try:
@@ -88,28 +88,26 @@ def dagster_dev(settings: Settings, port: int, log: Path | None = None) -> Itera
             stop(process)
 
 
-def refuse_taken(port: int, option: str) -> None:
-    """Raise ServerError when something listens on the port, with the option that chooses another one."""
+def require_free_port(port: int, option: str) -> None:
+    """Raise ServerError when the port is in use. The text names the option that chooses another port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError:
-            raise ServerError(
-                f"port {port} is taken: stop what listens there, or choose another with {option}"
-            ) from None
+            raise ServerError(f"port {port} is in use: stop its process, or choose another with {option}") from None
 
 
-_DAGSTER: Final = {
-    # It writes the events of a range run one by one unless told otherwise.
+_DAGSTER_ENVIRONMENT: Final = {
+    # By default, Dagster writes the events of a range run one by one.
     "DAGSTER_EVENT_BATCH_SIZE": "1000",
-    # It advises a newer command that serves projects of another layout.
+    # Dagster recommends a newer command, which needs another project layout.
     "PYTHONWARNINGS": "ignore:Function `dev_command` is superseded",
 }
 
 
 def dagster_home(settings: Settings) -> Path:
-    """The folder of Dagster's logs, in the data folder, with the project's dagster.yaml linked into it."""
+    """Folder of Dagster's logs below the data folder, with a link to the project's dagster.yaml. Created if missing."""
     home = settings.data_dir / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     link = home / "dagster.yaml"
@@ -123,25 +121,25 @@ def dagster_home(settings: Settings) -> Path:
 
 @contextmanager
 def dagster_instance(settings: Settings, home: Path | None = None) -> Iterator[dg.DagsterInstance]:
-    """Yield Dagster's records and configuration, for a process that does not run inside Dagster.
+    """Yield Dagster's instance (its records and configuration), for a process that does not run inside Dagster.
 
-    `home` is Dagster's own folder, unless it is in the data folder.
+    `home` is Dagster's folder; by default it is in the data folder.
 
     Raises:
-        SettingsError: no URL is known.
-        UnreachableError: its database is out of reach.
+        SettingsError: no URL is set.
+        UnreachableError: Dagster's database cannot be reached.
     """
     if settings.dagster_url is None:
         raise SettingsError("DAGSTER_POSTGRES_URL is not set: Dagster's records cannot be found")
-    outside = os.environ.copy()
-    os.environ.update(settings.environment())  # dagster.yaml reads the URL from there
+    environment = os.environ.copy()
+    os.environ.update(settings.environment())  # dagster.yaml reads the URL from the environment
     try:
         instance = dg.DagsterInstance.from_config(str(home or dagster_home(settings)))
     except DagsterPostgresException:
         raise UnreachableError("the database of DAGSTER_POSTGRES_URL cannot be reached; is it running?") from None
     finally:
         os.environ.clear()
-        os.environ.update(outside)
+        os.environ.update(environment)
     with instance:
         yield instance
 
@@ -154,13 +152,15 @@ def wait_until_ready(
     name: str = "Dagster",
     path: str = "/server_info",
 ) -> None:
-    """Wait for a web server to answer. Raises ServerError when it ends or does not within `seconds`."""
+    """Wait until a web server answers. Raises ServerError when it ends or does not answer within `seconds`."""
+    import requests
+
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ServerError(f"{name} ended while starting; its output says why")
         try:
-            # With the wish not to be counted: it is no visitor of the demonstration application.
+            # Sec-GPC opts out of counting: this is not a visit of the demonstration application.
             if requests.get(f"http://{HOST}:{port}{path}", headers={"Sec-GPC": "1"}, timeout=5).ok:
                 return
         except requests.RequestException:
@@ -169,8 +169,10 @@ def wait_until_ready(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a process and everything it has started: asked first, then made to."""
-    # A second Ctrl-C would leave half of them behind.
+    """Stop a process and its descendants: interrupt the process, then kill what still runs after 20 seconds."""
+    import psutil
+
+    # A second Ctrl-C would leave some of them running.
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         try:
@@ -189,25 +191,25 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def exit_on_sigterm() -> None:
-    """Let SIGTERM and a closed terminal end this process like Ctrl-C does, through every `finally`."""
+    """Let SIGTERM and a closed terminal (SIGHUP) end this process like Ctrl-C: every `finally` runs."""
 
-    def leave(number: int, _frame: object) -> None:
+    def exit_process(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
-    def swallowed(unraisable: sys.UnraisableHookArgs) -> None:
-        # A signal that arrives inside a finalizer or a weak reference's callback raises there, where Python ignores
-        # it: the process would go on for ever. It is raised again as soon as that is over.
-        match unraisable.exc_value:
-            case SystemExit() | KeyboardInterrupt() as leaving:
-                signal.signal(signal.SIGALRM, lambda _number, _frame: _raise(leaving))
-                signal.setitimer(signal.ITIMER_REAL, 0.01)
-            case _:
-                sys.__unraisablehook__(unraisable)
+    def raise_again(unraisable: sys.UnraisableHookArgs) -> None:
+        # Python ignores an exception inside a finalizer or a weak reference's callback. If a signal raised it there,
+        # the process would run on for ever, as a demonstration once did. So raise it again when the finalizer is over.
+        error = unraisable.exc_value
+        if not isinstance(error, SystemExit | KeyboardInterrupt):
+            sys.__unraisablehook__(unraisable)
+            return
 
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGHUP, leave)
-    sys.unraisablehook = swallowed
+        def raise_error(_number: int, _frame: object) -> None:
+            raise error
 
+        signal.signal(signal.SIGALRM, raise_error)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
 
-def _raise(error: BaseException) -> None:
-    raise error
+    signal.signal(signal.SIGTERM, exit_process)
+    signal.signal(signal.SIGHUP, exit_process)
+    sys.unraisablehook = raise_again

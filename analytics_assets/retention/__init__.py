@@ -1,5 +1,6 @@
-"""Removing what has expired, in every place that keeps days, with evidence.
+"""Removing expired days from everything that keeps days, with evidence.
 
-`places` and `dagster_records` are the registry of these places, `sweep` removes and reads back, `job` is what Dagster
-runs. The first day that is kept comes from the analytics database, whose functions refuse to drop any other.
+`targets` and `dagster_records` are the retention targets. `event_log` is a Dagster event log that can forget. `sweep`
+removes and reads back. The first day that is kept comes from the analytics database, whose functions drop no other day.
+The Dagster job, sensor and check are in `defs`.
 """

@@ -1,7 +1,7 @@
-"""What Dagster's own database keeps of days: records of partitions, check evaluations, runs, ticks.
+"""Retention targets in Dagster's own database: records of partitions, check evaluations, runs, ticks.
 
-The first two go with the day that they are about, the others with the day on which they were written: a run can only be
-about days before it. A record names days and says how many rows a day had, never what was in it.
+The first two expire with the day that they are about. The others expire with the day on which they were written: a run
+is only about earlier days. A record names days and says how many rows a day had, never what was in them.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Final
 
 import dagster as dg
 import sqlalchemy as sa
+from dagster._core.storage import tags
 from dagster._core.storage.runs.schema import BackfillTagsTable, BulkActionsTable, RunsTable, RunTagsTable
 from dagster._core.storage.schedules.schema import AssetDaemonAssetEvaluationsTable, JobTickTable
 from dagster_postgres.utils import DagsterPostgresException
 
-from analytics_assets.database import DatabaseError, UnreachableError, without_values
+from analytics_assets.database import DatabaseError, UnreachableError, redacted_errors
 from analytics_assets.days import bounds, zone
-from analytics_assets.defs.partitions import DAY_TAGS
 from analytics_assets.retention.event_log import EVENTS, EXECUTIONS, TAGS, EventLogStorage, forget_partitions
 from analytics_assets.retention.targets import Amount
 
 
 @dataclass(frozen=True)
 class Records:
-    """Dagster's database, through the connection of its event log: dagster.yaml puts all of Dagster into one."""
+    """Dagster's database, over its event log's connection: dagster.yaml puts all of Dagster into one database."""
 
     instance: dg.DagsterInstance
 
@@ -37,38 +37,41 @@ class Records:
         """Yield a connection with a transaction.
 
         Raises:
-            DatabaseError: the database refuses; or the event log is not ours, and could not forget a partition.
+            DatabaseError: the database refuses, or the event log is not ours and cannot forget a partition.
         """
         storage = self.instance.event_log_storage
         if not isinstance(storage, EventLogStorage):
             raise DatabaseError("Dagster's event log cannot forget days: start Dagster with the project's dagster.yaml")
         try:
-            with without_values(doing), storage.index_transaction() as connection:
+            with redacted_errors(doing), storage.index_transaction() as connection:
                 yield connection
         except DagsterPostgresException:
             raise UnreachableError(f"{doing}: the database of DAGSTER_POSTGRES_URL cannot be reached") from None
 
 
-_A_DAY: Final = "____-__-__"
-"""What LIKE takes for the key of a daily partition."""
+_LIKE_DAY: Final = "____-__-__"
+"""LIKE pattern of a daily partition's key."""
+
+DAY_TAGS: Final = (tags.PARTITION_NAME_TAG, tags.ASSET_PARTITION_RANGE_START_TAG, tags.ASSET_PARTITION_RANGE_END_TAG)
+"""Tags of a run whose value is a day."""
 
 
 @dataclass(frozen=True)
 class PartitionRecords:
-    """Events of a partition of any asset, and the checks planned for it."""
+    """Events of any asset's partitions, and the checks planned for them."""
 
     records: Records
     name = "partition records"
     covers = ("dagster.event_logs", "dagster.asset_event_tags", "dagster.asset_keys", "dagster.asset_check_executions")
 
     def oldest(self) -> date | None:
-        """The oldest partition with a record."""
+        """Return the oldest partition with a record."""
         with self.records.connection("reading the partition records") as connection:
-            found = [connection.scalar(sa.select(sa.func.min(c)).where(c.like(_A_DAY))) for c in _PARTITIONS]
+            found = [connection.scalar(sa.select(sa.func.min(c)).where(c.like(_LIKE_DAY))) for c in _PARTITIONS]
         return min((date.fromisoformat(key) for key in found if key), default=None)
 
     def expired(self, before: date) -> Amount:
-        """Partitions, and records of them."""
+        """Return partitions, and records of them."""
         with self.records.connection("reading the partition records") as connection:
             return self._expired(connection, before)
 
@@ -94,15 +97,15 @@ _PARTITIONS: Final = (EVENTS.c.partition, EXECUTIONS.c.partition)
 
 
 def _before(column: sa.Column[str], day: date) -> sa.ColumnElement[bool]:
-    return column.like(_A_DAY) & (column < day.isoformat())
+    return column.like(_LIKE_DAY) & (column < day.isoformat())
 
 
 @dataclass(frozen=True)
 class CheckEvaluations:
-    """Evaluations of checks: of the last day of their run, or of the oldest day that their text names.
+    """Evaluations of checks, and the wipes of the UI.
 
-    An evaluation by itself, which names no day, is about none; it goes with its run. What the UI's wipe records names
-    the days, too, and goes likewise.
+    An evaluation is dated by the oldest day that its text names, else by the last partition of its run. One without any
+    day expires with its run. The record of a wipe names its days, and is dated likewise.
     """
 
     records: Records
@@ -110,17 +113,17 @@ class CheckEvaluations:
     covers = ("dagster.event_logs", "dagster.asset_check_executions")
 
     def oldest(self) -> date | None:
-        """The oldest day that one is of."""
+        """Return the oldest day that an evaluation is dated by."""
         with self.records.connection("reading the check evaluations") as connection:
             return min(self._days(connection).values(), default=None)
 
     def expired(self, before: date) -> Amount:
-        """Days, and evaluations of them."""
+        """Return days, and evaluations dated by them."""
         with self.records.connection("reading the check evaluations") as connection:
             return self._expired(connection, before)[0]
 
     def remove(self, before: date) -> Iterator[Amount]:
-        """Delete them."""
+        """Delete the evaluations, in one transaction."""
         with self.records.connection("deleting check evaluations") as connection:
             amount, ids = self._expired(connection, before)
             connection.execute(sa.delete(EXECUTIONS).where(EXECUTIONS.c.evaluation_event_storage_id.in_(ids)))
@@ -132,26 +135,26 @@ class CheckEvaluations:
         return Amount(len(set(expired.values())), len(expired)), list(expired)
 
     def _days(self, connection: sa.Connection) -> dict[int, date]:
-        """Id of an evaluation's event -> its day."""
+        """Return the day of each evaluation, by the id of its event."""
         evaluation = EVENTS.c.dagster_event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION.value
         last_day = sa.func.max(RunTagsTable.c.value)
         of_runs = (
             sa.select(EVENTS.c.id, last_day)
             .join(RunTagsTable, RunTagsTable.c.run_id == EVENTS.c.run_id)
-            .where(evaluation, RunTagsTable.c.key.in_(DAY_TAGS), RunTagsTable.c.value.like(_A_DAY))
+            .where(evaluation, RunTagsTable.c.key.in_(DAY_TAGS), RunTagsTable.c.value.like(_LIKE_DAY))
             .group_by(EVENTS.c.id)
         )
         wipe = EVENTS.c.dagster_event_type == dg.DagsterEventType.ASSET_WIPED.value
         text = EVENTS.c.event
-        naming = sa.select(EVENTS.c.id, text).where(sa.or_(evaluation, wipe), text.like(f"%{_A_DAY}%"))
+        naming = sa.select(EVENTS.c.id, text).where(sa.or_(evaluation, wipe), text.like(f"%{_LIKE_DAY}%"))
         days = {number: date.fromisoformat(day) for number, day in connection.execute(of_runs)}
         for number, event in connection.execute(naming):
-            for day in _days_in(event):
+            for day in _find_days(event):
                 days[number] = min(day, days.get(number, day))
         return days
 
 
-def _days_in(text: str) -> Iterator[date]:
+def _find_days(text: str) -> Iterator[date]:
     for match in re.findall(r"(?<!\d)\d{4}-\d\d-\d\d(?!\d)", text):
         try:
             yield date.fromisoformat(match)
@@ -160,28 +163,28 @@ def _days_in(text: str) -> Iterator[date]:
 
 
 @dataclass(frozen=True)
-class Written:
-    """Rows that go with the day on which they were written, in some tables of Dagster's."""
+class WrittenRows:
+    """Rows of some of Dagster's tables that expire with the day on which they were written."""
 
     records: Records
     name: str
     moments: Mapping[sa.Table, sa.ColumnElement[datetime]]
-    """Table -> when a row was written."""
+    """Table -> the instant at which a row was written."""
     orphans: Sequence[sa.Delete]
-    """Deletes what refers to a row that is gone."""
+    """Statements that delete rows which refer to a deleted row."""
     covers: Sequence[str]
     time_zone: str
-    """The zone of the day."""
+    """The time zone of the day."""
 
     def oldest(self) -> date | None:
-        """The oldest day on which any of it was written."""
+        """Return the oldest day on which a row was written."""
         with self.records.connection(f"reading {self.name}") as connection:
             found = [connection.scalar(sa.select(sa.func.min(moment))) for moment in self.moments.values()]
         moments = [moment for moment in found if moment is not None]
         return min(moments).astimezone(zone(self.time_zone)).date() if moments else None
 
     def expired(self, before: date) -> Amount:
-        """Days, and rows that were written on them."""
+        """Return days, and rows that were written on them."""
         with self.records.connection(f"reading {self.name}") as connection:
             return self._expired(connection, before)
 
@@ -206,22 +209,22 @@ class Written:
         return bounds(before, self.time_zone)[0]
 
 
-def _by_session(column: sa.Column[datetime]) -> sa.ColumnElement[datetime]:
-    # The columns have no time zone. Dagster fills them by the session's clock, so the session's zone gives the moment
-    # back. Only those of the event log are in UTC.
+def _in_session_zone(column: sa.Column[datetime]) -> sa.ColumnElement[datetime]:
+    # Dagster fills these columns, which have no time zone, by the session's clock. So the session's zone gives the
+    # instant. Only the event log's columns are in UTC.
     return sa.cast(column, sa.DateTime(timezone=True))
 
 
-def runs(records: Records, time_zone: str) -> Written:
+def runs(records: Records, time_zone: str) -> WrittenRows:
     """Runs and backfills with their events, older than the retention period."""
-    return Written(
+    return WrittenRows(
         records,
         name="runs",
         moments={
-            RunsTable: _by_session(RunsTable.c.create_timestamp),  # their tags go with them
-            BulkActionsTable: _by_session(BulkActionsTable.c.timestamp),
+            RunsTable: _in_session_zone(RunsTable.c.create_timestamp),  # their tags go with them
+            BulkActionsTable: _in_session_zone(BulkActionsTable.c.timestamp),
             EVENTS: sa.func.timezone("utc", EVENTS.c.timestamp, type_=sa.DateTime(timezone=True)),
-            EXECUTIONS: _by_session(EXECUTIONS.c.create_timestamp),
+            EXECUTIONS: _in_session_zone(EXECUTIONS.c.create_timestamp),
         },
         orphans=(
             sa.delete(BackfillTagsTable).where(
@@ -245,15 +248,15 @@ def runs(records: Records, time_zone: str) -> Written:
     )
 
 
-def ticks(records: Records, time_zone: str) -> Written:
+def ticks(records: Records, time_zone: str) -> WrittenRows:
     """Ticks of schedules and sensors, older than the retention period."""
     evaluations = AssetDaemonAssetEvaluationsTable
-    return Written(
+    return WrittenRows(
         records,
         name="ticks",
         moments={
-            JobTickTable: _by_session(JobTickTable.c.timestamp),
-            evaluations: _by_session(evaluations.c.create_timestamp),
+            JobTickTable: _in_session_zone(JobTickTable.c.timestamp),
+            evaluations: _in_session_zone(evaluations.c.create_timestamp),
         },
         orphans=(),
         covers=("dagster.job_ticks", "dagster.asset_daemon_asset_evaluations"),

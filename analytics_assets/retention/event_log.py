@@ -1,6 +1,6 @@
-"""Dagster's event log in PostgreSQL with what the stock storage lacks: removing the records of partitions, and a pool.
+"""Dagster's event log in PostgreSQL, with two things that the stock storage lacks: partition wipe, and a pool.
 
-`dagster.yaml` names the class. What is removed, and when, is the business of `retention`.
+`dagster.yaml` names the class. `sweep` decides when records are removed.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _BATCH: Final = 500
 
 
 class EventLogStorage(PostgresEventLogStorage):
-    """The stock storage, one kept connection a process instead of a connection a statement, and partition wipe.
+    """The stock storage with partition wipe, and one kept connection per process instead of one per statement.
 
-    The stock one raises NotImplementedError for a partition wipe (Dagster 1.13), in the UI too.
+    The stock storage raises NotImplementedError for a partition wipe (Dagster 1.13), in the UI, too.
     """
 
     def __init__(self, postgres_url: str, **kwargs: Any) -> None:
         super().__init__(postgres_url, **kwargs)
         self._engine.dispose()
-        # A second thread gets a connection of its own, which is closed after use.
+        # A second thread gets its own connection, which is closed after use.
         self._engine = create_pg_engine(
             postgres_url, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=-1, pool_pre_ping=True
         )
@@ -48,7 +48,7 @@ class EventLogStorage(PostgresEventLogStorage):
     def from_config_value(
         cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> EventLogStorage:
-        """Make one from `dagster.yaml`. The inherited method names its own class."""
+        """Create the storage from `dagster.yaml`. The inherited method creates its own class instead."""
         return cls(
             pg_url_from_config(config_value),
             inst_data=inst_data,
@@ -69,10 +69,10 @@ class EventLogStorage(PostgresEventLogStorage):
 
 
 def forget_partitions(connection: sa.Connection, asset: str, of_event: sa.ColumnElement[bool]) -> None:
-    """Remove the events of an asset that the condition selects, and whatever else is recorded about these partitions.
+    """Remove the events of an asset that the condition selects, and everything recorded about their partitions.
 
-    That is: their tags, the check evaluations that they were the target of, the checks planned for them, and, where
-    the UI keeps a copy, the asset's newest materialization and its cached status.
+    That is their tags, the evaluations of the checks that targeted them, and the checks planned for them. The UI's
+    copies of the newest materialization and of the cached status are reset.
     """
     selected = sa.and_(EVENTS.c.asset_key == asset, EVENTS.c.partition.is_not(None), of_event)
     ids = sa.select(EVENTS.c.id).where(selected)
@@ -84,12 +84,12 @@ def forget_partitions(connection: sa.Connection, asset: str, of_event: sa.Column
     connection.execute(sa.delete(EXECUTIONS).where(sa.or_(evaluated, planned)))
     connection.execute(sa.delete(TAGS).where(TAGS.c.event_id.in_(ids)))
     connection.execute(sa.delete(EVENTS).where(selected))
-    _keep_newest(connection, asset)
+    _reset_copies(connection, asset)
 
 
-def _keep_newest(connection: sa.Connection, asset: str) -> None:
-    """Set the copies that the asset's own row has: the newest materialization there still is, and no cached status."""
-    # Locked first: one that is recorded meanwhile would be overwritten by an older one.
+def _reset_copies(connection: sa.Connection, asset: str) -> None:
+    """Set the asset row's copies: the newest materialization that is left, and no cached status."""
+    # Lock the row first: a materialization recorded meanwhile would be overwritten by an older one.
     connection.execute(sa.select(KEYS.c.id).where(KEYS.c.asset_key == asset).with_for_update())
     newest = connection.execute(
         sa.select(EVENTS.c.id, EVENTS.c.event)

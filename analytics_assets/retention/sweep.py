@@ -1,4 +1,4 @@
-"""The registry of places that keep days, and going through it: what is overdue, what would go, remove and read back."""
+"""The registry of retention targets: finding what is overdue, previewing, removing and reading back."""
 
 from __future__ import annotations
 
@@ -12,42 +12,52 @@ import dagster as dg
 
 from analytics_assets.database import DatabaseError
 from analytics_assets.retention.dagster_records import CheckEvaluations, PartitionRecords, Records, runs, ticks
-from analytics_assets.retention.targets import NOTHING, Amount, CollectedDays, DailyCounts, Files, Place, PlaceError
+from analytics_assets.retention.targets import (
+    NOTHING,
+    Amount,
+    CollectedDays,
+    DailyCounts,
+    Files,
+    RetentionTarget,
+    TargetError,
+)
 from analytics_assets.settings import Settings
-from analytics_assets.store.counts import Store, open_store
+from analytics_assets.store import Store, open_store
+from analytics_assets.store.counts import read_window
+from analytics_assets.store.expiry import write_ledger
 
-WITHOUT_DAYS: Final[Mapping[str, str]] = {
+EXEMPT: Final[Mapping[str, str]] = {
     "analytics.alembic_version": "name of a migration",
     "analytics.retention_ledger": "evidence: how many days and rows were removed, never what was in them",
     "analytics.settings": "retention period and time zone",
     "dagster.alembic_version": "name of a migration",
     "dagster.concurrency_limits": "configuration",
     "dagster.concurrency_slots": "emptied when a run ends",
-    "dagster.daemon_heartbeats": "one row a daemon, written over",
+    "dagster.daemon_heartbeats": "one row per daemon, overwritten",
     "dagster.dynamic_partitions": "not used: partitions follow from the calendar",
     "dagster.instance_info": "an identifier",
-    "dagster.instigators": "one row a schedule or sensor, written over",
-    "dagster.jobs": "one row a schedule or sensor, written over",
+    "dagster.instigators": "one row per schedule or sensor, overwritten",
+    "dagster.jobs": "one row per schedule or sensor, overwritten",
     "dagster.kvs": "configuration",
     "dagster.pending_steps": "emptied when a run ends",
     "dagster.secondary_indexes": "names of migrations",
     "dagster.snapshots": "what jobs look like",
-    "data/dagster.log": "made anew at each start; names runs and days, not what was counted",
+    "data/dagster.log": "rewritten at each start; names runs and days, not what was counted",
     "data/dagster/.logs_queue": "emptied when Dagster reads it",
     "data/dagster/dagster.yaml": "configuration",
     "data/dagster/logs": "not used: run logs are in storage",
-    "data/demo_app.log": "made anew at each start; nothing of a request is in it",
-    "data/postgres": "the server's own files: what it keeps is listed here by table",
+    "data/demo_app.log": "rewritten at each start; holds nothing of a request",
+    "data/postgres": "the server's own files: its tables are listed by name",
 }
-"""Where no day is kept, and why: relations of our schema and of Dagster's, parts of the data folder."""
+"""Relations and parts of the data folder that keep no day -> why not."""
+
+MANUAL: Final = "command line"
+"""The ledger's run id of a removal that no Dagster run made."""
 
 
-BY_HAND: Final = "command line"
-"""What the ledger has instead of the id of a run."""
-
-
-def registry(settings: Settings, store: Store, instance: dg.DagsterInstance) -> list[Place]:
-    """Every place that keeps days. What is neither here nor in WITHOUT_DAYS fails a test."""
+def registry(store: Store, instance: dg.DagsterInstance) -> list[RetentionTarget]:
+    """Return every retention target. A test fails for anything that is neither here nor in EXEMPT."""
+    settings = store.settings
     records = Records(instance)
     return [
         DailyCounts(store),
@@ -63,88 +73,91 @@ def registry(settings: Settings, store: Store, instance: dg.DagsterInstance) -> 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in a place, or done there."""
+    """What a target keeps, or what was removed from it."""
 
-    place: str
+    target: str
     expired: Amount = NOTHING
-    """What has been removed, or would be."""
+    """What was removed, or would be."""
     oldest: date | None = None
-    """The oldest day that is there, after the removal if there was one."""
+    """The oldest day that is left."""
     problem: str = ""
 
 
 def apply_retention(
     settings: Settings, instance: dg.DagsterInstance, run_id: str, *, dry_run: bool = False
 ) -> tuple[date, list[Report]]:
-    """Remove everywhere what has expired, or with `dry_run` only look. Returns the first day that is kept, and reports.
+    """Remove what has expired from every target. With `dry_run`, only report it.
+
+    Returns the first day that is kept, and a report per target.
 
     Raises:
-        DatabaseError: the analytics database is out of reach or not set up, so that it cannot say what has expired.
+        DatabaseError: the analytics database, which says what has expired, is out of reach or not set up.
     """
     with open_store(settings) as store:
-        before = store.window().first
-        places = registry(settings, store, instance)
-        return before, preview(places, before) if dry_run else sweep(places, before, store, run_id)
+        before = read_window(store).first
+        targets = registry(store, instance)
+        return before, preview(targets, before) if dry_run else sweep(targets, before, store, run_id)
 
 
-def overdue(places: Sequence[Place], before: date) -> list[str]:
-    """Places that keep a day before `before`, or cannot tell; as text that names no day."""
+def find_overdue(targets: Sequence[RetentionTarget], before: date) -> list[str]:
+    """Return a line per target that keeps a day before `before`, or cannot tell. The lines name no day."""
     found = []
-    for place in places:
-        report = _attempt(place, lambda place: Report(place.name, oldest=place.oldest()))
+    for target in targets:
+        report = _attempt(target, lambda target: Report(target.name, oldest=target.oldest()))
         if report.problem:
-            found.append(f"{place.name}: {report.problem}")
+            found.append(f"{target.name}: {report.problem}")
         elif report.oldest is not None and report.oldest < before:
             late = (before - report.oldest).days
-            found.append(f"{place.name}: the oldest day is {late} days older than the first one that is kept")
+            found.append(f"{target.name}: the oldest day is {late} days older than the first one that is kept")
     return found
 
 
-def preview(places: Sequence[Place], before: date) -> list[Report]:
-    """What `sweep` would remove."""
+def preview(targets: Sequence[RetentionTarget], before: date) -> list[Report]:
+    """Report what `sweep` would remove."""
     return [
-        _attempt(place, lambda place: Report(place.name, place.expired(before), place.oldest())) for place in places
+        _attempt(target, lambda target: Report(target.name, target.expired(before), target.oldest()))
+        for target in targets
     ]
 
 
-def sweep(places: Sequence[Place], before: date, store: Store, run_id: str) -> list[Report]:
-    """Remove the days before `before` everywhere, read back, and write an entry of the ledger for each step.
+def sweep(targets: Sequence[RetentionTarget], before: date, store: Store, run_id: str) -> list[Report]:
+    """Remove the days before `before` from every target, read back, and write a ledger entry per step.
 
-    A place with nothing to remove has an entry, too. Trouble in one place does not keep the others. `run_id` is
-    Dagster's, or says who else removes.
+    A target with nothing to remove gets an entry, too. A failure at one target does not stop the others.
     """
 
-    def write(place: Place, removed: Amount) -> date | None:
-        oldest = place.oldest()
-        store.write_ledger(
+    def write(target: RetentionTarget, removed: Amount) -> date | None:
+        oldest = target.oldest()
+        write_ledger(
+            store,
             run_id=run_id,
             cutoff=before,
-            store=place.name,
+            target=target.name,
             days=removed.days,
             rows=removed.rows,
             oldest_remaining=oldest,
         )
         return oldest
 
-    def remove(place: Place) -> Report:
+    def remove(target: RetentionTarget) -> Report:
         steps = []
-        for removed in place.remove(before):
-            oldest = write(place, removed)
+        for removed in target.remove(before):
+            oldest = write(target, removed)
             steps.append(removed)
         if not steps:
-            oldest = write(place, NOTHING)
-        left = "something that has expired is still there" if oldest is not None and oldest < before else ""
+            oldest = write(target, NOTHING)
+        left = "an expired day is still there" if oldest is not None and oldest < before else ""
         total = Amount(sum(step.days for step in steps), sum(step.rows for step in steps))
-        return Report(place.name, total, oldest, left)
+        return Report(target.name, total, oldest, left)
 
-    return [_attempt(place, remove) for place in places]
+    return [_attempt(target, remove) for target in targets]
 
 
-def _attempt(place: Place, action: Callable[[Place], Report]) -> Report:
+def _attempt(target: RetentionTarget, action: Callable[[RetentionTarget], Report]) -> Report:
     try:
-        return action(place)
-    except (DatabaseError, PlaceError) as error:
-        return Report(place.name, problem=str(error))
+        return action(target)
+    except (DatabaseError, TargetError) as error:
+        return Report(target.name, problem=str(error))
     except OSError as error:
-        # Its text has a path, and a stray file may be called anything.
-        return Report(place.name, problem=f"a file or folder cannot be read or removed: {type(error).__name__}")
+        # The text has a path, and a stray file may have any name.
+        return Report(target.name, problem=f"a file or folder cannot be read or removed: {type(error).__name__}")

@@ -1,6 +1,6 @@
-"""The places that keep days: what each has, and removing the expired part of it.
+"""Retention targets in the analytics database and in folders: what each keeps, and removing what has expired.
 
-A place outside the analytics database and the dump folder, in Dagster's records, is in `dagster_records`.
+The targets in Dagster's own database are in `dagster_records`.
 """
 
 from __future__ import annotations
@@ -18,43 +18,43 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from analytics_assets.days import zone
-from analytics_assets.store.counts import Store
+from analytics_assets.store import Store, expiry
 
 
 class Amount(NamedTuple):
-    """Part of what a place keeps."""
+    """Part of what a target keeps."""
 
     days: int
     rows: int
-    """Rows; of folders, files."""
+    """Rows, or files where the target is a folder."""
 
 
 NOTHING: Final = Amount(0, 0)
 
 
-class PlaceError(RuntimeError):
-    """A place is not what it should be, and nothing was removed from it; the text says what to do."""
+class TargetError(RuntimeError):
+    """A target is not what it should be. Nothing was removed from it, and the text says what to do."""
 
 
-class Place(Protocol):
-    """A place that keeps days. Every method raises DatabaseError, PlaceError or OSError when it cannot tell or do."""
+class RetentionTarget(Protocol):
+    """Something that keeps days. Every method may raise DatabaseError, TargetError or OSError."""
 
     @property
     def name(self) -> str:
-        """What the ledger calls it."""
+        """Its name in the ledger."""
 
     @property
     def covers(self) -> Sequence[str]:
-        """What belongs to it: relations (`analytics.name`, `dagster.name`), parts of the data folder (`data/path`)."""
+        """Its relations (`analytics.name`, `dagster.name`) and parts of the data folder (`data/path`)."""
 
     def oldest(self) -> date | None:
-        """The oldest day it keeps, None when it keeps none."""
+        """Return the oldest day that it keeps, None when it keeps none."""
 
     def expired(self, before: date) -> Amount:
-        """What it keeps of the days before a day."""
+        """Return how much it keeps of the days before a day."""
 
     def remove(self, before: date) -> Iterator[Amount]:
-        """Remove the days before a day, and yield what each step has removed. A later call goes on from there."""
+        """Remove the days before a day, and yield what each step removed. A later call continues."""
 
 
 @dataclass(frozen=True)
@@ -66,43 +66,43 @@ class DailyCounts:
     covers = ("analytics.daily_event_counts", "analytics.daily_response_counts", "analytics.daily_error_rates")
 
     def oldest(self) -> date | None:
-        """The oldest day that has a partition, be it empty."""
-        return next(iter(self.store.partitioned_days()), None)
+        """Return the oldest day that has a partition, even an empty one."""
+        return next(iter(expiry.list_partitioned_days(self.store)), None)
 
     def expired(self, before: date) -> Amount:
-        """Days that have a partition, and how many rows were collected of them."""
+        """Return the days that have a partition, and how many rows were collected of them."""
         days = self._days(before)
-        return Amount(len(days), self.store.rows_collected(days))
+        return Amount(len(days), expiry.sum_collected_rows(self.store, days))
 
     def remove(self, before: date) -> Iterator[Amount]:
         """Drop the partitions, each day in a transaction of its own."""
         for day in self._days(before):
-            yield Amount(1, self.store.drop_day(day))
+            yield Amount(1, expiry.drop_day(self.store, day))
 
     def _days(self, before: date) -> list[date]:
-        return [day for day in self.store.partitioned_days() if day < before]
+        return [day for day in expiry.list_partitioned_days(self.store) if day < before]
 
 
 @dataclass(frozen=True)
 class CollectedDays:
-    """The notes that tell a day with zero from a day not collected."""
+    """The rows that tell a day with zero from a day that was not collected."""
 
     store: Store
     name = "collected days"
     covers = ("analytics.collected_days",)
 
     def oldest(self) -> date | None:
-        """The oldest day that was collected."""
-        return self.store.collected_before(date.min)[2]
+        """Return the oldest collected day."""
+        return expiry.summarize_collected(self.store, date.min)[2]
 
     def expired(self, before: date) -> Amount:
-        """Days, and notes of any metric."""
-        days, rows, _ = self.store.collected_before(before)
+        """Return days, and rows of all metrics."""
+        days, rows, _ = expiry.summarize_collected(self.store, before)
         return Amount(days, rows)
 
     def remove(self, before: date) -> Iterator[Amount]:
-        """Delete the notes; those of a day whose partition is still there stay with it."""
-        yield Amount(*self.store.forget_days(before))
+        """Delete the rows, except those of a day whose partition is still there."""
+        yield Amount(*expiry.forget_days(self.store, before))
 
 
 _DAY_FOLDER: Final = re.compile(r"\d{4}-\d\d-\d\d")
@@ -112,32 +112,32 @@ _DAY_FOLDER: Final = re.compile(r"\d{4}-\d\d-\d\d")
 class Files:
     """A folder that keeps days.
 
-    What lies in a folder named like a date, whatever it is, is of that day. Any other file is of the day of its last
-    change: so a stray file goes, too, and so do logs. Links are removed and never followed.
+    Everything in a folder named like a date belongs to that day. Any other file, like a log or a stray file, belongs to
+    the day of its last change. Links are removed and never followed.
     """
 
     name: str
     covers: Sequence[str]
     folder: Path
     time_zone: str
-    """The zone of the day of a change."""
+    """The time zone of the day of a change."""
     only_days: bool = False
-    """Whether a folder in it that is no day means that this is not the folder it is taken for."""
+    """True: a folder in it that is not named like a date means that the path is wrong, and nothing is removed."""
 
     def oldest(self) -> date | None:
-        """The oldest day of anything in the folder."""
+        """Return the oldest day of anything in the folder."""
         return min((day for day, _ in self._entries()), default=None)
 
     def expired(self, before: date) -> Amount:
-        """Days, and files of any kind."""
-        return _amount([entry for entry in self._entries() if entry[0] < before])
+        """Return days, and files of any kind."""
+        return _count_files([entry for entry in self._entries() if entry[0] < before])
 
     def remove(self, before: date) -> Iterator[Amount]:
-        """Remove whole day folders, and single files elsewhere with the folders that they leave empty, day by day."""
-        gone = sorted(entry for entry in self._entries() if entry[0] < before)
-        for _, of_day in groupby(gone, key=itemgetter(0)):
+        """Remove day by day: whole day folders, and single files with the folders that they leave empty."""
+        expired = sorted(entry for entry in self._entries() if entry[0] < before)
+        for _, of_day in groupby(expired, key=itemgetter(0)):
             entries = list(of_day)
-            amount = _amount(entries)
+            amount = _count_files(entries)
             for _, path in entries:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -147,28 +147,28 @@ class Files:
             yield amount
 
     def _entries(self) -> Iterator[tuple[date, Path]]:
-        """The day and path of each day folder, and of each file elsewhere."""
+        """Yield the day and path of each day folder, and of each file elsewhere."""
         try:
             entries = sorted(self.folder.iterdir())
         except FileNotFoundError:
             return
         if self.only_days and any(map(_is_foreign, entries)):
-            raise PlaceError("there is a folder in it that is no day: move that away, or name the right folder")
+            raise TargetError("it has a folder that is not a day: move that away, or name the right folder")
         for path in entries:
-            if (day := _day_of_name(path)) is not None:
+            if (day := _parse_day(path)) is not None:
                 yield day, path
             else:
                 for file in _files(path):
-                    with suppress(FileNotFoundError):  # gone meanwhile
+                    with suppress(FileNotFoundError):  # removed meanwhile
                         changed = datetime.fromtimestamp(file.lstat().st_mtime, zone(self.time_zone))
                         yield changed.date(), file
 
 
 def _is_foreign(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink() and _day_of_name(path) is None
+    return path.is_dir() and not path.is_symlink() and _parse_day(path) is None
 
 
-def _day_of_name(path: Path) -> date | None:
+def _parse_day(path: Path) -> date | None:
     if path.is_symlink() or not path.is_dir() or not _DAY_FOLDER.fullmatch(path.name):
         return None
     try:
@@ -178,7 +178,7 @@ def _day_of_name(path: Path) -> date | None:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """A file, or every file below a folder, and every empty folder below it."""
+    """Yield a file itself, or every file and every empty folder below a folder."""
     if path.is_symlink() or not path.is_dir():
         yield path
         return
@@ -189,7 +189,7 @@ def _files(path: Path) -> Iterator[Path]:
         yield from (link for name in folders if (link := Path(folder, name)).is_symlink())
 
 
-def _amount(entries: Sequence[tuple[date, Path]]) -> Amount:
+def _count_files(entries: Sequence[tuple[date, Path]]) -> Amount:
     return Amount(len({day for day, _ in entries}), sum(1 for _, path in entries for _ in _files(path)))
 
 

@@ -1,8 +1,7 @@
-"""The two readers: views of the host application's database, and counter dumps.
+"""Reading what the metrics are counted from: views of the host application's database, and counter dumps.
 
-Each is a context manager that first refuses what it must not read (SourceRefusedError) and then hands out two functions
-of a day: the counts, grouped, and an independent total. What a reader returns about bad input is where, which field,
-which rule and how many rows.
+A reader refuses a source that the contract does not allow, before it reads a row. It then counts days. About bad input
+it returns the place, the field, the rule and the number of rows, never the value.
 """
 
 from __future__ import annotations
@@ -36,17 +35,18 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class Source:
+class Reader:
     """An open source of one metric."""
 
     count: Callable[[date], Counted]
+    """Counts a day, grouped by the fields of the metric."""
     total: Callable[[date], int]
-    """An independent count of the same day, to compare with what is stored."""
+    """Counts the same day independently, for the comparison with what is stored."""
     warnings: Sequence[str] = ()
 
 
-class SourceRefusedError(RuntimeError):
-    """A source that is not as the contract wants it; nothing was read from it."""
+class OriginRefusedError(RuntimeError):
+    """The source is not as the contract has it. No row was read."""
 
     def __init__(self, problems: Sequence[Problem], recovery: str) -> None:
         self.problems = problems

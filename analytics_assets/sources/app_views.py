@@ -1,7 +1,7 @@
 """Counting in the host application's database, through the views of schema `analytics_source` and nothing else.
 
-The rows never leave the host's database: they are classified, grouped and counted there, one statement a day. A value
-that the contract refuses is counted by the rule it breaks and is not selected.
+The rows never leave the host's database, which classifies, groups and counts them: one statement per day. A value that
+the contract refuses is counted by the rule it breaks, and is not selected.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import sqlalchemy as sa
 
 from analytics_assets.contract import EVENT_ID, METRICS, SOURCE, Metric, SourceView
 from analytics_assets.contract import SOURCE_SCHEMA as SCHEMA
-from analytics_assets.database import anchored, engine, without_values
+from analytics_assets.database import engine, full_match, redacted_errors
 from analytics_assets.days import bounds
 from analytics_assets.guard import Violation, row_violations
 from analytics_assets.settings import Settings
-from analytics_assets.sources import Counted, Problem, Source, SourceRefusedError
-from analytics_assets.sources.login import login_warnings
+from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
+from analytics_assets.sources.login import summarize_excess_rights
 
 COLUMN_TYPES: Final = {
     "event_id": ("text", "character varying", "uuid", "smallint", "integer", "bigint"),
@@ -32,41 +32,41 @@ COLUMN_TYPES: Final = {
 
 TURNED_ON: Final = Violation("turned_on", "must be true or false")
 RECOVERY: Final = (
-    "The operator of the host application corrects the view (`analytics-assets sources` says when it is right); then"
+    "The host application's operator corrects the view, and `analytics-assets sources` says when it is right. Then"
     " materialize these days again."
 )
 
 
 @contextmanager
-def open_view(metric: Metric, settings: Settings) -> Iterator[Source]:
+def open_view(metric: Metric, settings: Settings) -> Iterator[Reader]:
     """Open the view of a metric for reading.
 
     Raises:
-        SourceRefusedError: the view is missing, may not be read, or is not exactly as the contract has it.
+        OriginRefusedError: the view is missing, may not be read, or differs from the contract.
         DatabaseError: the database is out of reach.
     """
     with (
-        _reading(metric),
+        _redacted_reading(metric),
         engine(settings.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
-        # Each statement stands alone: a transaction over 180 days would hold back the host's vacuum.
+        # Each statement is a transaction: one transaction over 180 days would hold back the host's vacuum.
         database.execution_options(isolation_level="AUTOCOMMIT").connect() as connection,
     ):
-        if problems := view_problems(connection, metric):
-            raise SourceRefusedError(problems, RECOVERY)
-        yield Source(
-            count=lambda day: _count(connection, metric, day, settings.time_zone),
-            total=lambda day: _total(connection, metric, day, settings.time_zone),
-            warnings=login_warnings(connection),
+        if problems := find_view_problems(connection, metric):
+            raise OriginRefusedError(problems, RECOVERY)
+        yield Reader(
+            count=lambda day: _count_groups(connection, metric, day, settings.time_zone),
+            total=lambda day: _count_rows(connection, metric, day, settings.time_zone),
+            warnings=summarize_excess_rights(connection),
         )
 
 
-def _reading(metric: Metric) -> AbstractContextManager[None]:
-    return without_values(f"reading the source of {metric.asset} (ANALYTICS_SOURCE_URL)")
+def _redacted_reading(metric: Metric) -> AbstractContextManager[None]:
+    return redacted_errors(f"reading the source of {metric.asset} (ANALYTICS_SOURCE_URL)")
 
 
-def view_problems(connection: sa.Connection, metric: Metric) -> list[Problem]:
-    """What is wrong with the view of a metric, from the catalog alone; no row is read."""
-    view = _origin(metric)
+def find_view_problems(connection: sa.Connection, metric: Metric) -> list[Problem]:
+    """List what is wrong with the view of a metric. Only the catalog is read, no row."""
+    view = _view_of(metric)
     where = f"view {SCHEMA}.{view.name}"
     found = connection.execute(
         sa.text(
@@ -83,7 +83,7 @@ def view_problems(connection: sa.Connection, metric: Metric) -> list[Problem]:
             Problem(
                 where,
                 Violation(
-                    "(view)", f"is missing, or is no view; create one with the columns {', '.join(view.columns)}"
+                    "(view)", f"is missing or is not a view; create it with the columns {', '.join(view.columns)}"
                 ),
             )
         ]
@@ -95,39 +95,39 @@ def view_problems(connection: sa.Connection, metric: Metric) -> list[Problem]:
         {"schema": SCHEMA, "view": view.name},
     )
     if not readable:
-        return [Problem(where, Violation("(view)", "may not be read: grant usage on its schema and select on it"))]
-    too_many = sorted(columns.keys() - set(view.columns))
+        return [Problem(where, Violation("(view)", "cannot be read; grant usage on its schema and select on it"))]
+    unexpected = sorted(columns.keys() - set(view.columns))
     return [
-        *(Problem(where, Violation(name, "is a column too many; leave it out of the view")) for name in too_many),
+        *(Problem(where, Violation(name, "is an unexpected column; remove it from the view")) for name in unexpected),
         *(
             Problem(where, Violation(name, "is a missing column; add it to the view"))
             for name in view.columns
             if name not in columns
         ),
         *(
-            Problem(where, Violation(name, f"has type {columns[name]}; {_cast(name)}"))
+            Problem(where, Violation(name, f"has type {columns[name]}; {_describe_cast(name)}"))
             for name in view.columns
             if name in columns and columns[name] not in COLUMN_TYPES[name]
         ),
     ]
 
 
-def _cast(column: str) -> str:
+def _describe_cast(column: str) -> str:
     expected = COLUMN_TYPES[column]
     if column == "occurred_at":
-        return f"expected is {expected[0]} (of a naive one the view says: at time zone '...')"
-    return f"expected is {' or '.join(expected)}: cast it in the view"
+        return f"expected: {expected[0]} (convert a naive timestamp in the view: at time zone '...')"
+    return f"expected: {' or '.join(expected)} (cast it in the view)"
 
 
-def undocumented_views(settings: Settings) -> list[str]:
-    """What the login may read in schema `analytics_source` that is the origin of no metric.
+def find_undocumented_views(settings: Settings) -> list[str]:
+    """List what the login may read in schema `analytics_source` that is the origin of no metric.
 
     Raises:
         DatabaseError: the database is out of reach.
         SettingsError: no URL is known.
     """
     with (
-        without_values("listing the source views (ANALYTICS_SOURCE_URL)"),
+        redacted_errors("listing the source views (ANALYTICS_SOURCE_URL)"),
         engine(settings.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
         database.connect() as connection,
     ):
@@ -139,54 +139,55 @@ def undocumented_views(settings: Settings) -> list[str]:
             ),
             {"schema": SCHEMA},
         ).all()
-    documented = {_origin(metric).name for metric in view_metrics()}
+    documented = {_view_of(metric).name for metric in view_metrics()}
     return [f"{SCHEMA}.{name}" for name in readable if name not in documented]
 
 
 def view_metrics() -> list[Metric]:
-    """The metrics that are counted from a view."""
+    """Return the metrics that are counted from a view."""
     return [metric for metric in METRICS if isinstance(metric.origin, SourceView)]
 
 
-def _origin(metric: Metric) -> SourceView:
+def _view_of(metric: Metric) -> SourceView:
     if not isinstance(metric.origin, SourceView):
         raise TypeError(f"{metric.asset} is not counted from a view")
     return metric.origin
 
 
-def _of_day(view: sa.TableClause, day: date, time_zone: str) -> sa.ColumnElement[bool]:
-    # Half-open and on the bare column, so that the host's index on it is used.
+def _happened_on(view: sa.TableClause, day: date, time_zone: str) -> sa.ColumnElement[bool]:
+    # A half-open range on the bare column lets PostgreSQL use the host's index.
     start, end = bounds(day, time_zone)
     return (view.c.occurred_at >= start) & (view.c.occurred_at < end)
 
 
-def _view(metric: Metric) -> sa.TableClause:
-    origin = _origin(metric)
+def _view_table(metric: Metric) -> sa.TableClause:
+    origin = _view_of(metric)
     return sa.table(origin.name, *(sa.column(name) for name in origin.columns), schema=SCHEMA)
 
 
-def _count(connection: sa.Connection, metric: Metric, day: date, time_zone: str) -> Counted:
-    view = _view(metric)
+def _count_groups(connection: sa.Connection, metric: Metric, day: date, time_zone: str) -> Counted:
+    view = _view_table(metric)
     event_id = sa.cast(view.c.event_id, sa.Text)
     source = sa.cast(view.c.source, sa.Text)
-    switch = view.c.turned_on if _origin(metric).switch else sa.true()
+    switch = view.c.turned_on if _view_of(metric).switch else sa.true()
     refused = sa.case(
-        (event_id.is_(None) | event_id.op("!~")(anchored(EVENT_ID.pattern or "")), EVENT_ID.name),
+        (event_id.is_(None) | event_id.op("!~")(full_match(EVENT_ID.pattern or "")), EVENT_ID.name),
         (source.not_in(SOURCE.choices or ()), SOURCE.name),
         (switch.is_(None), TURNED_ON.field),
     )
-    each = (
+    classified = (
         sa.select(
             refused.label("refused"),
             sa.case((refused.is_(None), event_id)).label("event_id"),
             sa.case((refused.is_(None), source)).label("source"),
             sa.case((refused.is_(None), switch)).label("turned_on"),
         )
-        .where(_of_day(view, day, time_zone))
+        .where(_happened_on(view, day, time_zone))
         .subquery()
     )
-    with _reading(metric):
-        groups = connection.execute(sa.select(*each.c, sa.func.count().label("rows")).group_by(*each.c)).all()
+    query = sa.select(*classified.c, sa.func.count().label("rows")).group_by(*classified.c)
+    with _redacted_reading(metric):
+        groups = connection.execute(query).all()
 
     where = f"{day}: view {SCHEMA}.{view.name}"
     rules = {field.name: Violation(field.name, field.rule) for field in (EVENT_ID, SOURCE)} | {
@@ -212,7 +213,8 @@ def _count(connection: sa.Connection, metric: Metric, day: date, time_zone: str)
     return Counted(rows, problems)
 
 
-def _total(connection: sa.Connection, metric: Metric, day: date, time_zone: str) -> int:
-    view = _view(metric)
-    with _reading(metric):
-        return connection.scalar(sa.select(sa.func.count()).select_from(view).where(_of_day(view, day, time_zone))) or 0
+def _count_rows(connection: sa.Connection, metric: Metric, day: date, time_zone: str) -> int:
+    view = _view_table(metric)
+    query = sa.select(sa.func.count()).select_from(view).where(_happened_on(view, day, time_zone))
+    with _redacted_reading(metric):
+        return connection.scalar(query) or 0

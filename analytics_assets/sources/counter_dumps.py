@@ -1,8 +1,8 @@
-"""Reading the counter dumps of a day: `<dump dir>/<event_date>/<hex>.ndjson`, one JSON object a line.
+"""Reading the counter dumps of a day: `<dump dir>/<event_date>/<hex>.ndjson`, one JSON object per line.
 
-A day's total is the sum over its files. A line is read strictly, whatever else it may mean to a lenient JSON reader. A
-line that belongs to another metric is that metric's business; one that cannot be attributed (broken, unknown event
-name) may be anybody's, so no metric of the day is counted until it is dealt with.
+A day's total is the sum over its files. Every line is read strictly, even where a lenient JSON reader would accept it.
+A line of another metric is that metric's business. A line that belongs to no known metric (broken, or with an unknown
+event name) may belong to any of them, so none of the day is counted until somebody corrects or removes that line.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import pandas as pd
 from analytics_assets.contract import DUMP_FILE_PATTERN, EVENT_DATE, EVENT_NAME, METRICS, CounterDumps, Metric
 from analytics_assets.guard import NOT_AN_OBJECT, Violation, row_violations
 from analytics_assets.settings import Settings
-from analytics_assets.sources import Counted, Problem, Source, SourceRefusedError
+from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
 
-NOT_A_DUMP: Final = Violation("(file)", "is not a counter dump; remove it from the folder of the day")
+NOT_A_DUMP: Final = Violation("(file)", "is not a counter dump; remove it from the day's folder")
 UNREADABLE: Final = Violation(
-    "(file)", "cannot be read; put the pipeline's login into the group of the web application's, which may read dumps"
+    "(file)", "cannot be read; add the pipeline's login to the web application's group, which may read dumps"
 )
 NOT_JSON: Final = Violation("(row)", "is not a line of JSON with distinct keys")
 WRONG_DAY: Final = Violation(EVENT_DATE.name, "must be the day of its folder")
@@ -35,33 +35,33 @@ WRONG_DAY: Final = Violation(EVENT_DATE.name, "must be the day of its folder")
 _FOLDER_RECOVERY: Final = "`analytics-assets sources` says when it is right."
 
 _MAX_LINE: Final = 4096
-"""In bytes. A dump's line never crosses a page of this size, and nothing longer is worth parsing."""
+"""In bytes. A line of a dump never crosses a page of this size, so a longer line is not parsed."""
 
-_NAMES: Final = {name for m in METRICS if isinstance(m.origin, CounterDumps) for name in m.event_names}
+_DUMPED_NAMES: Final = {name for m in METRICS if isinstance(m.origin, CounterDumps) for name in m.event_names}
 
 
 @contextmanager
-def open_dumps(metric: Metric, settings: Settings) -> Iterator[Source]:
+def open_dumps(metric: Metric, settings: Settings) -> Iterator[Reader]:
     """Open the dump folder for reading.
 
     Raises:
-        SourceRefusedError: the dump folder does not exist or cannot be read; without it, nothing says that nothing was
+        OriginRefusedError: the dump folder does not exist or cannot be read, so that it cannot say that nothing was
             counted.
     """
     folder = settings.dump_dir
-    if problem := folder_problem(folder):
-        raise SourceRefusedError([problem], _FOLDER_RECOVERY)
-    yield Source(
+    if problem := find_folder_problem(folder):
+        raise OriginRefusedError([problem], _FOLDER_RECOVERY)
+    yield Reader(
         count=lambda day: read_day(folder / day.isoformat(), metric, day),
-        total=lambda day: _total(folder / day.isoformat(), metric),
+        total=lambda day: _sum_with_pandas(folder / day.isoformat(), metric),
     )
 
 
-def folder_problem(folder: Path) -> Problem | None:
-    """What is wrong with the dump folder, or with the newest day in it."""
+def find_folder_problem(folder: Path) -> Problem | None:
+    """Return what is wrong with the dump folder, or with the newest day in it."""
     try:
         days = sorted(path for path in folder.iterdir() if path.is_dir())
-        _, _, problems = _listed(days[-1]) if days else ([], 0, [])
+        _, _, problems = _list_dumps(days[-1]) if days else ([], 0, [])
     except FileNotFoundError:
         return Problem(
             "dump folder", Violation("(folder)", "does not exist: set ANALYTICS_DUMP_DIR to the telemetry's")
@@ -72,12 +72,12 @@ def folder_problem(folder: Path) -> Problem | None:
 
 
 def read_day(folder: Path, metric: Metric, day: date) -> Counted:
-    """Sum the lines of one metric over the files of one day's folder; a missing folder is a day without any."""
+    """Sum the lines of one metric over the files of a day's folder. A missing folder is a day without lines."""
     keys = [field.name for field in metric.fields if field.name != "count"]
     totals: Counter[tuple[object, ...]] = Counter()
-    dumps, others, problems = _listed(folder)
+    dumps, others, problems = _list_dumps(folder)
     if others:
-        problems.append(Problem(f"{folder.name}/", NOT_A_DUMP, others))  # their names may be anything
+        problems.append(Problem(f"{folder.name}/", NOT_A_DUMP, others))  # their names may hold anything
     for path in dumps:
         for number, line in _lines(path):
             row, violations = _parse(line, metric, day)
@@ -94,10 +94,10 @@ def read_day(folder: Path, metric: Metric, day: date) -> Counted:
     return Counted(rows, problems)
 
 
-def _listed(folder: Path) -> tuple[list[Path], int, list[Problem]]:
-    """The dump files of a day's folder, which need not exist; how much else there is; what cannot be read.
+def _list_dumps(folder: Path) -> tuple[list[Path], int, list[Problem]]:
+    """Return the dump files of a day's folder, the number of other entries, and what cannot be read.
 
-    `Path.glob` would take a folder that may not be read for an empty one.
+    A missing folder has no files. `Path.glob` is not used: it takes an unreadable folder for an empty one.
     """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -115,27 +115,28 @@ def _listed(folder: Path) -> tuple[list[Path], int, list[Problem]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Line numbers (from 1) and lines; blank ones fill up a page before a line that would cross its end."""
+    """Yield line numbers from 1, and lines. Blank lines are skipped: they end a page early."""
     with path.open("rb") as file:
         number = 0
         while line := file.readline(_MAX_LINE + 1):
             number += 1
             while not line.endswith(b"\n") and (rest := file.readline(_MAX_LINE)):
-                line = b"?" + rest[-1:]  # too long to be one of ours; what is left of it is no JSON, whatever it was
+                line = b"?" + rest[-1:]  # no dump line is this long; cut down like this, it can never be valid JSON
             if line.strip(b"\n"):
                 yield number, line
 
 
 def _parse(line: bytes, metric: Metric, day: date) -> tuple[dict[str, Any] | None, list[Violation]]:
-    """The line's row if it is the metric's own, and what is wrong with it."""
+    """Return the row if the line belongs to the metric, and what is wrong with the line."""
     try:
-        row = json.loads(line.decode("ascii"), object_pairs_hook=_distinct, parse_constant=_refuse)
+        text = line.decode("ascii")
+        row = json.loads(text, object_pairs_hook=_require_distinct_keys, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return None, [NOT_JSON]
     if not isinstance(row, dict):
         return None, [NOT_AN_OBJECT]
     name = row.get("event_name")
-    if not isinstance(name, str) or name not in _NAMES:
+    if not isinstance(name, str) or name not in _DUMPED_NAMES:
         return None, [Violation(EVENT_NAME.name, EVENT_NAME.rule)]
     if name not in metric.event_names:
         return None, []
@@ -145,29 +146,29 @@ def _parse(line: bytes, metric: Metric, day: date) -> tuple[dict[str, Any] | Non
     return row, violations
 
 
-def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    # json keeps the last of two equal keys without a word.
+def _require_distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # json silently keeps the last of two equal keys.
     row = dict(pairs)
     if len(row) != len(pairs):
         raise ValueError
     return row
 
 
-def _refuse(_: str) -> None:
-    # NaN and Infinity are no JSON, though json reads them.
+def _refuse_constant(_: str) -> None:
+    # json accepts NaN and Infinity, which JSON does not have.
     raise ValueError
 
 
-def _total(folder: Path, metric: Metric) -> int:
-    """The same sum by another reader (pandas), to compare with what is stored.
+def _sum_with_pandas(folder: Path, metric: Metric) -> int:
+    """Sum the same lines with another reader, for the comparison with what is stored.
 
     Raises:
-        SourceRefusedError: a file is not one that it can read.
+        OriginRefusedError: pandas cannot read a file.
     """
     total = 0
-    dumps, _, problems = _listed(folder)
+    dumps, _, problems = _list_dumps(folder)
     if problems:
-        raise SourceRefusedError(problems, _FOLDER_RECOVERY)
+        raise OriginRefusedError(problems, _FOLDER_RECOVERY)
     for path in dumps:
         text = path.read_bytes().strip(b"\n")
         if not text:
@@ -177,5 +178,5 @@ def _total(folder: Path, metric: Metric) -> int:
             total += int(frame.loc[frame["event_name"].isin(metric.event_names), "count"].sum())
         except (ValueError, KeyError, TypeError, OverflowError):
             unreadable = Problem(f"{folder.name}/{path.name}", NOT_JSON)
-            raise SourceRefusedError([unreadable], "Mend or remove the line or the file.") from None
+            raise OriginRefusedError([unreadable], "Correct or remove the line or the file.") from None
     return total

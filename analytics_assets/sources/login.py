@@ -1,6 +1,6 @@
 """What the login of ANALYTICS_SOURCE_URL can read in the host's database beyond the source views.
 
-The catalog says it; no row is read. Which other databases it may enter is for the server's operator to say.
+Only the catalog is read, no row. The server's other databases are not checked, because a login sees one at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from analytics_assets.contract import METRICS, SCHEMA, SOURCE_SCHEMA, SourceView
 
 @dataclass(frozen=True)
 class Excess:
-    """One thing that the login could read, and the SQL that ends it."""
+    """One thing that the login can read without need, and the SQL that revokes it."""
 
     what: str
     recovery: str
@@ -26,7 +26,7 @@ class Excess:
 
 _VIEWS: Final = {m.origin.name: m.origin.columns for m in METRICS if isinstance(m.origin, SourceView)}
 
-# The login, and whoever it can become by `set role`. A superuser can become everybody, which says nothing more.
+# The login, and the roles that it can become by `set role`. A superuser can become every role, so it is listed alone.
 _ROLES = """
 select oid, rolname, quote_ident(rolname) as name,
        rolsuper as superuser, rolreplication as replication, rolbypassrls as bypassrls, rolcreaterole as createrole
@@ -37,11 +37,11 @@ order by rolname
 """
 _ATTRIBUTES: Final = {
     "superuser": "is a superuser",
-    "replication": "may copy the whole server",
-    "bypassrls": "is above row security",
-    "createrole": "may make roles, and join them",
+    "replication": "can copy the whole server",
+    "bypassrls": "bypasses row security",
+    "createrole": "can create roles and join them",
 }
-# Of the system's own, only what PostgreSQL keeps from PUBLIC at first: passwords, samples of columns, large objects.
+# Of the system catalog only what PostgreSQL withholds from PUBLIC by default: passwords, column samples, large objects.
 _RELATIONS = f"""
 with roles as ({_ROLES})
 select format('%I.%I', n.nspname, c.relname) as name, c.relkind = 'S' as sequence
@@ -71,7 +71,7 @@ where c.relnamespace = to_regnamespace(:source_schema) and c.relname = any(:view
 and exists (select from roles r where has_column_privilege(r.oid, c.oid, a.attnum, 'select'))
 order by 1, a.attnum
 """  # noqa: S608  # built from constants
-# A function that runs as its owner can hand out what its caller may not read, whatever it says to return.
+# A function that runs as its owner can return what its caller may not read, whatever its return type.
 _FUNCTIONS = f"""
 with roles as ({_ROLES})
 select format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) as name
@@ -102,8 +102,8 @@ order by 1
 """  # noqa: S608  # built from constants
 
 
-def beyond_the_views(connection: sa.Connection) -> list[Excess]:
-    """Everything that the login, or a role it can become, can read and needs not; our own schema is not the host's."""
+def find_excess_rights(connection: sa.Connection) -> list[Excess]:
+    """List what the login, or a role it can become, can read without need. Schema `analytics` is ours and left out."""
     roles = connection.execute(sa.text(_ROLES)).all()
     own = ", ".join(role.name for role in roles if not role.rolname.startswith("pg_"))
     whom = f"{own}, public"
@@ -115,14 +115,14 @@ def beyond_the_views(connection: sa.Connection) -> list[Excess]:
             if getattr(role, attribute)
         ),
         *(
-            Excess(f"whatever {role.name} can", f"revoke {role.name} from {own};")
+            Excess(f"everything that {role.name} may do", f"revoke {role.name} from {own};")
             for role in roles
-            # Who owns a database is a member of this one, and reads nothing by it.
+            # The owner of a database is a member of pg_database_owner, and can read nothing by that.
             if role.rolname.startswith("pg_") and role.rolname != "pg_database_owner"
         ),
     ]
     if any(role.superuser or role.rolname == "pg_read_all_data" for role in roles):
-        return powers  # everything else would be listed, too
+        return powers  # otherwise the whole database would be listed, too
     parameters = {"source_schema": SOURCE_SCHEMA, "our_schema": SCHEMA, "views": list(_VIEWS)}
 
     def found(query: str) -> list[str]:
@@ -137,7 +137,7 @@ def beyond_the_views(connection: sa.Connection) -> list[Excess]:
             for name, sequence in relations
         ),
         *(
-            Excess(f"{SOURCE_SCHEMA}.{view}.{column}", f"make the view anew with {', '.join(_VIEWS[view])} only.")
+            Excess(f"{SOURCE_SCHEMA}.{view}.{column}", f"create the view again with only {', '.join(_VIEWS[view])}.")
             for view, column in columns
             if column not in _VIEWS[view]
         ),
@@ -162,9 +162,9 @@ def beyond_the_views(connection: sa.Connection) -> list[Excess]:
     ]
 
 
-def login_warnings(connection: sa.Connection) -> list[str]:
-    """The same in one line for a log, without the SQL."""
-    found = [excess.what for excess in beyond_the_views(connection)]
+def summarize_excess_rights(connection: sa.Connection) -> list[str]:
+    """Return the excess rights as one warning for a log, without the SQL; none when there are none."""
+    found = [excess.what for excess in find_excess_rights(connection)]
     if not found:
         return []
     shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")

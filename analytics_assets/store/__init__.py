@@ -1,1 +1,37 @@
-"""The analytics database: its tables, its set-up, and the days in it."""
+"""The analytics database, as the pipeline's login sees it.
+
+`counts` reads and replaces days, `expiry` removes them, `inspection` compares what is live with the contract. `setup`
+creates and upgrades the schema with an administrator's login, and the pipeline never runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from analytics_assets.database import engine, redacted_errors
+from analytics_assets.settings import Settings
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open analytics database."""
+
+    engine: sa.Engine
+    settings: Settings
+
+    @contextmanager
+    def transaction(self, doing: str) -> Iterator[sa.Connection]:
+        """Yield a connection with a transaction. Raises DatabaseError without values, whatever the driver raises."""
+        with redacted_errors(doing), self.engine.begin() as connection:
+            yield connection
+
+
+@contextmanager
+def open_store(settings: Settings) -> Iterator[Store]:
+    """Open the analytics database. Raises SettingsError when no URL is known."""
+    with engine(settings.database_url, "ANALYTICS_DATABASE_URL") as database:
+        yield Store(database, settings)

@@ -1,8 +1,8 @@
 """Who may do what in the two databases, as SQL.
 
-`setup.init_db` runs the part of the analytics database, `analytics-assets grants` prints both; nothing is granted
-anywhere else. Each text may be run again at any time, holds no password, and takes back from the roles it names, and
-from everybody (PUBLIC), what it does not grant. (No percent sign either: the driver would take it for a parameter.)
+`setup.init_db` runs the part for the analytics database, and `analytics-assets grants` prints both parts. Nothing else
+grants anything. Each text may be run again at any time and holds no password. It revokes what it does not grant, from
+the roles it names and from PUBLIC. It holds no percent sign, because the driver would take it for a parameter.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ end $$;
 
 
 ROLES: Final = f"""\
--- Owns the schema; nobody logs in as it.
+-- Owns the schema. Nobody logs in as this role.
 {_role(OWNER, "nologin")}\
 -- The service account: the pipeline.
 {_role(WRITER, "login")}\
@@ -48,14 +48,14 @@ revoke all on all functions in schema {SCHEMA} from public, {_LOGINS};
 grant usage on schema {SCHEMA} to {_LOGINS};
 grant execute on function {SCHEMA}.today(), {SCHEMA}.first_kept_day() to {_LOGINS};
 grant select on {_READ} to {_LOGINS};
--- Days are made and dropped by functions, since the service account owns no table.
+-- Functions create and drop days, because the service account owns no table.
 grant execute on function {SCHEMA}.create_day(date), {SCHEMA}.drop_day(date), {SCHEMA}.forget_days(date) to {WRITER};
 grant insert, delete on {_COUNTS} to {WRITER};
 grant insert, update (rows, collected_at) on {COLLECTED_DAYS} to {WRITER};
 -- Append-only, and the database says when.
 grant insert ({_ENTRY}) on {RETENTION_LEDGER} to {WRITER};
 do $$ begin
-    -- Who may enter a database that other tables share is not ours to say.
+    -- A database that holds other tables keeps its own rules on who may connect.
     if not exists (
         select from pg_class c join pg_namespace n on n.oid = c.relnamespace
         where n.nspname not in ('{SCHEMA}', 'information_schema') and n.nspname !~ '^pg_'
@@ -71,7 +71,7 @@ end $$;
 """  # noqa: S608  # built from constants
 
 ANALYTICS: Final = f"""\
--- The analytics database. `analytics-assets init-db` has done all of this.
+-- The analytics database. `analytics-assets init-db` has run all of this.
 {ROLES}{RIGHTS}\
 -- Passwords, in psql, which sends them hashed: \\password {WRITER} and \\password {READER}
 """
@@ -82,7 +82,7 @@ def _select(view: SourceView) -> str:
 
 
 HOST: Final = f"""\
--- The host application's database, once it has the views.
+-- The host application's database. Run this when the views exist.
 {_role(SOURCE_READER, "login")}\
 do $$ begin
     execute 'grant connect on database ' || quote_ident(current_database()) || ' to {SOURCE_READER}';
@@ -92,8 +92,8 @@ revoke all on all tables in schema {SOURCE_SCHEMA} from public, {SOURCE_READER};
 grant usage on schema {SOURCE_SCHEMA} to {SOURCE_READER};
 {"".join(_select(metric.origin) for metric in METRICS if isinstance(metric.origin, SourceView))}\
 -- Password, in psql: \\password {SOURCE_READER}
--- Every login may make temporary tables, before PostgreSQL 15 also tables in schema public, and enter this server's
--- other databases. Where nothing relies on that, close it:
+-- By default every login may create temporary tables, may connect to the server's other databases, and before
+-- PostgreSQL 15 may create tables in schema public. Revoke that where nothing relies on it:
 -- do $$ begin execute 'revoke temporary on database ' || quote_ident(current_database()) || ' from public'; end $$;
 -- revoke create on schema public from public;
 -- revoke connect on database ... from public;

@@ -1,6 +1,6 @@
-"""Making and upgrading the analytics database: roles, migrations, what follows from the contract.
+"""Creating and upgrading the analytics database: roles, migrations, and what follows from the contract.
 
-Everything here is idempotent, keeps data, and needs a login that may create roles; the pipeline never runs it.
+Everything here is idempotent, keeps data, and needs a login that may create roles. The pipeline never runs it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import AddConstraint
 
 from analytics_assets.contract import SCHEMA
-from analytics_assets.database import engine, without_values
+from analytics_assets.database import engine, redacted_errors
 from analytics_assets.settings import Settings
 from analytics_assets.store.comments import write_comments
 from analytics_assets.store.grants import OWNER, RIGHTS, ROLES
@@ -28,18 +28,18 @@ _DIALECT: Final[sa.Dialect] = postgresql.dialect()  # type: ignore[no-untyped-ca
 def init_db(admin_url: str, settings: Settings, *, keep_period: bool = False) -> None:
     """Create or upgrade schema `analytics` and its roles, and set time zone and retention period.
 
-    With `keep_period` these two stay what they are in a database that has them: a shorter period cannot be taken back.
+    With `keep_period`, a database that has these two settings keeps them: a shorter period cannot be taken back.
 
     Raises:
         DatabaseError: the login may not create roles, stored rows break a rule of the contract, or the server is older
-            than PostgreSQL 15 (`unique nulls not distinct`).
+            than PostgreSQL 15, which brought `unique nulls not distinct`.
     """
     with (
-        without_values("setting up the analytics database (it takes a login that may create roles: --admin-url)"),
+        redacted_errors("setting up the analytics database (it takes a login that may create roles: --admin-url)"),
         engine(admin_url, "ANALYTICS_DATABASE_URL") as database,
         database.begin() as connection,
     ):
-        # Two processes that set up at once take turns.
+        # Two set-ups at once take turns.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext("analytics setup"))))
         _create_roles(connection)
         _migrate(connection)
@@ -65,9 +65,9 @@ def _migrate(connection: sa.Connection) -> None:
 
 
 def apply_contract(connection: sa.Connection, settings: Settings) -> None:
-    """Bring checks and comments in line with the contract and store the two settings the database itself enforces.
+    """Bring checks and comments in line with the contract, and store the two settings that the database enforces.
 
-    What has not changed is left alone, so that a start does not lock tables.
+    An unchanged check is left alone, so that a start locks no table.
     """
     for table in METADATA.sorted_tables:
         checks = [c for c in table.constraints if isinstance(c, sa.CheckConstraint)]
@@ -93,7 +93,7 @@ def apply_contract(connection: sa.Connection, settings: Settings) -> None:
         sa.text(
             "insert into analytics.settings as s (retention_days, time_zone) values (:days, :zone)"
             " on conflict (only_row) do update set retention_days = excluded.retention_days,"
-            # What has expired once stays expired, whatever the period is set to afterwards.
+            # An expired day stays expired, whatever the period is set to afterwards.
             " time_zone = excluded.time_zone, kept_since = analytics.first_kept_day()"
             " where (s.retention_days, s.time_zone) is distinct from (excluded.retention_days, excluded.time_zone)"
         ),
@@ -102,6 +102,7 @@ def apply_contract(connection: sa.Connection, settings: Settings) -> None:
 
 
 def _grant(connection: sa.Connection) -> None:
-    # Last, because it names every table; as the login itself, because analytics_owner does not own the database.
+    # The rights come last, because they name every table. The login grants them itself, because analytics_owner does
+    # not own the database.
     connection.exec_driver_sql("reset role")
     connection.exec_driver_sql(RIGHTS)

@@ -1,8 +1,7 @@
 """The tables of schema `analytics`, derived from the contract.
 
-Column types, checks and the unique key follow from the fields. What a migration has created is compared with this by a
-test; the checks are put in place by `setup.apply_contract` and so follow the contract without a migration,
-and so do the comments, which are the dictionary's.
+Column types, checks and the unique key follow from the fields. A test compares them with what the migrations create.
+`setup.apply_contract` puts the checks and the dictionary's comments in place, so these need no migration.
 """
 
 from __future__ import annotations
@@ -13,21 +12,21 @@ import sqlalchemy as sa
 from sqlalchemy.sql.type_api import TypeEngine
 
 from analytics_assets.contract import COUNT, METRICS, SCHEMA, TABLES, Field, vocabulary
-from analytics_assets.database import anchored
+from analytics_assets.database import full_match
 
 METADATA: Final = sa.MetaData(schema=SCHEMA)
 
 _TYPES: Final[dict[str, type[TypeEngine[object]]]] = {"date": sa.Date, "text": sa.Text, "integer": sa.BigInteger}  # type: ignore[dict-item]
 
 
-def _rules(column: sa.Column[object], field: Field, names: tuple[str, ...]) -> list[sa.ColumnElement[bool]]:
+def _column_rules(column: sa.Column[object], field: Field, names: tuple[str, ...]) -> list[sa.ColumnElement[bool]]:
     rules: list[sa.ColumnElement[bool]] = []
     if field.name == "event_name":
         rules.append(column.in_(names))
     if field.choices is not None:
         rules.append(column.in_(field.choices))
     if field.pattern is not None:
-        rules.append(column.regexp_match(anchored(field.pattern)))
+        rules.append(column.regexp_match(full_match(field.pattern)))
     if field.max_length is not None:
         rules.append(sa.func.char_length(column) <= field.max_length)
     if field.minimum is not None and field.maximum is not None:
@@ -35,12 +34,12 @@ def _rules(column: sa.Column[object], field: Field, names: tuple[str, ...]) -> l
     return rules
 
 
-def _table(name: str, fields: tuple[Field, ...]) -> sa.Table:
+def _make_table(name: str, fields: tuple[Field, ...]) -> sa.Table:
     columns = {f.name: sa.Column(f.name, _TYPES[f.type], nullable=f.optional) for f in fields}
     checks = [
         sa.CheckConstraint(sa.and_(*rules), name=f"{name}_{field.name}")
         for field in fields
-        if (rules := _rules(columns[field.name], field, vocabulary(name)))
+        if (rules := _column_rules(columns[field.name], field, vocabulary(name)))
     ]
     key = [f.name for f in fields if f is not COUNT]
     return sa.Table(
@@ -53,7 +52,7 @@ def _table(name: str, fields: tuple[Field, ...]) -> sa.Table:
     )
 
 
-COUNTS: Final = {name: _table(name, fields) for name, fields in TABLES.items()}
+COUNTS: Final = {name: _make_table(name, fields) for name, fields in TABLES.items()}
 
 COLLECTED_DAYS: Final = sa.Table(
     "collected_days",
@@ -73,12 +72,12 @@ RETENTION_LEDGER: Final = sa.Table(
     sa.Column("removed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
     sa.Column("run_id", sa.Text, nullable=False),
     sa.Column("cutoff", sa.Date, nullable=False),
-    sa.Column("store", sa.Text, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
     sa.Column("days", sa.BigInteger, nullable=False),
     sa.Column("rows", sa.BigInteger, nullable=False),
     sa.Column("oldest_remaining", sa.Date),
     sa.CheckConstraint(sa.column("days", sa.BigInteger) >= 0, name="retention_ledger_days"),
     sa.CheckConstraint(sa.column("rows", sa.BigInteger) >= 0, name="retention_ledger_rows"),
-    sa.CheckConstraint(sa.func.char_length(sa.column("store", sa.Text)) <= 40, name="retention_ledger_store"),
+    sa.CheckConstraint(sa.func.char_length(sa.column("target", sa.Text)) <= 40, name="retention_ledger_target"),
     sa.CheckConstraint(sa.func.char_length(sa.column("run_id", sa.Text)) <= 40, name="retention_ledger_run_id"),
 )

@@ -1,8 +1,8 @@
-"""What the web application calls to count: keys, days, threads, forks, and what happens when counting goes wrong.
+"""What the web application calls to count: keys, days, threads, forks, and dropped counts.
 
-A key is checked against the contract when it is first seen; after that, counting it is a dictionary lookup and a store
-into the dump of the day. How a dump is laid out stands in `dumps`; what may be counted stands in the contract. Nothing
-here knows requests or frameworks.
+A key is checked against the contract when it is first seen. After that, a count is a dictionary lookup and a store into
+the dump of the day. `dumps` defines the file layout and the contract defines what may be counted. This module knows
+nothing about requests or frameworks.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from analytics_assets.telemetry.dumps import DumpFile, Line
 REFUSED: Final = "refused"
 """The contract does not allow the row."""
 CAPPED: Final = "capped"
-"""There are too many keys already."""
+"""The event name already has `max_keys` keys."""
 IO: Final = "io"
 """The dump cannot be written."""
 REMOVED: Final = "removed"
-"""Somebody removed the dump that already held the counts."""
+"""The dump was removed together with its counts."""
 BUSY: Final = "busy"
-"""Another thread has been writing for longer than a request may wait."""
+"""Another thread held the lock for longer than a request may wait."""
 FAILED: Final = "failed"
-"""Anything else."""
+"""Any other error."""
 
 _Key = tuple[Any, ...]
 
@@ -59,69 +59,69 @@ _METRICS: Final = {name: m for m in METRICS if isinstance(m.origin, CounterDumps
 HTTP_RESPONSE: Final = "http_response"
 _ONCE: Final = 1
 
-_LOOK_SECONDS: Final = 1.0
-"""How often a look at the file system tells whether the dump is still there; after trouble, when to try again."""
-_PATIENCE_SECONDS: Final = 1.0
-"""How long a count waits for another thread's."""
-_HANGING_SECONDS: Final = 0.005
-"""How long, after one has waited in vain."""
+_RETRY_SECONDS: Final = 1.0
+"""How often to check that the dump still exists, and how long to wait before another attempt after an OSError."""
+_LOCK_SECONDS: Final = 1.0
+"""How long a count waits for the lock."""
+_HANGING_LOCK_SECONDS: Final = 0.005
+"""How long a count waits for the lock during the minute after another wait has timed out."""
 _LOG_SECONDS: Final = 60.0
 
 _log = logging.getLogger("analytics_assets.telemetry")
-_uncounted: ContextVar[bool] = ContextVar("analytics_assets_uncounted", default=False)
+_disabled: ContextVar[bool] = ContextVar("analytics_assets_do_not_count", default=False)
 
 
 class TelemetryError(ValueError):
-    """A count that the contract does not allow. The text names field and rule, never the value."""
+    """The contract does not allow the count. The text names the field and the rule, never the value."""
 
 
 class _CapError(Exception):
-    """A key too many."""
+    """The event name already has `max_keys` keys."""
 
 
 @contextmanager
 def do_not_count(when: bool = True) -> Iterator[None]:
     """Count nothing inside the block: for staff, for bots, for visitors who have opted out.
 
-    It holds for everything that the block calls or awaits, and for the asyncio tasks and `asyncio.to_thread` calls it
-    starts. That something was left out, and why, is written nowhere.
+    This covers everything that the block calls or awaits, and the asyncio tasks and `asyncio.to_thread` calls that it
+    starts. Nothing records what was left out, or why.
 
-    Never `yield` inside the block (a dependency, a streamed body): what runs then may have another context.
+    Never `yield` inside the block (a dependency, a streamed body): the code that runs then may have another context.
 
     Args:
         when: False counts as usual, so that a condition needs no second branch.
     """
-    token = _uncounted.set(bool(when) or _uncounted.get())
+    token = _disabled.set(bool(when) or _disabled.get())
     try:
         yield
     finally:
-        # A generator that yields inside the block may be ended in another context, where nothing is to be undone.
+        # A generator that yields inside the block may be closed in another context, which has nothing to reset.
         with suppress(ValueError):
-            _uncounted.reset(token)
+            _disabled.reset(token)
 
 
 class Telemetry:
     """Daily counts of one process, kept in counter dumps below `dump_dir`.
 
-    One instance serves all threads. A forked child starts files of its own and inherits no counts. A file is complete
-    at any time and needs no closing, which only frees memory. Counting after `close` starts a new file.
+    One instance serves all threads. A forked child starts its own files and inherits no counts. A file is complete at
+    any time; closing it only frees memory. Counting after `close` starts a new file.
 
-    Counting never raises, does not wait for what hangs (once for a second, then for milliseconds), and is bounded in
-    memory: what cannot be counted is dropped, `dropped` says how much, and the logger `analytics_assets.telemetry` says
-    so once a minute and reason, without values.
+    Counting never raises, and its memory is bounded. When the file system hangs, one count waits for a second and later
+    ones for milliseconds. What cannot be counted is dropped: `dropped` has the number, and the logger
+    `analytics_assets.telemetry` reports it once per minute and reason, without values.
 
     Args:
-        dump_dir: made, with one folder a day, when something is first counted.
-        source: `web` or `admin`: what `count` takes when the call names none.
+        dump_dir: created, with one folder per day, by the first count.
+        source: `web` or `admin`: the default of `count`.
         time_zone: IANA name of the zone whose calendar days are counted.
-        max_keys: how many different keys of one event name are counted a day; what is over is dropped, and counted as
-            `(overflow)` where the metric has endpoints.
+        max_keys: how many different keys of one event name are counted per day. Further keys are dropped; where the
+            metric has endpoints, they are counted as `(overflow)`.
         strict: raise TelemetryError for what the contract does not allow; for tests and development.
-        clock: seconds since the epoch; called while a lock is held, so it must not count.
+        clock: returns seconds since the epoch. It is called under a lock, so it must not count.
 
     Raises:
-        zoneinfo.ZoneInfoNotFoundError: there is no such time zone.
-        TelemetryError: there is no such source.
+        zoneinfo.ZoneInfoNotFoundError: the time zone does not exist.
+        TelemetryError: the source does not exist.
     """
 
     def __init__(
@@ -136,14 +136,8 @@ class Telemetry:
     ) -> None:
         if source is not None and source not in (SOURCE.choices or ()):
             raise TelemetryError(f"{SOURCE.name} {SOURCE.rule}")
-        self._copy = partial(
-            Telemetry,
-            dump_dir,
-            source=source,
-            time_zone=time_zone,
-            max_keys=max_keys,
-            strict=strict,
-            clock=clock,
+        self._recreate = partial(
+            Telemetry, dump_dir, source=source, time_zone=time_zone, max_keys=max_keys, strict=strict, clock=clock
         )
         self._dump_dir = Path(dump_dir)
         self.source = source
@@ -153,21 +147,21 @@ class Telemetry:
         self._strict = strict
         self._clock = clock
         self._event_date = ""
-        self._day_start = self._day_end = self._look_again = 0.0
+        self._day_start = self._day_end = self._next_check = 0.0
         self._reset()
         _instances.add(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._dump: DumpFile | None = None
-        self._lines: dict[_Key, Line] = {}  # by row: at most one line each
-        self._seen: dict[_Key, Line] = {}  # by arguments, of which several may mean the same row
-        self._keys: Counter[str] = Counter()  # by event name
-        self._drops = threading.RLock()
+        self._line_of_row: dict[_Key, Line] = {}
+        self._line_of_key: dict[_Key, Line] = {}  # several keys may mean one row: event_id 42 and "42"
+        self._rows_per_event_name: Counter[str] = Counter()
+        self._drop_lock = threading.RLock()
         self._dropped: Counter[str] = Counter()
-        self._log_again: dict[str, float] = {}
-        self._trouble = 0
-        self._try_again = 0.0
+        self._next_log: dict[str, float] = {}
+        self._last_errno = 0
+        self._next_attempt = 0.0
         self._hanging_until = 0.0
 
     def count(
@@ -183,7 +177,7 @@ class Telemetry:
         Raises:
             TelemetryError: only with `strict`: the contract does not allow it.
         """
-        # Types belong to the key because True equals 1, and would pass unchecked once that was seen.
+        # The type belongs to the key: True equals 1, so it would pass unchecked once 1 has been seen.
         key = (event_name, event_id, type(event_id), source)
         self._add(key, times, _event_row)
 
@@ -191,29 +185,29 @@ class Telemetry:
         """Count `times` responses, now.
 
         Args:
-            method: of the request; one that HTTP does not define counts as `(other)`.
-            route: the template that the application declares, like `/events/{event_id}`, never the path; None when no
-                route produced the response.
+            method: of the request; a method that HTTP does not define counts as `(other)`.
+            route: the route template that the application declares, like `/events/{event_id}`, never the path; None
+                when no route produced the response.
             status_code: 100 to 599.
             times: how many.
 
         Raises:
             TelemetryError: only with `strict`: the contract does not allow it.
         """
-        if method not in METHODS:  # a tuple, which may be asked for what has no hash
+        if method not in METHODS:  # METHODS is a tuple because `in` must accept an unhashable method
             method = OTHER
         key = (method, route, status_code, type(status_code))
         self._add(key, times, _response_row)
 
     @property
     def dropped(self) -> Mapping[str, int]:
-        """Reason -> how much this process has not counted since it started."""
+        """Reason -> number of counts that this process has dropped since it started."""
         return dict(self._dropped)
 
     def close(self) -> None:
-        """Let go of the current file, which stays. Closing again does nothing."""
-        # In a signal handler, or behind a file system that hangs, the lock may never come free.
-        if self._lock.acquire(timeout=_PATIENCE_SECONDS):
+        """Close the current file, which stays on disk. Closing again does nothing."""
+        # In a signal handler or behind a hanging file system, the lock may never be released.
+        if self._lock.acquire(timeout=_LOCK_SECONDS):
             try:
                 self._close_dump()
             finally:
@@ -226,32 +220,33 @@ class Telemetry:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[[], Telemetry], tuple[()]]:
-        """Pickled (multiprocessing does that), it is a new one with the same arguments."""
-        return self._copy, ()
+        """Pickle the arguments only (multiprocessing pickles): the copy is a new instance with files of its own."""
+        return self._recreate, ()
 
-    def _add(self, key: _Key, times: int, row_of: Callable[[Telemetry, _Key], dict[str, object]]) -> None:
-        """Count, or drop and say so. `row_of` tells the row of a key that has not been seen."""
-        if _uncounted.get():
+    def _add(self, key: _Key, times: int, make_row: Callable[[Telemetry, _Key], dict[str, object]]) -> None:
+        """Count, or drop and log. `make_row` returns the row of a key that has not been seen."""
+        if _disabled.get():
             return
         try:
             lock = self._lock
-            if not lock.acquire(False) and not self._wait_for(lock):  # at once it takes less time than with a limit
+            # `acquire(False)` is faster than an acquire with a timeout.
+            if not lock.acquire(False) and not self._wait_for(lock):
                 self.drop(BUSY, times, "another thread has been writing for too long")
                 return
             try:
-                # Inside the lock, or threads that read the clock around midnight would turn the day to and fro.
+                # Read the clock under the lock: threads racing past midnight would flip the current day back and forth.
                 now = self._clock()
-                if not self._day_start <= now < self._look_again:
-                    self._look(now)
+                if not self._day_start <= now < self._next_check:
+                    self._check_dump_and_day(now)
                 try:
-                    line = self._seen.get(key)
-                except TypeError:  # unhashable, hence never seen, and refused below
+                    line = self._line_of_key.get(key)
+                except TypeError:  # an unhashable key is never stored, and is refused below
                     line = None
                 dump = self._dump
                 if line is None or dump is None:
-                    self._first(key, times, row_of(self, key))
-                elif not (times is _ONCE and dump.increment(line)):  # by identity, because True and 1.0 equal it
-                    _add_to(dump, line, times)
+                    self._count_new_key(key, times, make_row(self, key))
+                elif not (times is _ONCE and dump.increment(line)):  # `is`, because True and 1.0 equal 1
+                    _add_to_line(dump, line, times)
             finally:
                 lock.release()
         except TelemetryError as error:
@@ -262,98 +257,99 @@ class Telemetry:
             self.drop(CAPPED, times, f"there are more than {self._max_keys} keys of one event name")
         except OSError as error:
             self.drop(IO, times, f"the dump cannot be written: {os.strerror(error.errno or errno.EIO)}")
-        except Exception as error:  # whatever it is, the request it happened in must not notice
+        except Exception as error:  # no error may reach the request that counts
             self.drop(FAILED, times, type(error).__name__)
 
     def _wait_for(self, lock: threading.Lock) -> bool:
-        """Wait for whoever is writing, but not for ever, and not every time for one that hangs.
+        """Wait a limited time for the lock, and a shorter time after a wait has timed out.
 
-        A file system may hang; and a signal handler may find the lock taken by the very thread it has interrupted.
+        The file system of the thread that holds it may hang, or a signal handler may have interrupted that very thread.
         """
         hanging = time.monotonic() < self._hanging_until
-        if lock.acquire(True, min(_PATIENCE_SECONDS, _HANGING_SECONDS) if hanging else _PATIENCE_SECONDS):
+        if lock.acquire(True, min(_LOCK_SECONDS, _HANGING_LOCK_SECONDS) if hanging else _LOCK_SECONDS):
             return True
         self._hanging_until = time.monotonic() + _LOG_SECONDS
         return False
 
-    def _first(self, key: _Key, times: int, row: dict[str, object]) -> None:
-        """Count arguments that have not been seen today."""
-        written = _dump_row({"event_date": self._event_date, **row, "count": times})
-        event_name = str(written[EVENT_NAME.name])
-        known = tuple(written.values())
-        line = self._lines.get(known)
-        overflow = line is None and self._keys[event_name] >= self._max_keys
+    def _count_new_key(self, key: _Key, times: int, row: dict[str, object]) -> None:
+        """Count a key that has not been seen today."""
+        row = _dump_row({"event_date": self._event_date, **row, "count": times})
+        event_name = str(row[EVENT_NAME.name])
+        values = tuple(row.values())
+        line = self._line_of_row.get(values)
+        overflow = line is None and self._rows_per_event_name[event_name] >= self._max_keys
         if overflow:
-            if ENDPOINT.name not in written:
+            if ENDPOINT.name not in row:
                 raise _CapError
-            written[ENDPOINT.name] = OVERFLOW
-            known = tuple(written.values())
-            line = self._lines.get(known)
+            row[ENDPOINT.name] = OVERFLOW
+            values = tuple(row.values())
+            line = self._line_of_row.get(values)
         if line is None:
-            line = self._lines[known] = self._append(written, times)
-            self._keys[event_name] += 1
+            line = self._line_of_row[values] = self._append_line(row, times)
+            self._rows_per_event_name[event_name] += 1
         elif self._dump is not None:
-            _add_to(self._dump, line, times)
+            _add_to_line(self._dump, line, times)
         if not overflow:
-            self._seen[key] = line
+            self._line_of_key[key] = line
 
-    def _append(self, written: Mapping[str, object], times: int) -> Line:
-        if time.monotonic() < self._try_again:
-            raise OSError(self._trouble, "")
+    def _append_line(self, row: Mapping[str, object], times: int) -> Line:
+        if time.monotonic() < self._next_attempt:
+            raise OSError(self._last_errno, "")
         try:
             if self._dump is None:
                 self._dump = DumpFile(self._dump_dir, self._event_date)
-            return self._dump.append(written, times)
+            return self._dump.append(row, times)
         except OSError as error:
-            # Every request would try, and a failing file system is slow to say no.
-            self._trouble, self._try_again = error.errno or errno.EIO, time.monotonic() + _LOOK_SECONDS
+            # Without a pause, every request would try again, and a failing file system is slow to report an error.
+            self._last_errno, self._next_attempt = error.errno or errno.EIO, time.monotonic() + _RETRY_SECONDS
             raise
 
-    def _look(self, now: float) -> None:
-        """Turn the day when it is over; find out whether somebody has removed the dump."""
-        # First, because nobody would ever notice it once the day has turned.
+    def _check_dump_and_day(self, now: float) -> None:
+        """Drop the counts of a dump that was removed, and start the next day when it has begun."""
+        # Check the dump first: after the day has changed, nothing would notice that it was removed.
         if self._dump is not None and self._dump.is_removed():
-            lost = sum(line.count for line in self._lines.values())
-            self.drop(REMOVED, lost, "the dump was removed, with what it had counted")
+            lost = sum(line.count for line in self._line_of_row.values())
+            self.drop(REMOVED, lost, "the dump was removed together with its counts")
             self._close_dump()
         if not self._day_start <= now < self._day_end:
             self._close_dump()
             day = datetime.fromtimestamp(now, self._zone).date()
             self._event_date = day.isoformat()
             self._day_start, self._day_end = (instant.timestamp() for instant in bounds(day, self._time_zone))
-        self._look_again = min(now + _LOOK_SECONDS, self._day_end)
-        # The file system has answered. Threads that wait for each other longer than this are no sign that it hangs.
+        self._next_check = min(now + _RETRY_SECONDS, self._day_end)
+        # The file system has answered, so it does not hang, even if threads waited long for each other.
         self._hanging_until = 0.0
 
     def _close_dump(self) -> None:
         dump, self._dump = self._dump, None
-        self._lines, self._seen, self._keys = {}, {}, Counter()
+        self._line_of_row, self._line_of_key, self._rows_per_event_name = {}, {}, Counter()
         if dump is not None:
             dump.close()
 
-    def drop(self, reason: str, times: object, told: str) -> None:
-        """Note what is not counted, and log it once a minute. `told` holds no value."""
-        # What is no count at all is one call; as it stands, it could be a number too large to be printed.
+    def drop(self, reason: str, times: object, detail: str) -> None:
+        """Record a dropped count, and log the reason once per minute. `detail` must not contain a value."""
+        # An invalid `times` is recorded as one dropped call, because the value itself may be huge.
         number = times if type(times) is int and 0 < times <= MAX_COUNT else 1
         now = time.monotonic()
-        with self._drops:
-            # A signal handler may come in at any call, and drop too; so there is none between reading and writing.
+        with self._drop_lock:
+            # A signal handler may run at any function call, and drop too. `setdefault` keeps calls out of the `+=`:
+            # for a missing key it would call Counter.__missing__ between reading and writing.
             self._dropped.setdefault(reason, 0)
             self._dropped[reason] += number
-            total, due = self._dropped[reason], now >= self._log_again.get(reason, now)
+            total, due = self._dropped[reason], now >= self._next_log.get(reason, now)
             if due:
-                self._log_again[reason] = now + _LOG_SECONDS
+                self._next_log[reason] = now + _LOG_SECONDS
         if due:
-            with suppress(Exception):  # the handlers and filters are the application's, and may fail
-                _log.warning("not counted (%s): %s; %d since this process started", reason, told, total)
+            with suppress(Exception):  # the application's own log handlers and filters may raise
+                _log.warning("not counted (%s): %s; %d since this process started", reason, detail, total)
 
-    def _start_afresh(self) -> None:
-        """Forget, in a forked child, what belongs to the parent: its file, its counts, and locks some thread held."""
+    def _reset_after_fork(self) -> None:
+        """Discard, in a forked child, the parent's file, counts, and locks that another thread may have held."""
         self._close_dump()
         self._reset()
 
 
-def _add_to(dump: DumpFile, line: Line, times: object) -> None:
+def _add_to_line(dump: DumpFile, line: Line, times: object) -> None:
     if type(times) is not int or not 0 < times <= MAX_COUNT - line.count:
         raise TelemetryError(f"{COUNT.name} {COUNT.rule}")
     dump.add(line, times)
@@ -361,7 +357,7 @@ def _add_to(dump: DumpFile, line: Line, times: object) -> None:
 
 def _event_row(telemetry: Telemetry, key: _Key) -> dict[str, object]:
     event_name, event_id, _, source = key
-    # Past 64 bits an integer is no id, and `str` raises for the very long; as it is, the guard refuses it.
+    # `str` raises for an integer of more than 4,300 digits. One past 64 bits is no id, and the guard refuses it.
     if (type(event_id) is int and event_id.bit_length() <= 64) or isinstance(event_id, UUID):
         event_id = str(event_id)
     return {"event_name": event_name, "event_id": event_id, "source": telemetry.source if source is None else source}
@@ -374,17 +370,17 @@ def _response_row(_: Telemetry, key: _Key) -> dict[str, object]:
 
 
 def _dump_row(row: Mapping[str, object]) -> dict[str, object]:
-    """The row in the contract's order, without its count and what is absent, or TelemetryError."""
+    """Return the row in the contract's order, without its count and absent values. Raises TelemetryError."""
     row = {name: value for name, value in row.items() if value is not None}
     event_name = row.get(EVENT_NAME.name)
-    # Asked beforehand: the KeyError of a look-up holds the value, and would hang on to the error raised here.
+    # Use `get()`: a KeyError would carry the value as this error's context.
     metric = _METRICS.get(event_name) if isinstance(event_name, str) else None
     if metric is None:
         raise TelemetryError(f"{EVENT_NAME.name} must be one that telemetry counts: {', '.join(_METRICS)}")
     fields = metric.dump_fields
-    # Safe to name: what a row can hold too much are parameters of `count`, not somebody's data.
+    # An unknown name may be shown: it is a parameter of `count`, not somebody's data.
     unknown = row.keys() - {field.name for field in fields}
-    problems = [f"{name} is no field of this metric" for name in sorted(unknown)]
+    problems = [f"{name} is not a field of this metric" for name in sorted(unknown)]
     problems = problems or [str(violation) for violation in row_violations(row, fields, metric.event_names)]
     if problems:
         raise TelemetryError(f"{metric.asset}: {'; '.join(problems)}")
@@ -394,9 +390,9 @@ def _dump_row(row: Mapping[str, object]) -> dict[str, object]:
 _instances: weakref.WeakSet[Telemetry] = weakref.WeakSet()
 
 
-def _start_all_afresh() -> None:
+def _reset_all_after_fork() -> None:
     for telemetry in _instances:
-        telemetry._start_afresh()
+        telemetry._reset_after_fork()
 
 
-os.register_at_fork(after_in_child=_start_all_afresh)
+os.register_at_fork(after_in_child=_reset_all_after_fork)

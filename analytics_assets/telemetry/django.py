@@ -1,4 +1,4 @@
-"""Responses of a Django application, counted by route template and status code, under WSGI and under ASGI."""
+"""Count the responses of a Django application by route template and status code, under WSGI and ASGI."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from analytics_assets.telemetry.counters import Telemetry, do_not_count
-from analytics_assets.telemetry.responses import SERVER_ERROR, Responses
+from analytics_assets.telemetry.responses import SERVER_ERROR, ResponseCounter
 from analytics_assets.telemetry.routes import django_route
 
-# Django marks its asynchronous chain for `inspect`, where that can be marked.
+# Django marks an asynchronous `get_response` for `inspect` from Python 3.12 on, and for `asyncio` before.
 _is_async = inspect.iscoroutinefunction if sys.version_info >= (3, 12) else asyncio.iscoroutinefunction
 
 GetResponse = Callable[[Any], Any]
@@ -21,25 +21,25 @@ GetResponse = Callable[[Any], Any]
 def count_responses(
     telemetry: Telemetry, *, exclude: Callable[[Any], bool] | None = None
 ) -> Callable[[GetResponse], GetResponse]:
-    """Django middleware, synchronous and asynchronous; name it first in MIDDLEWARE.
+    """Create a Django middleware, synchronous and asynchronous; put it first in MIDDLEWARE.
 
-    `middleware = count_responses(telemetry)` in a module `mysite.counting`, and `"mysite.counting.middleware"` in the
-    settings.
+    Write `middleware = count_responses(telemetry)` in a module `mysite.counting`, and `"mysite.counting.middleware"` in
+    the settings.
 
-    A response is counted when the middlewares further in have returned it. An exception that comes out of them counts
-    as 500 and goes on.
+    A response is counted when the inner middlewares have returned it. An exception that they raise counts as 500 and is
+    raised again.
 
     Args:
-        telemetry: what counts.
-        exclude: whether nothing of a request is to be counted, neither its response nor what the views count. It is
-            asked before the middlewares further in, so one that needs `request.user` is named after Django's
-            authentication. When it raises, the request is not counted.
+        telemetry: counts the responses.
+        exclude: returns whether a request is left out: neither its response is counted nor what the views count. It is
+            called before the inner middlewares; if it needs `request.user`, put the middleware after Django's
+            authentication. When `exclude` raises, the request is left out.
     """
-    responses = Responses(telemetry, django_route, exclude)
+    responses = ResponseCounter(telemetry, django_route, exclude)
 
     def middleware(get_response: GetResponse) -> GetResponse:
         def answer(request: Any) -> Any:
-            if responses.excluded(request):
+            if responses.is_excluded(request):
                 with do_not_count():
                     return get_response(request)
             try:
@@ -51,7 +51,7 @@ def count_responses(
             return response
 
         async def answer_async(request: Any) -> Any:
-            if responses.excluded(request):
+            if responses.is_excluded(request):
                 with do_not_count():
                     return await get_response(request)
             try:
@@ -64,5 +64,5 @@ def count_responses(
 
         return answer_async if _is_async(get_response) else answer
 
-    middleware.sync_capable = middleware.async_capable = True  # type: ignore[attr-defined]  # how Django asks
+    middleware.sync_capable = middleware.async_capable = True  # type: ignore[attr-defined]  # Django reads these
     return middleware

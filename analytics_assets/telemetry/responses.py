@@ -1,4 +1,4 @@
-"""What the middlewares share: which route a response belongs to, and whether it is to be counted at all."""
+"""What the middlewares share: find the route of a response, and decide whether to count it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Request = TypeVar("Request")
 SERVER_ERROR: Final = 500
 
 
-class Responses(Generic[Request]):
-    """Counts responses without ever failing: what the two functions raise stays here.
+class ResponseCounter(Generic[Request]):
+    """Counts responses and never raises, whatever `route` and `exclude` raise.
 
     Args:
-        telemetry: what counts.
-        route: the route template of a request, None when no route was found.
-        exclude: whether nothing of a request is to be counted.
+        telemetry: counts the responses.
+        route: returns the route template of a request, None when it has no route.
+        exclude: returns whether a request is left out.
     """
 
     def __init__(
@@ -32,8 +32,8 @@ class Responses(Generic[Request]):
         self._route = route
         self._exclude = exclude
 
-    def excluded(self, request: Request) -> bool:
-        """Whether the request is to be left out; also when that cannot be found out."""
+    def is_excluded(self, request: Request) -> bool:
+        """Whether the request is left out; True when `exclude` raises."""
         if self._exclude is None:
             return False
         try:
@@ -44,19 +44,19 @@ class Responses(Generic[Request]):
 
     def count(self, request: Request, method: str, status_code: int) -> None:
         """Count one response."""
-        self.count_of(self.route(request), method, status_code)
+        self.count_route(self.find_route(request), method, status_code)
 
-    def route(self, request: Request) -> str | Literal[False] | None:
-        """The route template; None when there is none, False when that cannot be found out."""
+    def find_route(self, request: Request) -> str | Literal[False] | None:
+        """The route template, None when the request has no route, False when `route` raises."""
         try:
             return self._route(request)
         except Exception as error:
             self._telemetry.drop(FAILED, 1, f"`route` raised {type(error).__name__}")
             return False
 
-    def count_of(self, route: str | Literal[False] | None, method: str, status_code: int) -> None:
-        """Count one response of a route that `route` has found."""
+    def count_route(self, route: str | Literal[False] | None, method: str, status_code: int) -> None:
+        """Count one response of a route that `find_route` has returned; nothing for False."""
         if type(status_code) is HTTPStatus:
-            status_code = status_code.value  # nothing but a plain number is a number to the contract
+            status_code = status_code.value  # the contract accepts only a plain int
         if route is not False:
             self._telemetry.count_response(method, route, status_code)

@@ -1,7 +1,7 @@
-"""Route templates as web frameworks declare them, in the contract's notation: `/events/{event_id}`.
+"""Route templates of web frameworks in the contract's notation: `/events/{event_id}`.
 
-Only what the application wrote into its routing table is read, never the requested path. The frameworks' objects are
-used as they are found in scope, environ and request; nothing is imported from them.
+Templates come from the application's routing table, never from the requested path. The frameworks' objects are read
+from scope, environ and request; no framework is imported.
 """
 
 from __future__ import annotations
@@ -15,64 +15,64 @@ from analytics_assets.contract import ENDPOINT, METHODS
 from analytics_assets.guard import obeys
 
 _LONGEST_METHOD: Final = max(METHODS, key=len)
-_ANYTHING: Final = "{var}"
-_MANY: Final = 4096
+_WILDCARD: Final = "{var}"
+_CACHE_SIZE: Final = 4096
 
 
-@lru_cache(maxsize=_MANY)
-def legal(path: str) -> str | None:
-    """A template with `{name}` parameters, made to fit the contract; None when it is too long.
+@lru_cache(maxsize=_CACHE_SIZE)
+def normalize_template(path: str) -> str | None:
+    """Fit a template with `{name}` parameters to the contract; None when it is too long.
 
-    What the contract does not know in a literal becomes `~`, and a literal segment of digits only, which would look
-    like a filled-in parameter, gets one in front.
+    A literal character that the contract does not allow becomes `~`. A literal segment of digits only looks like a
+    filled-in parameter, so it is prefixed with `~`.
     """
     pieces = re.split(r"(\{[^{}]*\})", path if path.startswith("/") else f"/{path}")
-    for place, piece in enumerate(pieces):
-        if place % 2:
-            pieces[place] = "{" + re.sub(r"^(?![A-Za-z_])|[^A-Za-z0-9_]", "_", piece[1:-1]) + "}"
+    for index, piece in enumerate(pieces):
+        if index % 2:
+            pieces[index] = "{" + re.sub(r"^(?![A-Za-z_])|[^A-Za-z0-9_]", "_", piece[1:-1]) + "}"
         else:
-            pieces[place] = re.sub(r"[^A-Za-z0-9._~/-]", "~", piece)
+            pieces[index] = re.sub(r"[^A-Za-z0-9._~/-]", "~", piece)
     template = re.sub(r"/([0-9]+|[0-9A-Fa-f-]{20,})(?=/|$)", r"/~\1", "".join(pieces))
     return template if obeys(ENDPOINT, f"{_LONGEST_METHOD} {template}") else None
 
 
 def flask_route(environ: Mapping[str, Any]) -> str | None:
-    """Template of the rule that Flask (or Werkzeug) has matched, None when there is none."""
+    """Template of the rule that Flask (or Werkzeug) has matched, None when none matched."""
     rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
-    return None if rule is None else _of_flask(rule.rule)
+    return None if rule is None else _flask_template(rule.rule)
 
 
-@lru_cache(maxsize=_MANY)
-def _of_flask(rule: str) -> str | None:
-    # `<converter(arguments):name>`, where the arguments may hold anything, as Werkzeug reads it.
-    return legal(re.sub(r"<(?:[A-Za-z_]\w*(?:\(.*?\))?:)?([A-Za-z_]\w*)>", r"{\1}", rule))
+@lru_cache(maxsize=_CACHE_SIZE)
+def _flask_template(rule: str) -> str | None:
+    # `<converter(arguments):name>`, parsed like Werkzeug does: the arguments may contain any character.
+    return normalize_template(re.sub(r"<(?:[A-Za-z_]\w*(?:\(.*?\))?:)?([A-Za-z_]\w*)>", r"{\1}", rule))
 
 
 def django_route(request: Any) -> str | None:
-    """Template of the pattern that Django has resolved, with those of its includes; None when there is none.
+    """Template of the pattern that Django has resolved, with those of its includes; None when none matched.
 
-    The language prefix of `i18n_patterns` is `{language}`, whichever it was.
+    The language prefix of `i18n_patterns` is always `{language}`.
     """
     match = request.resolver_match
     if match is None:
         return None
     route, language = match.route, getattr(request, "LANGUAGE_CODE", None)
     if language and route.startswith(f"{language}/"):
-        return _of_django("{language}/", route[len(language) + 1 :])
-    return _of_django("", route)
+        return _django_template("{language}/", route[len(language) + 1 :])
+    return _django_template("", route)
 
 
-@lru_cache(maxsize=_MANY)
-def _of_django(prefix: str, route: str) -> str | None:
-    return legal(prefix + re.sub(r"(?:\{var\}){2,}", _ANYTHING, "".join(_simplified(route))))
+@lru_cache(maxsize=_CACHE_SIZE)
+def _django_template(prefix: str, route: str) -> str | None:
+    return normalize_template(prefix + re.sub(r"(?:\{var\}){2,}", _WILDCARD, "".join(_template_pieces(route))))
 
 
-_CLASS: Final = r"\[\^?\]?(?:\\.|[^\]\\])*\]"  # a bracket at the beginning stands for itself
+_CLASS: Final = r"\[\^?\]?(?:\\.|[^\]\\])*\]"  # a `]` right after the opening bracket is a literal
 _TOKEN: Final = re.compile(
     rf"""
       <(?:[^<>]*:)?(?P<parameter>[^<>:]+)>          # of path(): <converter:name>
     | (?P<nothing> \^ | \$ | \\[AZbB] | [?*+] | \{{[0-9,]*\}} )    # anchors, quantifiers
-    | (?P<anything> \\[A-Za-z0-9] | \.(?=[?*+{{]) | {_CLASS} )
+    | (?P<wildcard> \\[A-Za-z0-9] | \.(?=[?*+{{]) | {_CLASS} )
     | \\(?P<escaped> .)
     | (?P<literal> .)
     """,
@@ -80,38 +80,38 @@ _TOKEN: Final = re.compile(
 )
 
 
-def _simplified(pattern: str) -> Iterator[str]:
-    """Pieces of the template of a route: `path()` notation, a regular expression of `re_path()`, or one after another.
+def _template_pieces(pattern: str) -> Iterator[str]:
+    """Yield the template of a route, which mixes `path()` notation and regular expressions of `re_path()`.
 
-    A group that captures is a parameter, one that only groups is what it holds, everything else that may match this or
-    that is `{var}`.
+    A capturing group is a parameter. A non-capturing group yields its content. Everything else that may match different
+    texts is `{var}`.
     """
-    at = 0
-    while at < len(pattern):
-        if pattern[at] == "(":
-            end = _closing(pattern, at)
-            group = pattern[at + 1 : end]
+    position = 0
+    while position < len(pattern):
+        if pattern[position] == "(":
+            end = _find_group_end(pattern, position)
+            group = pattern[position + 1 : end]
             if named := re.match(r"\?P<(\w+)>", group):
                 yield f"{{{named[1]}}}"
-            elif (opened := re.match(r"\?(?:[aiLmsux-]*:|>)", group)) and "|" not in group:
-                yield from _simplified(group[opened.end() :])
-            elif opened or not group.startswith("?"):
-                yield _ANYTHING
-            at = end + 1
+            elif (opening := re.match(r"\?(?:[aiLmsux-]*:|>)", group)) and "|" not in group:
+                yield from _template_pieces(group[opening.end() :])
+            elif opening or not group.startswith("?"):
+                yield _WILDCARD
+            position = end + 1
             continue
-        token = _TOKEN.match(pattern, at)
+        token = _TOKEN.match(pattern, position)
         assert token is not None  # noqa: S101 # the last alternative matches any character
         if token["parameter"]:
             yield f"{{{token['parameter']}}}"
-        elif token["anything"]:
-            yield _ANYTHING
+        elif token["wildcard"]:
+            yield _WILDCARD
         else:
             yield token["escaped"] or token["literal"] or ""
-        at = token.end()
+        position = token.end()
 
 
-def _closing(pattern: str, start: int) -> int:
-    """Where the group that starts at `start` ends."""
+def _find_group_end(pattern: str, start: int) -> int:
+    """Position of the bracket that closes the group at `start`; the end of the pattern when none does."""
     depth = 0
     for token in re.finditer(rf"\\.|{_CLASS}|[()]", pattern[start:], re.DOTALL):
         depth += {"(": 1, ")": -1}.get(token[0], 0)
@@ -125,63 +125,65 @@ _Route = tuple[str | None, str]
 
 
 class StarletteRoutes:
-    """Templates of Starlette and FastAPI applications, with those of mounts and included routers.
+    """Templates of Starlette and FastAPI applications, including the prefixes of mounts and included routers.
 
-    A scope tells which endpoint was found but not what its mounts were declared as, so the routing table is walked,
-    once and again when an endpoint turns up anew.
+    A scope holds the matched endpoint but not the templates of its mounts, so the routing table is walked: at the first
+    request, and again for an endpoint that is not known yet.
     """
 
     def __init__(self) -> None:
-        # By id, since routers and endpoints need not be hashable. Both are kept, so that nothing else gets their ids.
-        self._found: dict[tuple[int, int], tuple[Any, Any, list[_Route]]] = {}
+        # Keyed by id, because routers and endpoints need not be hashable. The entry keeps both alive, so that no other
+        # object gets their ids.
+        self._entries: dict[tuple[int, int], tuple[Any, Any, list[_Route]]] = {}
 
     def template(self, scope: Mapping[str, Any]) -> str | None:
-        """Template of the route that has been found for a scope, None when there is none."""
+        """Template of the route that has been matched for a scope, None when none matched."""
         endpoint, router = scope.get("endpoint"), scope.get("router")
         if endpoint is None or router is None:
             return None
-        found = self._found.get((id(router), id(endpoint)))
-        _, _, routes = found or self._walk(router, endpoint)
+        _, _, routes = self._entries.get((id(router), id(endpoint))) or self._walk(router, endpoint)
         if len(routes) > 1:
-            # One endpoint for several routes.
+            # One endpoint serves several routes, so match the path against each of them.
             path = scope["path"].removeprefix(scope.get("app_root_path", scope.get("root_path", "")))
-            routes = [route for route in routes if _compiled(route[1]).match(path)]
+            routes = [route for route in routes if _compile(route[1]).match(path)]
         return routes[0][0] if routes else None
 
-    def _walk(self, router: Any, sought: object) -> tuple[Any, Any, list[_Route]]:
-        if len(self._found) > _MANY:  # an application that makes its endpoints as it goes
-            self._found.clear()
-        walked: dict[tuple[int, int], tuple[Any, Any, list[_Route]]] = {}
-        for endpoint, route in _endpoints(router.routes, "", "^"):
-            _, _, routes = walked.setdefault((id(router), id(endpoint)), (router, endpoint, []))
+    def _walk(self, router: Any, endpoint: object) -> tuple[Any, Any, list[_Route]]:
+        """Store the routes of all endpoints of a router. Returns the entry of `endpoint`."""
+        if len(self._entries) > _CACHE_SIZE:  # an application that creates endpoints while it runs
+            self._entries.clear()
+        entries: dict[tuple[int, int], tuple[Any, Any, list[_Route]]] = {}
+        for found, route in _iterate_endpoints(router.routes, "", "^"):
+            _, _, routes = entries.setdefault((id(router), id(found)), (router, found, []))
             routes.extend([route] if route else [])
-        for _, _, routes in walked.values():
+        for _, _, routes in entries.values():
             if len({template for template, _ in routes}) == 1:
                 del routes[1:]
-        self._found |= walked
-        return self._found.setdefault((id(router), id(sought)), (router, sought, []))
+        self._entries |= entries
+        return self._entries.setdefault((id(router), id(endpoint)), (router, endpoint, []))
 
 
-def _endpoints(routes: Iterable[Any], prefix: str, pattern: str) -> Iterator[tuple[object, _Route | None]]:
-    """Endpoints and their routes; no route for the application of a mount that has routes of its own."""
-    for found in routes:
-        if hasattr(found, "effective_route_contexts"):  # FastAPI: an included router, and its routes with their prefix
-            yield from _endpoints(found.effective_route_contexts(), prefix, pattern)
+def _iterate_endpoints(routes: Iterable[Any], prefix: str, pattern: str) -> Iterator[tuple[object, _Route | None]]:
+    """Yield each endpoint with its route; None instead of a route for a mounted application with its own routes."""
+    for entry in routes:
+        if hasattr(entry, "effective_route_contexts"):  # FastAPI: an included router, and its routes with their prefix
+            yield from _iterate_endpoints(entry.effective_route_contexts(), prefix, pattern)
             continue
-        route = getattr(found, "starlette_route", None) or found
-        # A host's route has no path.
+        route = getattr(entry, "starlette_route", None) or entry
+        # The route of a host has no path.
         template = prefix + getattr(route, "path_format", "/{path}")
-        paths = pattern + (_unnamed(route.path_regex.pattern) if hasattr(route, "path_regex") else "/(?:.*)")
-        inner = _routes_inside(route)
+        paths = pattern + (_strip_names(route.path_regex.pattern) if hasattr(route, "path_regex") else "/(?:.*)")
+        inner = _inner_routes(route)
         if inner is None:
-            yield getattr(route, "endpoint", None) or getattr(route, "app", None), (legal(template), f"{paths}$")
+            endpoint = getattr(route, "endpoint", None) or getattr(route, "app", None)
+            yield endpoint, (normalize_template(template), f"{paths}$")
         else:
             yield route.app, None
-            yield from _endpoints(inner, template.removesuffix("/{path}"), paths.removesuffix("/(?:.*)"))
+            yield from _iterate_endpoints(inner, template.removesuffix("/{path}"), paths.removesuffix("/(?:.*)"))
 
 
-def _routes_inside(route: Any) -> Iterable[Any] | None:
-    """Routes of the application of a mount, also when middlewares stand around it; None when it has none."""
+def _inner_routes(route: Any) -> Iterable[Any] | None:
+    """Routes of a mounted application, also inside middlewares; None when it has none."""
     if routes := getattr(route, "routes", None):
         return routes  # type: ignore[no-any-return]
     app = getattr(route, "app", None)
@@ -192,11 +194,11 @@ def _routes_inside(route: Any) -> Iterable[Any] | None:
     return None
 
 
-def _unnamed(pattern: str) -> str:
-    """Of a route, without its anchors; a mount and what stands inside may have parameters of the same name."""
+def _strip_names(pattern: str) -> str:
+    """Remove group names and anchors, because a mount and its inner routes may have parameters of the same name."""
     return re.sub(r"\(\?P<\w+>", "(?:", pattern.removeprefix("^").removesuffix("$"))
 
 
-@lru_cache(maxsize=_MANY)
-def _compiled(pattern: str) -> re.Pattern[str]:
+@lru_cache(maxsize=_CACHE_SIZE)
+def _compile(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)

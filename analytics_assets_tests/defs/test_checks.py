@@ -8,17 +8,26 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from analytics_assets.contract import METRICS, metric
+from analytics_assets.contract import METRICS, SourceView, metric
 from analytics_assets.definitions import build_definitions
-from analytics_assets.defs.checks import AT_SOURCE, CHECK_NAMES, MATCHES, STORED
-from analytics_assets.defs.login_check import ONLY_VIEWS
+from analytics_assets.defs.checks import NO_EXPIRED_DAYS, ONLY_VIEWS
+from analytics_assets.defs.evaluation import AT_SOURCE, CHECK_NAMES, DOCUMENTED, MATCHES, STORED
 from analytics_assets.settings import Settings
-from analytics_assets.store.counts import DayRefusedError, open_store
-from analytics_assets.store.setup import init_db
+from analytics_assets.store import open_store
+from analytics_assets.store.counts import DayRefusedError, read_window
 from analytics_assets.telemetry import Telemetry
-from analytics_assets_tests.support.database import admin_url, as_superuser, drop_check, event, insert
+from analytics_assets_tests.support.clock import noon_of, set_clock
+from analytics_assets_tests.support.database import as_superuser, drop_check, event, insert
 from analytics_assets_tests.support.host import Host, moments
-from analytics_assets_tests.support.pipeline import EVENT_FED, Pipeline, checks, everything_said, failures, run_check
+from analytics_assets_tests.support.pipeline import (
+    EVENT_FED,
+    LEDGER,
+    Pipeline,
+    checks,
+    everything_said,
+    failures,
+    run_check,
+)
 
 
 def response(day: date, **change: object) -> dict[str, object]:
@@ -225,22 +234,21 @@ def test_a_view_that_is_gone_is_a_warning(pipeline: Pipeline, host: Host, yester
 # --- days that must not be written
 
 
-def test_an_expired_day_costs_no_other(settings: Settings, host: Host, yesterday: date) -> None:
-    kept = replace(settings, retention_days=3)
-    init_db(admin_url(settings), kept)
+def test_an_expired_day_costs_no_other(pipeline: Pipeline, host: Host, yesterday: date) -> None:
+    settings = pipeline.settings
     first = yesterday - timedelta(days=2)
     days = [first - timedelta(days=n) for n in (2, 1)] + [first + timedelta(days=n) for n in range(3)]
     host.occur("signups", [m for day in days for m in moments(day, settings.time_zone, 2)])
-    with Pipeline.open(kept) as pipeline:
-        result = pipeline.run(["event_signups"], days[0], yesterday)
-        failure = failures(result)["event_signups"]
-        assert "2 of 5 days were not stored" in failure
-        assert f"- {days[0]} to {days[1]}: expired: the first day that is kept is {first}" in failure
-        assert pipeline.materialized("event_signups") == set(days[2:])
-        for day in days:
-            expected = {("event_signup", "1", "web"): 2} if day >= first else {}
-            assert pipeline.stored("event_signups", day) == expected
-        assert pipeline.sql("select count(*) from analytics.collected_days") == [(3,)]
+    set_clock(settings, noon_of(settings, first + timedelta(days=settings.retention_days)))
+    result = pipeline.run(["event_signups"], days[0], yesterday)
+    failure = failures(result)["event_signups"]
+    assert "2 of 5 days were not stored" in failure
+    assert f"- {days[0]} to {days[1]}: expired: the first day that is kept is {first}" in failure
+    assert pipeline.materialized("event_signups") == set(days[2:])
+    for day in days:
+        expected = {("event_signup", "1", "web"): 2} if day >= first else {}
+        assert pipeline.stored("event_signups", day) == expected
+    assert pipeline.sql("select count(*) from analytics.collected_days") == [(3,)]
 
 
 def test_a_day_that_the_host_cannot_count_costs_no_other(pipeline: Pipeline, host: Host, yesterday: date) -> None:
@@ -281,7 +289,7 @@ def test_a_database_out_of_reach_ends_the_run_and_keeps_what_was_stored(
     result = pipeline.run(["event_signups"], days[0], yesterday)
     failure = failures(result)["event_signups"]
     assert "2 of 3 days were not stored" in failure
-    assert f"- {days[2]}: not tried, since a database was out of reach" in failure
+    assert f"- {days[2]}: not tried, because a database was out of reach" in failure
     assert pipeline.materialized("event_signups") == {days[0]}
 
 
@@ -299,19 +307,18 @@ def test_nothing_of_a_failing_run_is_compared_when_nothing_was_stored(
     assert "no day of the run was stored" in (found[MATCHES].description or "")
 
 
-def test_a_run_of_expired_days_only_stores_nothing(settings: Settings, yesterday: date) -> None:
-    kept = replace(settings, retention_days=3)
-    init_db(admin_url(settings), kept)
-    with Pipeline.open(kept) as pipeline:
-        result = pipeline.run(["event_signups", "directory_searches"], yesterday - timedelta(days=9))
-        assert set(failures(result)) == {"event_signups", "directory_searches"}
-        assert pipeline.materialized("event_signups") == set()
+def test_a_run_of_expired_days_only_stores_nothing(pipeline: Pipeline, yesterday: date) -> None:
+    set_clock(pipeline.settings, noon_of(pipeline.settings, yesterday + timedelta(days=181)))
+    failed = failures(pipeline.run(["event_signups", "directory_searches"], yesterday))
+    assert set(failed) == {"event_signups", "directory_searches"}
+    assert all(f"{yesterday}: expired: the first day that is kept" in text for text in failed.values())
+    assert pipeline.materialized("event_signups") == set()
 
 
 def test_the_days_that_may_be_written(settings: Settings) -> None:
     today = settings.today()
     with open_store(settings) as store:
-        window = store.window()
+        window = read_window(store)
     assert (window.first, window.last) == (today - timedelta(days=180), today - timedelta(days=1))
     for day in (window.first, window.last):
         window.refuse_outside(day)
@@ -386,10 +393,16 @@ def test_a_database_url_that_is_not_set_is_said(settings: Settings, yesterday: d
     assert "ANALYTICS_DATABASE_URL is not set: start with `analytics-assets up`" in failure
 
 
-def test_every_metric_has_every_check() -> None:
+def test_every_metric_has_every_check_and_shared_facts_are_checked_once() -> None:
     found = build_definitions(Settings.from_env({})).resolve_asset_graph().asset_check_keys
-    keys = {key for key in found if key.name != ONLY_VIEWS}  # that one is the views'
-    assert {(key.asset_key.to_user_string(), key.name) for key in keys} == {
-        (m.asset, name) for m in METRICS for name in CHECK_NAMES
+    assert {(key.asset_key.to_user_string(), key.name) for key in found} == {
+        *((m.asset, name) for m in METRICS for name in CHECK_NAMES),
+        *((LEDGER, name) for name in (NO_EXPIRED_DAYS, DOCUMENTED)),
+        *(("/".join(m.origin.path), ONLY_VIEWS) for m in METRICS if isinstance(m.origin, SourceView)),
     }
     assert metric("event_signups").asset in EVENT_FED
+
+
+@pytest.mark.parametrize("name", CHECK_NAMES[1:])
+def test_each_check_of_a_metric_can_be_executed_by_itself(pipeline: Pipeline, name: str) -> None:
+    assert run_check(pipeline, "event_signups", name).check_name == name

@@ -3,7 +3,7 @@
 from datetime import date, timedelta
 
 from analytics_assets.days import bounds
-from analytics_assets.defs.checks import CHECK_NAMES
+from analytics_assets.defs.evaluation import CHECK_NAMES
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.host import Host, last_moment, moments
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, checks, everything_said

@@ -13,11 +13,12 @@ import pytest
 import sqlalchemy as sa
 
 from analytics_assets.definitions import build_definitions
-from analytics_assets.defs.login_check import LOGIN_CHECKS, ONLY_VIEWS
+from analytics_assets.defs.checks import ONLY_VIEWS, login_checks
+from analytics_assets.defs.jobs import daily_metrics_job
 from analytics_assets.defs.partitions import range_tags
 from analytics_assets_tests.support.database import set_up
 from analytics_assets_tests.support.host import Host
-from analytics_assets_tests.support.pipeline import ALL, Pipeline, everything_said, failures
+from analytics_assets_tests.support.pipeline import ALL, Pipeline, everything_said, failures, run_check, run_checks
 
 LOGIN = "nosy"
 """A login of its own, that has the views through a group: what a test does to it concerns no other test."""
@@ -32,10 +33,7 @@ class Watched:
 
     def check(self) -> dg.AssetCheckEvaluation:
         """Execute the three checks by themselves, as the UI does; they agree."""
-        job = dg.Definitions(jobs=[dg.define_asset_job("checks", dg.AssetSelection.checks(*LOGIN_CHECKS))])
-        definitions = dg.Definitions.merge(build_definitions(self.pipeline.settings), job)
-        result = definitions.resolve_job_def("checks").execute_in_process(instance=self.pipeline.instance)
-        found = result.get_asset_check_evaluations()
+        found = run_checks(self.pipeline, dg.AssetSelection.checks(login_checks)).get_asset_check_evaluations()
         assert {e.asset_key.path[-1] for e in found} == {"signups", "profile_visibility_changes", "consent_changes"}
         assert {e.check_name for e in found} == {ONLY_VIEWS}
         assert len({(e.passed, e.description) for e in found}) == 1
@@ -50,6 +48,11 @@ def watched(pipeline: Pipeline, host: Host) -> Iterator[Watched]:
     host.sql(f"drop owned by crowd, {LOGIN}; drop role crowd, {LOGIN}")
 
 
+def test_each_check_can_be_executed_by_itself(pipeline: Pipeline) -> None:
+    for view in ("signups", "profile_visibility_changes", "consent_changes"):
+        assert run_check(pipeline, f"analytics_source/{view}", ONLY_VIEWS).passed
+
+
 def test_a_login_that_reads_the_views_alone_passes(watched: Watched, pipeline: Pipeline) -> None:
     for settings in (watched.pipeline.settings, pipeline.settings):
         found = replace(watched, pipeline=replace(pipeline, settings=settings)).check()
@@ -59,11 +62,11 @@ def test_a_login_that_reads_the_views_alone_passes(watched: Watched, pipeline: P
 
 EXCESSES = {
     "a superuser": (f"alter role {LOGIN} superuser", f"role {LOGIN} is a superuser"),
-    "replication": (f"alter role {LOGIN} replication", f"role {LOGIN} may copy the whole server"),
-    "row security": (f"alter role {LOGIN} bypassrls", f"role {LOGIN} is above row security"),
-    "roles of its own": (f"alter role {LOGIN} createrole", f"role {LOGIN} may make roles, and join them"),
-    "all data": (f"grant pg_read_all_data to {LOGIN}", "whatever pg_read_all_data can"),
-    "files": (f"grant pg_read_server_files to {LOGIN}", "whatever pg_read_server_files can"),
+    "replication": (f"alter role {LOGIN} replication", f"role {LOGIN} can copy the whole server"),
+    "row security": (f"alter role {LOGIN} bypassrls", f"role {LOGIN} bypasses row security"),
+    "roles of its own": (f"alter role {LOGIN} createrole", f"role {LOGIN} can create roles and join them"),
+    "all data": (f"grant pg_read_all_data to {LOGIN}", "everything that pg_read_all_data may do"),
+    "files": (f"grant pg_read_server_files to {LOGIN}", "everything that pg_read_server_files may do"),
     "a table": (f"grant select on signups to {LOGIN}", "public.signups"),
     "a column": (f"grant select (email) on signups to {LOGIN}", "public.signups"),
     "a table for PUBLIC": ("grant select on signups to public", "public.signups"),
@@ -156,7 +159,7 @@ def test_what_it_could_read_fails_the_check_and_the_sql_in_it_ends_that(
 def test_a_column_too_many_in_a_view_fails_the_check(watched: Watched) -> None:
     view = "create or replace view analytics_source.signups as select event_id, occurred_at, source, email from signups"
     watched.host.sql(view)
-    assert "- analytics_source.signups.email: make the view anew with event_id, occurred_at, source only." in str(
+    assert "- analytics_source.signups.email: create the view again with only event_id, occurred_at, source." in str(
         watched.check().description
     )
 
@@ -197,7 +200,7 @@ def test_our_own_schema_in_the_same_database_is_none_of_the_hosts(
 
 def test_the_daily_job_runs_it_and_counts_all_the_same(watched: Watched, yesterday: date) -> None:
     watched.host.sql(f"grant select on signups to {LOGIN}")
-    job = build_definitions(watched.pipeline.settings).resolve_job_def("daily_metrics")
+    job = build_definitions(watched.pipeline.settings).resolve_job_def(daily_metrics_job.name)
     result = job.execute_in_process(instance=watched.pipeline.instance, tags=range_tags(yesterday, yesterday))
     assert result.success
     failed = [list(e.asset_key.path) for e in result.get_asset_check_evaluations() if not e.passed]
@@ -209,10 +212,8 @@ def test_the_daily_job_runs_it_and_counts_all_the_same(watched: Watched, yesterd
 
 def test_a_database_out_of_reach_is_named_without_its_address(pipeline: Pipeline, tmp_path: Path) -> None:
     away = replace(pipeline.settings, source_url=f"postgresql+psycopg2://canary:canary@/canary?host={tmp_path}")
-    job = dg.define_asset_job("checks", dg.AssetSelection.checks(*LOGIN_CHECKS))
-    definitions = dg.Definitions.merge(build_definitions(away), dg.Definitions(jobs=[job]))
-    result = definitions.resolve_job_def("checks").execute_in_process(instance=pipeline.instance, raise_on_error=False)
-    assert len(failures(result)) == len(LOGIN_CHECKS)
-    for text in failures(result).values():
-        assert "(ANALYTICS_SOURCE_URL): the database cannot be reached" in text
+    selection = dg.AssetSelection.checks(login_checks)
+    result = run_checks(replace(pipeline, settings=away), selection, raise_on_error=False)
+    (text,) = failures(result).values()
+    assert "(ANALYTICS_SOURCE_URL): the database cannot be reached" in text
     assert "canary" not in everything_said(pipeline.instance)

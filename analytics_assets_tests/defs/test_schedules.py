@@ -10,10 +10,11 @@ from dagster._utils.schedules import schedule_execution_time_iterator
 
 from analytics_assets.days import span
 from analytics_assets.definitions import build_definitions
-from analytics_assets.defs.checks import CHECK_NAMES
-from analytics_assets.defs.login_check import LOGIN_CHECKS
-from analytics_assets.defs.partitions import DAILY, days_of_run
-from analytics_assets.defs.schedules import daily_metrics
+from analytics_assets.defs.checks import database_checks, login_checks
+from analytics_assets.defs.evaluation import CHECK_NAMES
+from analytics_assets.defs.jobs import daily_metrics_job
+from analytics_assets.defs.partitions import days_of_run
+from analytics_assets.defs.schedules import make_daily_schedule
 from analytics_assets.settings import Settings
 from analytics_assets_tests.support.pipeline import ALL, Pipeline
 
@@ -21,17 +22,22 @@ from analytics_assets_tests.support.pipeline import ALL, Pipeline
 def requested(settings: Settings, moment: datetime) -> dg.RunRequest:
     """The one run that the schedule requests at a moment."""
     with dg.build_schedule_context(scheduled_execution_time=moment, resources={"settings": settings}) as context:
-        requests = daily_metrics.evaluate_tick(context).run_requests
+        requests = make_daily_schedule(settings.time_zone).evaluate_tick(context).run_requests
     assert requests is not None
     assert len(requests) == 1
     return requests[0]
 
 
 def test_it_ticks_at_a_quarter_past_one_without_being_switched_on(settings: Settings) -> None:
-    assert daily_metrics.cron_schedule == "15 1 * * *"
-    assert daily_metrics.execution_timezone == DAILY.timezone == settings.time_zone
-    assert daily_metrics.default_status is dg.DefaultScheduleStatus.RUNNING
-    assert daily_metrics in (build_definitions(settings).schedules or ())
+    definitions = build_definitions(settings)
+    (schedule,) = definitions.schedules or ()
+    assert isinstance(schedule, dg.ScheduleDefinition)
+    assert schedule.name != schedule.job.name == daily_metrics_job.name
+    assert schedule.cron_schedule == "15 1 * * *"
+    partitions = {spec.partitions_def for spec in definitions.resolve_all_asset_specs()}
+    zones = {daily.timezone for daily in partitions if isinstance(daily, dg.DailyPartitionsDefinition)}
+    assert zones == {schedule.execution_timezone} == {settings.time_zone}
+    assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
 
 
 @pytest.mark.parametrize(
@@ -50,7 +56,7 @@ def test_each_day_is_yesterday_once(settings: Settings, time_zone: str, change: 
     settings = replace(settings, time_zone=time_zone)
     todays = span(change - timedelta(days=1), change + timedelta(days=4))
     since = datetime.combine(todays[0], time.min, ZoneInfo(time_zone)).timestamp()
-    ticks = schedule_execution_time_iterator(since, daily_metrics.cron_schedule, time_zone, ascending=True)
+    ticks = schedule_execution_time_iterator(since, "15 1 * * *", time_zone, ascending=True)
     for today in todays:
         request = requested(settings, next(ticks).astimezone(UTC))
         assert days_of_run(request.tags) == [today - timedelta(days=n) for n in (3, 2, 1)]
@@ -69,7 +75,7 @@ def test_what_it_asks_for_is_what_runs(pipeline: Pipeline, yesterday: date) -> N
     request = requested(
         settings, datetime.combine(settings.today(), time(1, 15), ZoneInfo(settings.time_zone)).astimezone(UTC)
     )
-    job = build_definitions(settings).resolve_job_def("daily_metrics")
+    job = build_definitions(settings).resolve_job_def(daily_metrics_job.name)
     result = job.execute_in_process(instance=pipeline.instance, tags=request.tags)
 
     assert result.success
@@ -77,4 +83,6 @@ def test_what_it_asks_for_is_what_runs(pipeline: Pipeline, yesterday: date) -> N
     assert {asset: pipeline.materialized(asset) for asset in ALL} == dict.fromkeys(ALL, days)
     collected = pipeline.sql("select asset, event_date from analytics.collected_days")
     assert set(collected) == {(asset, day) for asset in ALL for day in days}
-    assert len(result.get_asset_check_evaluations()) == len(CHECK_NAMES) * len(ALL) + len(LOGIN_CHECKS)
+    assert len(result.get_asset_check_evaluations()) == len(CHECK_NAMES) * len(ALL) + sum(
+        len(list(shared.check_specs)) for shared in (database_checks, login_checks)
+    )

@@ -21,7 +21,7 @@ from analytics_assets.days import bounds
 from analytics_assets.demo.activity import (
     CROWDS,
     PROCESSES,
-    _move_in,
+    _move_dumps,
     create_demo_app,
     missing_days,
     record_activity,
@@ -365,7 +365,7 @@ def test_dumps_of_an_earlier_attempt_go_also_those_of_more_processes(tmp_path: P
         for process in range(processes):
             (staging / str(process) / folder.name).mkdir(parents=True)
             (staging / str(process) / folder.name / f"{process:032}.ndjson").write_text(str(attempt))
-        _move_in(staging, folder)
+        _move_dumps(staging, folder)
         shutil.rmtree(staging)
         assert [dump.read_text() for dump in folder.iterdir()] == [str(attempt)] * processes
         names |= {dump.name for dump in folder.iterdir()}

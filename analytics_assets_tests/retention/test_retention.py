@@ -10,18 +10,19 @@ import sqlalchemy as sa
 
 from analytics_assets.contract import RETENTION_DAYS
 from analytics_assets.days import bounds, span
-from analytics_assets.defs.checks import AT_SOURCE, CHECK_NAMES
-from analytics_assets.retention.job import retention_sensor
-from analytics_assets.retention.sweep import BY_HAND, apply_retention
+from analytics_assets.defs.evaluation import AT_SOURCE, CHECK_NAMES
+from analytics_assets.defs.sensors import retention_sensor
+from analytics_assets.retention.sweep import MANUAL, apply_retention
 from analytics_assets.settings import Settings
-from analytics_assets.store.counts import open_store
+from analytics_assets.store import open_store
+from analytics_assets.store.counts import read_window
 from analytics_assets.store.setup import init_db
 from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.clock import noon_of, set_clock
 from analytics_assets_tests.support.database import admin_url
 from analytics_assets_tests.support.host import Host
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, checks, failures
-from analytics_assets_tests.support.retention import PLACES, collected, dagster, ledger
+from analytics_assets_tests.support.retention import TARGETS, collected, dagster, ledger
 
 
 def said_of(pipeline: Pipeline, day: date) -> list[str]:
@@ -44,15 +45,17 @@ def said_of(pipeline: Pipeline, day: date) -> list[str]:
     return [what for (what,) in found]
 
 
-def tick(pipeline: Pipeline) -> dg.RunRequest | dg.SkipReason:
-    """One evaluation of the sensor."""
-    context = dg.build_sensor_context(instance=pipeline.instance, resources={"settings": pipeline.settings})
+def tick(pipeline: Pipeline, cursor: str | None = None) -> tuple[dg.RunRequest | dg.SkipReason, str | None]:
+    """One evaluation of the sensor: its result, and the cursor that it leaves."""
+    context = dg.build_sensor_context(
+        instance=pipeline.instance, resources={"settings": pipeline.settings}, cursor=cursor
+    )
     result = retention_sensor(context)
     assert isinstance(result, dg.RunRequest | dg.SkipReason)
-    return result
+    return result, context.cursor
 
 
-def test_a_day_is_kept_for_180_days_and_then_leaves_every_place(
+def test_a_day_is_kept_for_180_days_and_then_leaves_every_target(
     pipeline: Pipeline, host: Host, yesterday: date
 ) -> None:
     settings = pipeline.settings
@@ -63,7 +66,7 @@ def test_a_day_is_kept_for_180_days_and_then_leaves_every_place(
     assert collected(pipeline) == set(days)
     today = settings.today()
     oldest = [days[0], days[0], days[0], days[0], yesterday, today, today, None]
-    assert ledger(pipeline) == {place: (0, 0, day) for place, day in zip(PLACES, oldest, strict=True)}
+    assert ledger(pipeline) == {target: (0, 0, day) for target, day in zip(TARGETS, oldest, strict=True)}
 
     # The oldest of the three is now 181 days old, the others 180 and 179.
     set_clock(settings, noon_of(settings, days[0] + timedelta(days=181)))
@@ -78,7 +81,7 @@ def test_a_day_is_kept_for_180_days_and_then_leaves_every_place(
 
     # Now everything is older, all runs included, so none must remove itself.
     set_clock(settings, noon_of(settings, yesterday + timedelta(days=400)))
-    _, reports = apply_retention(settings, pipeline.instance, BY_HAND)
+    _, reports = apply_retention(settings, pipeline.instance, MANUAL)
     assert not any(report.problem for report in reports)
     assert collected(pipeline) == set()
     for day in days:
@@ -97,17 +100,17 @@ def test_a_gap_of_thirty_days_without_any_run(pipeline: Pipeline, host: Host, ye
     for day in days[2:-3]:
         (settings.dump_dir / str(day)).mkdir()
     assert pipeline.run(ALL, days[0], days[-1]).success
-    assert isinstance(tick(pipeline), dg.SkipReason)
+    assert isinstance(tick(pipeline)[0], dg.SkipReason)
 
     set_clock(settings, noon_of(settings, days[-3] + timedelta(days=180)))
-    request = tick(pipeline)
+    request, _ = tick(pipeline)
     assert isinstance(request, dg.RunRequest)
     assert request.run_key == str(days[-3])
     assert request.run_config["ops"]["remove_expired_days"]["config"]["dry_run"] is False
     assert pipeline.retain().success
     assert collected(pipeline) == set(days[-3:])
     assert ledger(pipeline)["daily counts"][:2] == (30, 14)
-    skipped = tick(pipeline)
+    skipped, _ = tick(pipeline)
     assert isinstance(skipped, dg.SkipReason)
     assert skipped.skip_message == f"nothing is older than {days[-3]}, the first day that is kept"
 
@@ -146,9 +149,9 @@ def test_a_day_expires_at_local_midnight(settings: Settings, midnight: str, hour
     assert bounds(over, "Europe/Berlin") == (end - timedelta(hours=hours), end)
     with open_store(berlin) as store:
         set_clock(berlin, end - timedelta(microseconds=1))
-        assert store.window().first == over - timedelta(days=180)
+        assert read_window(store).first == over - timedelta(days=180)
         set_clock(berlin, end)
-        assert store.window().first == over - timedelta(days=179)
+        assert read_window(store).first == over - timedelta(days=179)
 
 
 def test_a_range_that_has_expired_in_part(pipeline: Pipeline, host: Host, yesterday: date) -> None:
@@ -212,29 +215,29 @@ def test_a_shorter_period_takes_effect_and_a_longer_one_revives_nothing(
         return replace(pipeline, settings=changed)
 
     shorter = keep(5)
-    assert isinstance(tick(shorter), dg.RunRequest)
+    assert isinstance(tick(shorter)[0], dg.RunRequest)
     assert shorter.retain().success
     assert collected(shorter) == set(days[-5:])
 
     longer = keep(RETENTION_DAYS)
-    assert isinstance(tick(longer), dg.SkipReason)
+    assert isinstance(tick(longer)[0], dg.SkipReason)
     refused = failures(longer.run(["event_signups"], days[0], days[-1]))["event_signups"]
     assert f"5 of 10 days were not stored:\\n- {days[0]} to {days[4]}: expired: the first day that is kept" in refused
     assert collected(longer) == set(days[-5:])
     # As time goes on, the longer period is reached again.
     set_clock(settings, noon_of(settings, days[5] + timedelta(days=180)))
     with open_store(longer.settings) as store:
-        assert store.window().first == days[5]
+        assert read_window(store).first == days[5]
 
 
 def test_shortening_and_lengthening_between_two_runs_revives_nothing_either(settings: Settings) -> None:
     for period in (3, RETENTION_DAYS, 30):
         init_db(admin_url(settings), replace(settings, retention_days=period))
         with open_store(replace(settings, retention_days=period)) as store:
-            assert store.window().first == settings.today() - timedelta(days=3)
+            assert read_window(store).first == settings.today() - timedelta(days=3)
 
 
-def test_the_sensor_runs_by_default_and_asks_for_the_same_run_until_the_day_is_gone(
+def test_the_sensor_runs_by_default_and_requests_one_run_per_cutoff(
     pipeline: Pipeline, host: Host, yesterday: date
 ) -> None:
     sensor = pipeline.definitions().get_repository_def().get_sensor_def(retention_sensor.name)
@@ -242,12 +245,38 @@ def test_the_sensor_runs_by_default_and_asks_for_the_same_run_until_the_day_is_g
     fill(host, pipeline.settings, [yesterday])
     assert pipeline.run(ALL, yesterday).success
     set_clock(pipeline.settings, noon_of(pipeline.settings, yesterday + timedelta(days=181)))
-    # Dagster launches one run a key: a second tick does nothing.
-    first, second = tick(pipeline), tick(pipeline)
+    cutoff = yesterday + timedelta(days=1)
+    # Dagster launches one run per key, so that a lost cursor launches no second one.
+    (first, cursor), (again, _) = tick(pipeline), tick(pipeline)
     assert isinstance(first, dg.RunRequest)
-    assert isinstance(second, dg.RunRequest)
-    assert first.run_key == second.run_key == str(yesterday + timedelta(days=1))
+    assert isinstance(again, dg.RunRequest)
+    assert first.run_key == again.run_key == cursor == str(cutoff)
+    assert isinstance(tick(pipeline, cursor)[0], dg.SkipReason)
     assert collected(pipeline) == {yesterday}, "looking removes nothing"
+    set_clock(pipeline.settings, noon_of(pipeline.settings, yesterday + timedelta(days=182)))
+    following, moved = tick(pipeline, cursor)
+    assert isinstance(following, dg.RunRequest)
+    assert following.run_key == moved == str(cutoff + timedelta(days=1))
+
+
+def test_a_tick_with_nothing_new_costs_one_query(pipeline: Pipeline) -> None:
+    asked: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        # The driver's own first questions are asked of the catalog.
+        if "analytics" in statement or "event_logs" in statement:
+            asked.append(statement)
+
+    _, cursor = tick(pipeline)
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        tick(pipeline, cursor)
+        once = len(asked)
+        tick(pipeline)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    assert once == 1
+    assert len(asked) > 2, "a tick with a new cut-off asks every target"
 
 
 def test_the_writer_can_neither_lose_a_day_that_is_kept_nor_keep_one_that_has_expired(

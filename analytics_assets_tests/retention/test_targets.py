@@ -1,4 +1,4 @@
-"""Each place that keeps days: an old one is noticed, removed and read back; trouble in one does not keep the others."""
+"""Each retention target: an expired day is found, removed and read back; a failure at one does not stop the others."""
 
 import multiprocessing
 import os
@@ -16,22 +16,24 @@ import pytest
 import sqlalchemy as sa
 
 from analytics_assets.database import DatabaseError, UnreachableError
-from analytics_assets.defs.checks import NOTHING_OLDER
+from analytics_assets.defs.checks import NO_EXPIRED_DAYS, check_expired_days
+from analytics_assets.defs.jobs import retention_job
 from analytics_assets.local.server import dagster_instance
 from analytics_assets.retention.event_log import EventLogStorage
-from analytics_assets.retention.job import nothing_older_result
-from analytics_assets.retention.sweep import BY_HAND, WITHOUT_DAYS, apply_retention, preview, registry, sweep
-from analytics_assets.retention.targets import Amount, Files, Place
+from analytics_assets.retention.sweep import EXEMPT, MANUAL, apply_retention, preview, registry, sweep
+from analytics_assets.retention.targets import Amount, Files, RetentionTarget
 from analytics_assets.settings import Settings
-from analytics_assets.store.counts import open_store
+from analytics_assets.store import open_store
+from analytics_assets.store.counts import read_window
+from analytics_assets.store.expiry import list_partitioned_days, summarize_collected
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.clock import noon_of, set_clock
 from analytics_assets_tests.support.database import as_superuser
 from analytics_assets_tests.support.host import Host
-from analytics_assets_tests.support.pipeline import ALL, Pipeline, checks, failures
+from analytics_assets_tests.support.pipeline import ALL, LEDGER, Pipeline, checks, failures, run_check
 from analytics_assets_tests.support.processes import SPAWN
-from analytics_assets_tests.support.retention import PLACES, collected, dagster, ledger
+from analytics_assets_tests.support.retention import TARGETS, collected, dagster, ledger
 
 Put = Callable[[Pipeline, datetime], None]
 
@@ -104,7 +106,7 @@ def old_evaluation(pipeline: Pipeline, noon: datetime) -> None:
 
 
 def old_run(pipeline: Pipeline, noon: datetime) -> None:
-    run = pipeline.instance.create_run_for_job(pipeline.definitions().resolve_job_def("daily_metrics"))
+    run = pipeline.instance.create_run_for_job(pipeline.definitions().resolve_job_def(retention_job.name))
     dagster(pipeline, "update runs set create_timestamp = :noon where run_id = :id", noon=noon, id=run.run_id)
 
 
@@ -164,34 +166,34 @@ EXPIRED: list[tuple[Put, str]] = [
 ]
 
 
-def test_every_place_is_made_to_hold_an_old_day() -> None:
-    assert list(dict.fromkeys(place for _, place in EXPIRED)) == PLACES
+def test_every_target_is_made_to_hold_an_old_day() -> None:
+    assert list(dict.fromkeys(target for _, target in EXPIRED)) == TARGETS
 
 
-@pytest.mark.parametrize(("put", "place"), EXPIRED, ids=[put.__name__ for put, _ in EXPIRED])
-def test_what_is_older_is_found_removed_and_read_back(pipeline: Pipeline, put: Put, place: str) -> None:
+@pytest.mark.parametrize(("put", "target"), EXPIRED, ids=[put.__name__ for put, _ in EXPIRED])
+def test_what_is_older_is_found_removed_and_read_back(pipeline: Pipeline, put: Put, target: str) -> None:
     settings = pipeline.settings
     last_kept = noon_of(settings, settings.today() - timedelta(days=180))
     with open_store(settings) as store:
 
         def check() -> dg.AssetCheckResult:
-            return nothing_older_result(settings, store, pipeline.instance)
+            return check_expired_days(store, pipeline.instance)
 
         put(pipeline, last_kept - timedelta(days=3))
         failed = check()
         assert not failed.passed
-        assert f"- {place}: the oldest day is 3 days older than the first one that is kept" in (
+        assert f"- {target}: the oldest day is 3 days older than the first one that is kept" in (
             failed.description or ""
         )
         assert "`retention_sensor` removes" in (failed.description or "")
 
-        _, before = apply_retention(settings, pipeline.instance, BY_HAND, dry_run=True)
-        would = {report.place: report.expired for report in before}
-        assert would[place].days == 1
+        _, before = apply_retention(settings, pipeline.instance, MANUAL, dry_run=True)
+        would = {report.target: report.expired for report in before}
+        assert would[target].days == 1
         assert not check().passed, "only looked"
-        _, after = apply_retention(settings, pipeline.instance, BY_HAND)
-        assert {report.place: report.expired for report in after} == would
-        assert [report.problem for report in after] == [""] * len(PLACES)
+        _, after = apply_retention(settings, pipeline.instance, MANUAL)
+        assert {report.target: report.expired for report in after} == would
+        assert [report.problem for report in after] == [""] * len(TARGETS)
         assert check().passed
         assert dagster(pipeline, "select * from backfill_tags") == []
         assert settings.data_dir.is_dir(), "links are not followed"
@@ -203,9 +205,9 @@ def test_what_is_of_the_last_day_that_is_kept_stays(pipeline: Pipeline, put: Put
     first = settings.today() - timedelta(days=180)
     midnight = noon_of(settings, first) - timedelta(hours=12)
     put(pipeline, midnight)
-    (place,) = {place for each, place in EXPIRED if each is put}
-    _, reports = apply_retention(settings, pipeline.instance, BY_HAND)
-    assert {report.place: (report.expired, report.oldest) for report in reports}[place] == (Amount(0, 0), first)
+    (target,) = {target for each, target in EXPIRED if each is put}
+    _, reports = apply_retention(settings, pipeline.instance, MANUAL)
+    assert {report.target: (report.expired, report.oldest) for report in reports}[target] == (Amount(0, 0), first)
 
 
 @pytest.mark.parametrize("put", [old_stray_file, old_log])
@@ -213,9 +215,9 @@ def test_a_file_of_the_last_moment_before_goes(pipeline: Pipeline, put: Put) -> 
     settings = pipeline.settings
     first = settings.today() - timedelta(days=180)
     put(pipeline, noon_of(settings, first) - timedelta(hours=12, microseconds=1))
-    (place,) = {place for each, place in EXPIRED if each is put}
-    _, reports = apply_retention(settings, pipeline.instance, BY_HAND)
-    assert {report.place: report.expired for report in reports}[place] == Amount(1, 1)
+    (target,) = {target for each, target in EXPIRED if each is put}
+    _, reports = apply_retention(settings, pipeline.instance, MANUAL)
+    assert {report.target: report.expired for report in reports}[target] == Amount(1, 1)
 
 
 def test_a_dump_folder_that_is_not_one_keeps_everything_and_is_named(pipeline: Pipeline) -> None:
@@ -224,19 +226,18 @@ def test_a_dump_folder_that_is_not_one_keeps_everything_and_is_named(pipeline: P
     old_dumps(pipeline, long_ago)
     _age(settings.dump_dir / "canary" / "base" / "2619", long_ago)
     before = sorted(settings.dump_dir.rglob("*"))
-    _, reports = apply_retention(settings, pipeline.instance, BY_HAND)
-    assert {report.place: report.problem for report in reports if report.problem} == {
-        "counter dumps": "there is a folder in it that is no day: move that away, or name the right folder"
+    _, reports = apply_retention(settings, pipeline.instance, MANUAL)
+    assert {report.target: report.problem for report in reports if report.problem} == {
+        "counter dumps": "it has a folder that is not a day: move that away, or name the right folder"
     }
     assert sorted(settings.dump_dir.rglob("*")) == before
 
 
 def test_a_partition_of_something_else_than_a_day_is_found(pipeline: Pipeline) -> None:
     as_superuser(pipeline.settings, "create table analytics.rest partition of analytics.daily_response_counts default")
-    _, reports = apply_retention(pipeline.settings, pipeline.instance, BY_HAND)
+    _, reports = apply_retention(pipeline.settings, pipeline.instance, MANUAL)
     assert reports[0].problem.startswith("a table of counts has a partition that is not one day")
-    found = checks(pipeline, pipeline.run(["event_signups"], pipeline.settings.today() - timedelta(days=1)), ALL[0])
-    assert not found[NOTHING_OLDER].passed
+    assert not run_check(pipeline, LEDGER, NO_EXPIRED_DAYS).passed
 
 
 def test_dagsters_database_out_of_reach_does_not_keep_the_others(pipeline: Pipeline) -> None:
@@ -248,9 +249,9 @@ def test_dagsters_database_out_of_reach_does_not_keep_the_others(pipeline: Pipel
     with dagster_instance(settings) as instance:
         broken = EventLogStorage(away, should_autocreate_tables=False)
         instance._event_storage = broken
-        _, reports = apply_retention(settings, instance, BY_HAND)
+        _, reports = apply_retention(settings, instance, MANUAL)
         broken.dispose()
-    problems = {report.place: report.problem for report in reports if report.problem}
+    problems = {report.target: report.problem for report in reports if report.problem}
     assert problems.keys() == {"partition records", "check evaluations", "runs", "ticks"}
     assert all("the database of DAGSTER_POSTGRES_URL cannot be reached" in problem for problem in problems.values())
     assert list(settings.dump_dir.iterdir()) == []
@@ -265,8 +266,7 @@ def test_an_expired_day_that_is_asked_for_leaves_no_record(pipeline: Pipeline, y
     set_clock(pipeline.settings, noon_of(pipeline.settings, yesterday + timedelta(days=180)))
     for days in ([yesterday - timedelta(days=2)], [yesterday - timedelta(days=2), yesterday]):
         assert "expired" in failures(pipeline.run(["event_signups"], days[0], days[-1]))["event_signups"]
-        other = pipeline.run(["consent_changes"], yesterday)
-        assert checks(pipeline, other, "consent_changes")[NOTHING_OLDER].passed
+        assert run_check(pipeline, LEDGER, NO_EXPIRED_DAYS).passed
 
 
 def test_what_a_wipe_records_goes_with_the_days_that_it_names(pipeline: Pipeline, yesterday: date) -> None:
@@ -296,7 +296,7 @@ def test_an_evaluation_goes_with_the_last_day_of_its_run(pipeline: Pipeline, yes
 
 
 class Broken:
-    """A place that cannot be reached."""
+    """A target that cannot be reached."""
 
     name = "broken"
     covers = ()
@@ -321,16 +321,16 @@ class Broken:
         (PermissionError(13, "no", "canary"), "a file or folder cannot be read or removed: PermissionError"),
     ],
 )
-def test_trouble_in_one_place_does_not_keep_the_others(pipeline: Pipeline, error: Exception, text: str) -> None:
+def test_a_failure_at_one_target_does_not_stop_the_others(pipeline: Pipeline, error: Exception, text: str) -> None:
     settings = pipeline.settings
     old_dumps(pipeline, noon_of(settings, settings.today() - timedelta(days=190)))
     with open_store(settings) as store:
-        places: list[Place] = [Broken(error), *registry(settings, store, pipeline.instance)]
-        broken, *others = sweep(places, store.window().first, store, BY_HAND)
+        targets: list[RetentionTarget] = [Broken(error), *registry(store, pipeline.instance)]
+        broken, *others = sweep(targets, read_window(store).first, store, MANUAL)
     assert broken.problem == text
-    assert [report.problem for report in others] == [""] * len(PLACES)
+    assert [report.problem for report in others] == [""] * len(TARGETS)
     assert list(settings.dump_dir.iterdir()) == []
-    assert sorted(ledger(pipeline)) == sorted(PLACES), "what was not done is not claimed"
+    assert sorted(ledger(pipeline)) == sorted(TARGETS), "what was not done is not claimed"
 
 
 @contextmanager
@@ -356,11 +356,11 @@ def test_a_folder_that_may_not_be_emptied_is_reported_without_its_path(pipeline:
         folder.chmod(0o555)
     settings.data_dir.chmod(0o755)
     with open_store(settings) as store:
-        places = registry(settings, store, pipeline.instance)
-        preview(places, date.min)  # connects while it may
+        targets = registry(store, pipeline.instance)
+        preview(targets, date.min)  # connects while it may
         with without_root():
-            reports = sweep(places, store.window().first, store, BY_HAND)
-    problems = {report.place: report.problem for report in reports if report.problem}
+            reports = sweep(targets, read_window(store).first, store, MANUAL)
+    problems = {report.target: report.problem for report in reports if report.problem}
     assert problems == {"counter dumps": "a file or folder cannot be read or removed: PermissionError"}
     assert ledger(pipeline)["collected days"][:2] == (1, 1)
     settings.dump_dir.chmod(0o755)
@@ -395,10 +395,9 @@ def test_a_run_that_leaves_something_fails_and_says_where(pipeline: Pipeline) ->
     assert not result.success
     assert len([event for event in result.all_events if event.event_type_value == "STEP_RESTARTED"]) == 3
     failure = failures(result)["remove_expired_days"]
-    assert "not everything that has expired was removed" in failure
-    assert "- daily counts: something that has expired is still there" in failure
-    found = checks(pipeline, pipeline.run(["event_signups"], settings.today() - timedelta(days=1)), "event_signups")
-    assert not found[NOTHING_OLDER].passed
+    assert "not every expired day was removed" in failure
+    assert "- daily counts: an expired day is still there" in failure
+    assert not run_check(pipeline, LEDGER, NO_EXPIRED_DAYS).passed
 
 
 def test_whoever_keeps_a_table_open_makes_the_drop_fail_and_is_not_in_the_way_of_others(pipeline: Pipeline) -> None:
@@ -410,19 +409,19 @@ def test_whoever_keeps_a_table_open_makes_the_drop_fail_and_is_not_in_the_way_of
     engine = sa.create_engine(settings.database_url)
     with engine.connect() as reader:
         reader.execute(sa.text("select count(*) from analytics.daily_event_counts"))
-        _, reports = apply_retention(settings, pipeline.instance, BY_HAND)
+        _, reports = apply_retention(settings, pipeline.instance, MANUAL)
         assert reports[0].problem == "dropping the partition of a day: LockNotAvailable (SQLSTATE 55P03)"
-        assert {report.place: report.problem for report in reports[1:] if report.problem} == {
-            "collected days": "something that has expired is still there"  # it says how much there is to drop
+        assert {report.target: report.problem for report in reports[1:] if report.problem} == {
+            "collected days": "an expired day is still there"  # it says how much there is to drop
         }
     engine.dispose()
-    _, reports = apply_retention(settings, pipeline.instance, BY_HAND)
+    _, reports = apply_retention(settings, pipeline.instance, MANUAL)
     assert reports[0].expired == (1, 1)
 
 
 def _apply(settings: Settings) -> None:
     with dagster_instance(settings) as instance:
-        apply_retention(settings, instance, BY_HAND)
+        apply_retention(settings, instance, MANUAL)
 
 
 def test_killed_during_removal_and_finished_by_the_next_run(pipeline: Pipeline, host: Host, yesterday: date) -> None:
@@ -446,8 +445,8 @@ def test_killed_during_removal_and_finished_by_the_next_run(pipeline: Pipeline, 
     _until(lambda: not _waiting(engine), None)
     engine.dispose()
     with open_store(settings) as store:
-        assert store.partitioned_days() == days[2:]
-        assert store.collected_before(date.min)[2] == days[0]
+        assert list_partitioned_days(store) == days[2:]
+        assert summarize_collected(store, date.min)[2] == days[0]
 
     assert pipeline.retain().success
     assert collected(pipeline) == {days[-1]}
@@ -476,7 +475,7 @@ def _until(condition: Callable[[], bool], process: multiprocessing.process.BaseP
 
 def test_an_event_log_that_cannot_forget_is_named_with_the_way_out(settings: Settings) -> None:
     with dg.DagsterInstance.ephemeral() as instance, open_store(settings) as store:
-        result = nothing_older_result(settings, store, instance)
+        result = check_expired_days(store, instance)
     assert not result.passed
     assert "Dagster's event log cannot forget days: start Dagster with the project's dagster.yaml" in (
         result.description or ""
@@ -492,7 +491,7 @@ def test_a_folder_that_does_not_exist_keeps_nothing(tmp_path: Path) -> None:
 # --- what is registered
 
 
-def places_there_are(pipeline: Pipeline) -> set[str]:
+def live_places(pipeline: Pipeline) -> set[str]:
     """Relations of our schema and of Dagster's database, and parts of the data folder."""
     relations = (
         "select relname from pg_class c where relnamespace = cast(:schema as regnamespace)"
@@ -507,13 +506,13 @@ def places_there_are(pipeline: Pipeline) -> set[str]:
 
 def registered(pipeline: Pipeline) -> set[str]:
     with open_store(pipeline.settings) as store:
-        places = registry(pipeline.settings, store, pipeline.instance)
-    return {name for place in places for name in place.covers} | WITHOUT_DAYS.keys()
+        targets = registry(store, pipeline.instance)
+    return {name for target in targets for name in target.covers} | EXEMPT.keys()
 
 
-def test_every_place_is_registered(pipeline: Pipeline, yesterday: date) -> None:
+def test_everything_that_keeps_days_is_registered(pipeline: Pipeline, yesterday: date) -> None:
     assert pipeline.run(ALL, yesterday).success
-    there = places_there_are(pipeline)
+    there = live_places(pipeline)
     assert there <= registered(pipeline)
     in_databases = {name for name in registered(pipeline) if not name.startswith("data/")}
     assert in_databases <= there, "what is registered exists"
@@ -532,8 +531,8 @@ def test_every_place_is_registered(pipeline: Pipeline, yesterday: date) -> None:
         (lambda p: (p.settings.data_dir / "dagster/cache").mkdir(), "data/dagster/cache"),
     ],
 )
-def test_a_new_place_that_nobody_has_registered_is_found(
+def test_something_new_that_nobody_has_registered_is_found(
     pipeline: Pipeline, make: Callable[[Pipeline], Any], name: str
 ) -> None:
     make(pipeline)
-    assert places_there_are(pipeline) - registered(pipeline) == {name}
+    assert live_places(pipeline) - registered(pipeline) == {name}

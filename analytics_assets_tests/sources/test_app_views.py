@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from analytics_assets.contract import EVENT_ID, SOURCE, metric
 from analytics_assets.database import DatabaseError
 from analytics_assets.settings import Settings, SettingsError
-from analytics_assets.sources import SourceRefusedError
+from analytics_assets.sources import OriginRefusedError
 from analytics_assets.sources.app_views import open_view
 from analytics_assets_tests.support.host import Host, moments
 from analytics_assets_tests.support.pipeline import Pipeline, everything_said, failures, gate
@@ -38,7 +38,7 @@ def replace_view(host: Host, columns: str, rest: str = " from signups") -> None:
 
 
 def refusal_of(settings: Settings, name: str = "event_signups") -> str:
-    with pytest.raises(SourceRefusedError) as refusal, open_view(metric(name), settings):
+    with pytest.raises(OriginRefusedError) as refusal, open_view(metric(name), settings):
         pass
     return str(refusal.value)
 
@@ -68,12 +68,12 @@ def leaked(
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
-        ("event_id, occurred_at, source, email", "email is a column too many; leave it out"),
-        ("event_id, occurred_at, source, true as turned_on", "turned_on is a column too many"),
+        ("event_id, occurred_at, source, email", "email is an unexpected column; remove it"),
+        ("event_id, occurred_at, source, true as turned_on", "turned_on is an unexpected column"),
         ("event_id, occurred_at", "source is a missing column"),
         ("event_id as event, occurred_at, source", "event_id is a missing column"),
         ("event_id, occurred_at::timestamp as occurred_at, source", "occurred_at has type timestamp without time zone"),
-        ("event_id, occurred_at::date as occurred_at, source", "expected is timestamp with time zone"),
+        ("event_id, occurred_at::date as occurred_at, source", "expected: timestamp with time zone"),
         ("event_id, occurred_at, 1 as source", "source has type integer"),
         ("1.5 as event_id, occurred_at, source", "event_id has type numeric"),
         ("to_jsonb(event_id) as event_id, occurred_at, source", "event_id has type jsonb"),
@@ -98,7 +98,9 @@ def test_the_view_behind_these_refusals_cannot_be_read(host: Host, reading: Sett
 def test_every_fault_is_named_at_once(host: Host, reading: Settings) -> None:
     replace_view(host, "event_id, 7 as source, email", UNREADABLE)
     said = refusal_of(reading)
-    assert all(text in said for text in ("email is a column too many", "occurred_at is a missing", "source has type"))
+    assert all(
+        text in said for text in ("email is an unexpected column", "occurred_at is a missing", "source has type")
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,16 +108,16 @@ def test_every_fault_is_named_at_once(host: Host, reading: Settings) -> None:
     [
         (
             "drop view analytics_source.signups",
-            "is missing, or is no view; create one with the columns event_id, occurred_at, source",
+            "is missing or is not a view; create it with the columns event_id, occurred_at, source",
         ),
-        ("drop schema analytics_source cascade", "is missing, or is no view; create one with the columns event_id"),
+        ("drop schema analytics_source cascade", "is missing or is not a view; create it with the columns event_id"),
         (
             "revoke select on analytics_source.signups from analytics_source_reader",
-            "may not be read: grant usage on its schema",
+            "cannot be read; grant usage on its schema",
         ),
         (
             "revoke usage on schema analytics_source from analytics_source_reader",
-            "may not be read: grant usage on its schema",
+            "cannot be read; grant usage on its schema",
         ),
     ],
 )
@@ -128,7 +130,7 @@ def test_a_table_is_no_view(host: Host, reading: Settings) -> None:
     host.sql("drop view analytics_source.signups")
     host.sql("create table analytics_source.signups as select event_id, occurred_at, source from public.signups")
     host.sql(f"grant select on analytics_source.signups to {READER}")
-    assert "is missing, or is no view; create one" in refusal_of(reading)
+    assert "is missing or is not a view; create it" in refusal_of(reading)
 
 
 def test_a_materialized_view_is_one(host: Host, reading: Settings, yesterday: date) -> None:
@@ -168,7 +170,7 @@ def test_a_refused_view_fails_its_own_metric_only(
     assert set(failures(result)) == {"event_signups"}
     assert "refused before a row was read" in failures(result)["event_signups"]
     assert not gate(pipeline, result, "event_signups").passed
-    assert "email is a column too many" in (gate(pipeline, result, "event_signups").description or "")
+    assert "email is an unexpected column" in (gate(pipeline, result, "event_signups").description or "")
     assert {event.asset_key for event in result.get_asset_materialization_events()} == {
         dg.AssetKey("profile_visibility_toggles")
     }

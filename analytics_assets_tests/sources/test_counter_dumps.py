@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from analytics_assets.contract import COUNT, EVENT_DATE, EVENT_ID, MAX_COUNT, STATUS_CODE, metric
 from analytics_assets.guard import row_violations
 from analytics_assets.settings import Settings
-from analytics_assets.sources import SourceRefusedError
+from analytics_assets.sources import OriginRefusedError
 from analytics_assets.sources.counter_dumps import UNREADABLE, open_dumps, read_day
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.host import Host, moments
@@ -438,7 +438,7 @@ def test_no_file_is_too_strange(folder: Path, content: bytes, end: bytes) -> Non
         with open_dumps(fed, replace(Settings.from_env({}), dump_dir=folder)) as source:
             try:
                 at_source = source.total(DAY)
-            except SourceRefusedError as error:
+            except OriginRefusedError as error:
                 refusals.append(str(error))
             else:
                 assert read.problems or at_source == sum(row["count"] for row in read.rows)

@@ -130,7 +130,7 @@ ROWS = {
     "analytics.daily_event_counts": "values ('{day}', 'event_signup', '7', 'web', 1)",
     "analytics.daily_response_counts": "values ('{day}', 'GET /', 200, 1)",
     "analytics.collected_days": "values ('event_signups', '{day}', 0, now())",
-    "analytics.retention_ledger": "(run_id, cutoff, store, days, rows) values ('x', '{day}', 'x', 0, 0)",
+    "analytics.retention_ledger": "(run_id, cutoff, target, days, rows) values ('x', '{day}', 'x', 0, 0)",
 }
 CALLS = {
     "analytics.create_day(date)": "analytics.create_day('{day}')",

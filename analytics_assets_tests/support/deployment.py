@@ -1,6 +1,7 @@
 """docs/deployment.md carried out below a folder: every block of it, with other paths and ports, on real programs.
 
 What would change the machine (users, systemd, a download) is replaced by a program of that name that notes its call.
+pip installs from wheels of the packages that the tests themselves run with.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -34,8 +36,10 @@ _FOLDERS = ("/etc/", "/srv/", "/var/", "/usr/local/")
 _STUBS = {
     "sudo": 'while :; do case "$1" in -u) user=$2; shift 2;; --preserve-env*) shift;; *) break;; esac; done\n'
     '[ "$user" != postgres ] || export PGUSER=postgres\nexec "$@"',
-    "git": '[ "$1" != clone ] || exec ln -s "$ROOT" "${@: -1}"',
-    "make": "",
+    # A folder of its own, or the page's environment would be the one that the tests run in.
+    "git": '[ "$1" != clone ] || { mkdir "${@: -1}" && cd "$ROOT" && '
+    'ln -s "$PWD"/{analytics_assets,pyproject.toml,README.md,requirements.lock,dagster.yaml} "${@: -1}"; }',
+    "python3": 'exec "$PYTHON" "$@"',
     "useradd": "",
     "systemctl": "",
 }
@@ -104,6 +108,12 @@ class Deployment:
             "PGHOST": str(self.server.query["host"]),
             "CALLS": str(self.folder / "calls"),
             "ROOT": str(ROOT),
+            "PYTHON": sys.executable,
+            # pip finds what is locked in a folder, asks no network, and leaves compiling to the first import.
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(self.folder / "wheels"),
+            "PIP_NO_COMPILE": "0",
         }
 
     def run(self, block: str) -> str:

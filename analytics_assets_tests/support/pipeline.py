@@ -13,13 +13,15 @@ import sqlalchemy as sa
 
 from analytics_assets.contract import METRICS, metric
 from analytics_assets.definitions import build_definitions
-from analytics_assets.defs.checks import AT_SOURCE
+from analytics_assets.defs.checks import LEDGER_KEY
+from analytics_assets.defs.evaluation import AT_SOURCE
+from analytics_assets.defs.jobs import RetentionConfig, remove_expired_days, retention_job
 from analytics_assets.defs.partitions import range_tags
 from analytics_assets.local.server import dagster_instance
-from analytics_assets.retention.job import RetentionConfig, remove_expired_days, retention_job
 from analytics_assets.settings import Settings
 
 ALL = [m.asset for m in METRICS]
+LEDGER = LEDGER_KEY.to_user_string()
 EVENT_FED = [m.asset for m in METRICS if m.table == "daily_event_counts"]
 
 
@@ -110,13 +112,20 @@ def gate(pipeline: Pipeline, result: dg.ExecuteInProcessResult, asset: str) -> d
 
 def run_check(pipeline: Pipeline, asset: str, name: str) -> dg.AssetCheckEvaluation:
     """Execute one check by itself, as the UI does: no partition, no materialization."""
-    selection = dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey(asset), name))
-    job = dg.Definitions(jobs=[dg.define_asset_job("one_check", selection)])
-    definitions = dg.Definitions.merge(build_definitions(pipeline.settings), job)
-    result = definitions.resolve_job_def("one_check").execute_in_process(instance=pipeline.instance)
-    assert not result.get_asset_materialization_events()
-    (evaluation,) = result.get_asset_check_evaluations()
+    key = dg.AssetCheckKey(dg.AssetKey(asset.split("/")), name)
+    (evaluation,) = run_checks(pipeline, dg.AssetSelection.checks(key)).get_asset_check_evaluations()
     return evaluation
+
+
+def run_checks(
+    pipeline: Pipeline, selection: dg.AssetSelection, *, raise_on_error: bool = True
+) -> dg.ExecuteInProcessResult:
+    """Execute checks, and nothing else."""
+    definitions = build_definitions(pipeline.settings, jobs=[dg.define_asset_job("checks", selection)])
+    job = definitions.resolve_job_def("checks")
+    result = job.execute_in_process(instance=pipeline.instance, raise_on_error=raise_on_error)
+    assert not result.get_asset_materialization_events()
+    return result
 
 
 def failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:

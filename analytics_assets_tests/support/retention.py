@@ -1,4 +1,4 @@
-"""What every place that keeps days has of them, and what the ledger says about their removal."""
+"""What every retention target keeps, and what the ledger says about its removal."""
 
 from datetime import date
 from typing import Any
@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from analytics_assets.contract import TABLES
 from analytics_assets_tests.support.pipeline import ALL, Pipeline
 
-PLACES = [
+TARGETS = [
     "daily counts",
     "collected days",
     "counter dumps",
@@ -21,7 +21,7 @@ PLACES = [
 
 
 def collected(pipeline: Pipeline) -> set[date]:
-    """The days that are there, which every place agrees on."""
+    """The days that are there, which every target agrees on."""
     names = [name for (name,) in pipeline.sql("select relname from pg_class where relispartition and relkind = 'r'")]
     found = {date.fromisoformat(name[-8:]) for name in names}
     assert sorted(names) == sorted(f"{table}_{day:%Y%m%d}" for table in TABLES for day in found)
@@ -45,10 +45,10 @@ def dagster(pipeline: Pipeline, query: str, **parameters: object) -> list[Any]:
 
 
 def ledger(pipeline: Pipeline) -> dict[str, tuple[int, int, date | None]]:
-    """Place -> days, rows and oldest day that is left, of the newest run."""
+    """Target -> days, rows and oldest day that is left, of the newest run."""
     rows = pipeline.sql(
-        "select store, sum(days)::int, sum(rows)::int, (array_agg(oldest_remaining order by id desc))[1]"
+        "select target, sum(days)::int, sum(rows)::int, (array_agg(oldest_remaining order by id desc))[1]"
         " from analytics.retention_ledger"
-        " where run_id = (select run_id from analytics.retention_ledger order by id desc limit 1) group by store"
+        " where run_id = (select run_id from analytics.retention_ledger order by id desc limit 1) group by target"
     )
-    return {store: (days, number, oldest) for store, days, number, oldest in rows}
+    return {target: (days, number, oldest) for target, days, number, oldest in rows}

@@ -99,7 +99,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"times": NUMBER}, "directory_searches: count must be a whole number from 1 to"),
     ({"times": NUMBER**1000}, "directory_searches: count must be a whole number from 1 to"),
     ({"event_id": CANARY, "source": CANARY}, "event_id must .*; source must be"),
-    ({"event_name": "http_response"}, "endpoint_error_rates: event_id is no field of this metric"),
+    ({"event_name": "http_response"}, "endpoint_error_rates: event_id is not a field of this metric"),
 ]
 
 
@@ -312,8 +312,8 @@ def test_memory_does_not_grow_with_what_is_over_the_cap(tmp_path: Path) -> None:
             telemetry.count_response("GET", f"/r{number}", 200)
             telemetry.count_response("GET", f"/{CANARY}{number}", 200)
             telemetry.count(f"{CANARY}{number}")
-        assert len(telemetry._seen) == 10
-        assert len(telemetry._lines) == 11
+        assert len(telemetry._line_of_key) == 10
+        assert len(telemetry._line_of_row) == 11
 
 
 def test_nothing_is_counted_inside_do_not_count_and_everything_after_it(tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ class Server:
 def play(folder: str, seed: int, exact: bool) -> None:
     """One round, in a process of its own."""
     # On a busy machine a thread may wait for long, which is no subject here; switching often is.
-    counters._PATIENCE_SECONDS = 100.0  # type: ignore[misc]
+    counters._LOCK_SECONDS = 100.0  # type: ignore[misc]
     sys.setswitchinterval(1e-5)
     server = Server(Path(folder), seed, exact)
     words, rng = server.ledger.words, server.rng

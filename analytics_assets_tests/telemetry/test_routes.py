@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from analytics_assets.contract import ENDPOINT, METHODS, OTHER
 from analytics_assets.guard import obeys
 from analytics_assets.telemetry import routes
-from analytics_assets.telemetry.routes import StarletteRoutes, django_route, flask_route, legal
+from analytics_assets.telemetry.routes import StarletteRoutes, django_route, flask_route, normalize_template
 
 
 def of_django(route: str, language: str | None = None) -> str | None:
@@ -166,14 +166,14 @@ REGEX = st.recursive(
 @example("/1" * 100)
 @example("/%canary@example.org?q=1#x")
 def test_whatever_an_application_declares_is_a_template_or_none(text: str) -> None:
-    for find in (legal, of_django, of_flask, lambda route: of_django(f"de/{route}", "de")):
+    for find in (normalize_template, of_django, of_flask, lambda route: of_django(f"de/{route}", "de")):
         assert is_allowed(find(text))
 
 
 # Pathological patterns are compiled at most once a route, but once must end.
 @pytest.mark.parametrize("scrap", ["(", "[", "<", "{", "(?:", "\\", "<a(", "[^]", "a|", "{1}", "/1"])
 def test_a_long_pattern_takes_no_more_than_its_length_squared(scrap: str) -> None:
-    for find in (legal, routes._of_flask, lambda route: routes._of_django("", route)):
+    for find in (normalize_template, routes._flask_template, lambda route: routes._django_template("", route)):
         assert is_allowed(find(scrap * (300 if scrap == "(?:" else 3000)))
 
 
@@ -193,7 +193,7 @@ def test_an_ordinary_route_keeps_its_segments(segments: list[str], slash: bool) 
     template = "/" + "/".join(map(kept, segments)) + "/" * slash
     assert of_django(route) == template
     assert of_flask(f"/{route}") == template
-    assert legal("/" + re.sub("<(.*?)>", r"{\1}", route)) == template
+    assert normalize_template("/" + re.sub("<(.*?)>", r"{\1}", route)) == template
 
 
 class Endpoint:
@@ -243,7 +243,7 @@ def test_whatever_is_mounted_in_whatever_has_a_template_or_none(mounts: list[Any
 def test_the_routes_of_an_application_that_makes_its_endpoints_as_it_goes_are_bounded() -> None:
     kept = object()
     router, found = SimpleNamespace(routes=[SimpleNamespace(path_format="/kept", endpoint=kept)]), StarletteRoutes()
-    for _ in range(3 * routes._MANY):
+    for _ in range(3 * routes._CACHE_SIZE):
         assert found.template({"router": router, "endpoint": object(), "path": "/canary"}) is None
-    assert len(found._found) < 2 * routes._MANY
+    assert len(found._entries) < 2 * routes._CACHE_SIZE
     assert found.template({"router": router, "endpoint": kept, "path": "/canary"}) == "/kept"

@@ -109,8 +109,8 @@ def in_a_process(scenario: Callable[[Path, str], None], folder: Path, trouble: s
 
 def prepare(scenario: Callable[[Path, str], None], folder: str, trouble: str) -> None:
     """In the process: waits are short, and the log's minute does not end."""
-    counters._LOOK_SECONDS = 0.05  # type: ignore[misc]
-    counters._PATIENCE_SECONDS = 0.001  # type: ignore[misc]
+    counters._RETRY_SECONDS = 0.05  # type: ignore[misc]
+    counters._LOCK_SECONDS = 0.001  # type: ignore[misc]
     counters._LOG_SECONDS = 1e9  # type: ignore[misc]
     scenario(Path(folder), trouble)
 
@@ -375,7 +375,7 @@ def removed_under_load(folder: Path, _: str) -> None:
             host.telemetry.count("directory_searched", event_id=FIRST_ID + calls[slot] % 50)
             calls[slot] += 1
 
-    counters._PATIENCE_SECONDS = 60.0  # type: ignore[misc]  # a busy machine is another trouble
+    counters._LOCK_SECONDS = 60.0  # type: ignore[misc]  # a busy machine is another trouble
     threads = [threading.Thread(target=work, args=(slot,)) for slot in range(len(calls))]
     for thread in threads:
         thread.start()
@@ -433,7 +433,7 @@ def test_a_signal_handler_that_counts_inside_a_count_is_not_waited_for_forever(t
 
 
 def interrupted_anywhere(folder: Path, _: str) -> None:
-    counters._PATIENCE_SECONDS = 0.0  # type: ignore[misc]
+    counters._LOCK_SECONDS = 0.0  # type: ignore[misc]
     host = Host(folder / CANARY, max_keys=100)
     handled = outside = 0
 
@@ -482,7 +482,7 @@ def test_behind_a_hanging_writer_a_call_returns_and_is_dropped(host: Host, monke
         returned.set()
 
     monkeypatch.setattr(counters, "DumpFile", Hanging)
-    monkeypatch.setattr(counters, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(counters, "_LOCK_SECONDS", 0.01)
     writer = threading.Thread(target=host.search, args=(0,))
     other = threading.Thread(target=behind)
     writer.start()
@@ -523,7 +523,7 @@ def test_the_full_patience_is_for_the_first_that_waits_in_vain_until_the_file_sy
         monkeypatch.setattr(host.telemetry, "_lock", free)
         host.now += 2
         host.search(1)
-    assert taken.waited == [counters._PATIENCE_SECONDS, *[counters._HANGING_SECONDS] * 2] * 2
+    assert taken.waited == [counters._LOCK_SECONDS, *[counters._HANGING_LOCK_SECONDS] * 2] * 2
     host.check("busy")
 
 

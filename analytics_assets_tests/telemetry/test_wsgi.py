@@ -316,6 +316,37 @@ def test_the_body_is_closed_once_and_counted_before(counting: Counting) -> None:
     assert counting.seen() == {("(unmatched)", 200): 1}
 
 
+def test_a_late_body_that_the_server_abandons_is_closed_once(counting: Counting) -> None:
+    class Pieces:
+        """Its own iterator and with a `close`, like Werkzeug's ClosingIterator."""
+
+        def __init__(self, start: Callable[[], Any]) -> None:
+            self.start, self.closed = start, 0
+
+        def __iter__(self) -> Iterator[bytes]:
+            return self
+
+        def __next__(self) -> bytes:
+            self.start()
+            return b"a"
+
+        def close(self) -> None:
+            self.closed += 1
+
+    made: list[Pieces] = []
+
+    def app(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        made.append(Pieces(lambda: start_response("200 OK", PLAIN)))
+        return made[0]
+
+    body: Any = CountResponses(app, counting.telemetry)(environ_of(), lambda *_: None)
+    pieces = iter(body)
+    assert [next(pieces), next(pieces)] == [b"a", b"a"]
+    pieces.close()
+    body.close()
+    assert made[0].closed == 1
+
+
 def test_write_is_that_of_the_server(counting: Counting) -> None:
     def app(environ: Environ, start_response: Any) -> Iterable[bytes]:
         write = start_response("202 Accepted", PLAIN)

@@ -1,0 +1,123 @@
+"""The assets, derived from the contract: one per metric, and an external one per origin.
+
+The retention ledger is an external asset, too. The checks that concern the whole database belong to it.
+"""
+
+import ast
+from pathlib import Path
+from typing import Final, cast
+
+import dagster as dg
+
+from analytics_assets import contract
+from analytics_assets.contract import (
+    LEDGER_PATH,
+    METRICS,
+    ORIGINS,
+    SCHEMA,
+    Column,
+    CounterDumps,
+    Field,
+    Metric,
+    SourceView,
+)
+from analytics_assets.defs.collect import CollectConfig, Results, collect
+from analytics_assets.defs.evaluation import AT_SOURCE
+from analytics_assets.dictionary import asset_descriptions, column_text
+from analytics_assets.settings import Settings
+from analytics_assets.sources.app_views import COLUMN_TYPES
+
+GROUP: Final = "daily_counts"
+
+CONTRACT_FILE: Final = Path(contract.__file__).resolve()
+
+
+def make_assets(settings: Settings, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+    """Return every asset, described by its entry in the data dictionary."""
+    descriptions = asset_descriptions(settings)
+    lines = find_entries(CONTRACT_FILE)
+    return [
+        *(_metric_asset(m, partitions, descriptions[m.asset,], lines[m.asset]) for m in METRICS),
+        *(_origin_asset(origin, descriptions[origin.path]) for origin in ORIGINS),
+        dg.AssetSpec(
+            dg.AssetKey(LEDGER_PATH),
+            deps=[metric.asset for metric in METRICS],
+            description=descriptions[LEDGER_PATH],
+            group_name=GROUP,
+            kinds={"postgres"},
+        ),
+    ]
+
+
+def _metric_asset(
+    metric: Metric, partitions: dg.PartitionsDefinition, description: str, line: int
+) -> dg.AssetsDefinition:
+    columns = [_table_column(field, field.type) for field in metric.fields]
+    reference = dg.LocalFileCodeReference(file_path=str(CONTRACT_FILE), line_number=line)
+
+    @dg.asset(
+        name=metric.asset,
+        description=description,
+        group_name=GROUP,
+        deps=[dg.AssetKey(metric.origin.path)],
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        kinds={"postgres", "sql" if isinstance(metric.origin, SourceView) else "json"},
+        owners=[metric.owner],
+        tags={"grain": "day", "personal_data": "none"},
+        metadata={
+            "dagster/table_name": f"{SCHEMA}.{metric.table}",
+            "dagster/column_schema": dg.TableSchema(columns=columns),
+            # Without it, "open code" would lead to this factory.
+            "dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[reference]),
+        },
+        check_specs=[
+            dg.AssetCheckSpec(
+                AT_SOURCE,
+                asset=metric.asset,
+                description="The source has only what the contract allows. A day that has more is not written.",
+            )
+        ],
+        # Otherwise the default IO manager would pickle the result of every run.
+        dagster_type=cast(dg.DagsterType, dg.Nothing),
+    )
+    def asset(
+        context: dg.AssetExecutionContext, config: CollectConfig, settings: dg.ResourceParam[Settings]
+    ) -> Results:
+        yield from collect(context, metric, settings, config)
+
+    return asset
+
+
+def _origin_asset(origin: SourceView | CounterDumps, description: str) -> dg.AssetSpec:
+    if isinstance(origin, CounterDumps):
+        return dg.AssetSpec(dg.AssetKey(origin.path), description=description, group_name=GROUP, kinds={"json", "file"})
+    columns = [_table_column(column, " or ".join(COLUMN_TYPES[column.name])) for column in origin.fields]
+    return dg.AssetSpec(
+        dg.AssetKey(origin.path),
+        description=description,
+        group_name=GROUP,
+        kinds={"postgres", "view"},
+        metadata={"dagster/column_schema": dg.TableSchema(columns=columns)},
+    )
+
+
+def _table_column(column: Column, type_: str) -> dg.TableColumn:
+    optional = isinstance(column, Field) and column.optional
+    return dg.TableColumn(
+        column.name,
+        type_,
+        description=column_text(column),
+        constraints=dg.TableColumnConstraints(nullable=optional) if isinstance(column, Field) else None,
+    )
+
+
+def find_entries(contract_file: Path) -> dict[str, int]:
+    """Return the line of each metric's entry in `contract.py`, by its asset."""
+    return {
+        ast.literal_eval(keyword.value): node.lineno
+        for node in ast.walk(ast.parse(contract_file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == Metric.__name__
+        for keyword in node.keywords
+        if keyword.arg == "asset"
+    }

@@ -1,0 +1,129 @@
+"""The results of a metric's checks: what is stored against the contract, the source and the dictionary.
+
+The check op of a metric and a failing run both call `evaluate`. In a failing run Dagster skips the op, and the checks
+would show as failed. No check is defined here: see `checks`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import date
+from typing import Final
+
+import dagster as dg
+
+from analytics_assets.contract import CounterDumps, Metric
+from analytics_assets.database import DatabaseError
+from analytics_assets.settings import Settings
+from analytics_assets.sources import OriginRefusedError, Reader
+from analytics_assets.sources.app_views import open_view
+from analytics_assets.sources.counter_dumps import open_dumps
+from analytics_assets.store import Store
+from analytics_assets.store.counts import read_day
+from analytics_assets.store.inspection import count_row_violations, find_column_violations, find_undocumented
+
+AT_SOURCE: Final = "only_allowlisted_fields_at_source"
+STORED: Final = "only_allowlisted_fields_stored"
+MATCHES: Final = "counts_match_source"
+DOCUMENTED: Final = "documented"
+CHECK_NAMES: Final = (AT_SOURCE, STORED, MATCHES, DOCUMENTED)
+"""The checks of every metric. The first is the gate, evaluated in `collect`."""
+
+_MAX_LINES: Final = 20
+"""Findings listed in a check's text. The rest is a number."""
+
+_STORED_RECOVERY: Final = (
+    "Something other than this pipeline has changed the table: find out what may write to it. A row of this metric goes"
+    " when its day is materialized again. Delete a row of no metric, or a column, in SQL with a login that may. Then"
+    " `analytics-assets init-db` restores the constraints."
+)
+_MATCHES_RECOVERY: Final = (
+    "Late rows do this. The daily job collects the last three days again. Materialize an older day by hand."
+)
+DOCUMENTED_RECOVERY: Final = (
+    "Nobody has reviewed what is not in the dictionary: declare it in contract.py, where it is reviewed, or remove it"
+    " in SQL with a login that may (the host application's operator revokes or drops a source view). Then"
+    " `analytics-assets init-db` restores comments and constraints."
+)
+
+
+def bullet_list(items: Iterable[object]) -> str:
+    """Return the first lines of a Markdown list. Equal items are counted in one line."""
+    lines = [
+        f"- {text}" + (f" ({times} times)" if times > 1 else "") for text, times in Counter(map(str, items)).items()
+    ]
+    more = [f"- and {len(lines) - _MAX_LINES} more"] if len(lines) > _MAX_LINES else []
+    return "\n".join(lines[:_MAX_LINES] + more)
+
+
+def open_reader(metric: Metric, settings: Settings) -> AbstractContextManager[Reader]:
+    """Open the view or the dumps that the metric is counted from."""
+    return open_dumps(metric, settings) if isinstance(metric.origin, CounterDumps) else open_view(metric, settings)
+
+
+def evaluate(
+    store: Store,
+    metric: Metric,
+    days: Sequence[date],
+    *,
+    compared: Sequence[date] | None = None,
+    names: Collection[str] = CHECK_NAMES,
+) -> list[dg.AssetCheckResult]:
+    """Evaluate the named checks of a metric except the gate, and return a result for each.
+
+    The stored rows of `days` are read back value by value. The totals of the days `compared` (all of them, unless
+    given) are counted again at the source.
+
+    Raises:
+        DatabaseError: the analytics database is out of reach.
+    """
+    results = []
+    if STORED in names:
+        results.append(_check_stored(store, metric, days))
+    if MATCHES in names:
+        results.append(_compare_totals(store, metric, days, days if compared is None else compared))
+    if DOCUMENTED in names:
+        results.append(make_result(DOCUMENTED, find_undocumented(store, metric), DOCUMENTED_RECOVERY))
+    return results
+
+
+def _check_stored(store: Store, metric: Metric, days: Sequence[date]) -> dg.AssetCheckResult:
+    findings = list(map(str, find_column_violations(store, metric)))
+    for day in days if not findings else []:
+        counted = sorted(count_row_violations(store, metric, day).items())
+        findings += [f"{day}: {violation} ({rows} rows)" for violation, rows in counted]
+    return make_result(STORED, findings, _STORED_RECOVERY, {"days checked": len(days)})
+
+
+def _compare_totals(
+    store: Store, metric: Metric, days: Sequence[date], compared: Sequence[date]
+) -> dg.AssetCheckResult:
+    stored = {day: read_day(store, metric, day).total for day in compared}
+    if days and not compared:
+        findings = ["no day of the run was stored"]
+    else:
+        try:
+            with open_reader(metric, store.settings) as reader:
+                differing = [day for day, total in stored.items() if reader.total(day) != total]
+            findings = [f"{day}: the stored total differs from the source" for day in differing]
+        except (OriginRefusedError, DatabaseError) as error:
+            compared, findings = [], [f"the source cannot be counted: {error}"]
+        except OSError as error:
+            compared, findings = [], [f"the source cannot be counted: {type(error).__name__}"]
+    result = make_result(MATCHES, findings, _MATCHES_RECOVERY, {"days checked": len(compared)})
+    # Rows that arrive late are no fault.
+    return result._replace(severity=dg.AssetCheckSeverity.WARN)
+
+
+def make_result(
+    name: str, findings: Sequence[object], recovery: str, metadata: Mapping[str, int] | None = None
+) -> dg.AssetCheckResult:
+    """Return the result of a check that fails when there are findings, with what the operator should do."""
+    return dg.AssetCheckResult(
+        passed=not findings,
+        check_name=name,
+        description=f"{bullet_list(findings)}\n\n{recovery}" if findings else None,
+        metadata={"findings": len(findings), **(metadata or {})},
+    )

@@ -1,0 +1,67 @@
+"""The jobs: the daily one, and the one that removes expired days."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import dagster as dg
+from pydantic import Field
+
+from analytics_assets.contract import METRICS
+from analytics_assets.defs.checks import database_checks, login_checks
+from analytics_assets.defs.evaluation import bullet_list
+from analytics_assets.retention.sweep import Report, apply_retention
+from analytics_assets.settings import Settings
+
+_RETRIES: Final = 3
+
+daily_metrics_job = dg.define_asset_job(
+    "daily_metrics_job",
+    selection=dg.AssetSelection.assets(*(metric.asset for metric in METRICS))
+    | dg.AssetSelection.checks(database_checks, login_checks),
+    description="Collects the days of the run for every metric, and executes every check.",
+)
+
+
+class RetentionConfig(dg.Config):
+    """Run config of the retention job."""
+
+    dry_run: bool = Field(default=True, description="Only show what would be removed.")
+    seconds_to_retry: int = Field(
+        default=300,
+        ge=0,
+        description="Seconds before each of three more tries: somebody may be reading what could not be removed.",
+    )
+
+
+@dg.op(out=dg.Out(dg.Nothing), description="Goes through every retention target. The ledger says what it removed.")
+def remove_expired_days(
+    context: dg.OpExecutionContext, config: RetentionConfig, settings: dg.ResourceParam[Settings]
+) -> None:
+    """Remove, read back, write the ledger.
+
+    Raises:
+        RetryRequested: an expired day is left. The failure that caused it names the target.
+        DatabaseError: the analytics database is out of reach.
+    """
+    before, reports = apply_retention(settings, context.instance, context.run_id, dry_run=config.dry_run)
+    context.add_output_metadata(
+        {
+            "first day kept": str(before),
+            "would be removed" if config.dry_run else "removed": dg.MetadataValue.md(_format_reports(reports)),
+        }
+    )
+    if problems := [f"{report.target}: {report.problem}" for report in reports if report.problem]:
+        failure = dg.Failure(f"not every expired day was removed:\n{bullet_list(problems)}")
+        raise dg.RetryRequested(_RETRIES, config.seconds_to_retry) from failure
+
+
+@dg.job(description="Removes expired days everywhere. A launch by hand only shows what would be removed (dry_run).")
+def retention_job() -> None:
+    """Remove the expired days."""
+    remove_expired_days()
+
+
+def _format_reports(reports: Sequence[Report]) -> str:
+    lines = ["| target | days | rows | oldest day left | problem |", "| --- | ---: | ---: | --- | --- |"]
+    lines += [f"| {r.target} | {r.expired.days} | {r.expired.rows} | {r.oldest or ''} | {r.problem} |" for r in reports]
+    return "\n".join(lines)

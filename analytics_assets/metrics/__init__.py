@@ -1,1 +1,0 @@
-"""One file a metric: the question it answers, where it is counted, the asset."""

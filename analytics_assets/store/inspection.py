@@ -1,0 +1,115 @@
+"""What the database holds, against the contract and the data dictionary; nothing is changed here.
+
+Findings name relations, columns and rules. Stored values outside the contract are only counted, because they may be
+anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import date
+
+import sqlalchemy as sa
+
+from analytics_assets.contract import EVENT_NAME, METRICS, SCHEMA, TABLES, Metric, vocabulary
+from analytics_assets.dictionary import database_comments
+from analytics_assets.guard import Violation, row_violations
+from analytics_assets.settings import Settings
+from analytics_assets.store import Store
+from analytics_assets.store.comments import Name, read_comments
+from analytics_assets.store.counts import belongs_to
+from analytics_assets.store.tables import COUNTS
+
+
+def find_column_violations(store: Store, metric: Metric) -> list[Violation]:
+    """Compare the live table's columns with the contract. A column's name is structure, so it is shown."""
+    query = sa.text(
+        "select attname as name, format_type(atttypid, atttypmod) as type from pg_attribute"
+        " where attrelid = cast(:table as regclass) and attnum > 0 and not attisdropped"
+    )
+    with store.transaction("reading the columns") as connection:
+        live = {row.name: row.type for row in connection.execute(query, {"table": f"{SCHEMA}.{metric.table}"})}
+    expected = {column.name: str(column.type).lower() for column in COUNTS[metric.table].columns}
+    return [
+        *(Violation(name, "is a column that the contract does not allow") for name in live.keys() - expected.keys()),
+        *(Violation(name, "is a column that the table lacks") for name in expected.keys() - live.keys()),
+        *(
+            Violation(name, f"is a column of the wrong type: {expected[name]} is expected")
+            for name in live.keys() & expected.keys()
+            if live[name] != expected[name]
+        ),
+    ]
+
+
+def count_row_violations(store: Store, metric: Metric, day: date) -> Counter[Violation]:
+    """Read the stored rows of a day back, and count the rows that break each rule.
+
+    A name outside the whole vocabulary belongs to no metric, so every metric of the table reports it.
+    """
+    table = COUNTS[metric.table]
+    rows = belongs_to(metric, day)
+    if EVENT_NAME.name in table.c:
+        stray = sa.and_(table.c.event_date == day, table.c.event_name.not_in(vocabulary(metric.table)))
+        rows = sa.or_(rows, stray)
+    query = sa.select(*(table.c[field.name] for field in metric.fields)).where(rows)
+    with store.transaction("reading the day") as connection:
+        return Counter(
+            violation
+            for row in connection.execute(query).mappings()
+            for violation in row_violations(dict(row), metric.fields, metric.event_names)
+        )
+
+
+def find_undocumented(store: Store, metric: Metric) -> list[str]:
+    """List where the metric's table and the dictionary differ: columns, comments, vocabulary."""
+    with store.transaction("comparing the database with the dictionary") as connection:
+        found = _name_differences(connection, store.settings, lambda relation: relation == metric.table)
+        if EVENT_NAME in metric.fields:
+            found += _undocumented_values(connection, Name(metric.table, "event_name"), vocabulary(metric.table))
+    return found
+
+
+def find_undocumented_elsewhere(store: Store) -> list[str]:
+    """List where schema `analytics`, without the tables of counts, and the dictionary differ."""
+    with store.transaction("comparing the database with the dictionary") as connection:
+        found = _name_differences(connection, store.settings, lambda relation: relation not in TABLES)
+        assets = [metric.asset for metric in METRICS]
+        return found + _undocumented_values(connection, Name("collected_days", "asset"), assets)
+
+
+def _name_differences(connection: sa.Connection, settings: Settings, concerns: Callable[[str], bool]) -> list[str]:
+    entries = {Name(*name): entry for name, entry in database_comments(settings).items()}
+    live = read_comments(connection)
+    found = []
+    for name in sorted((name for name in entries.keys() | live.keys() if concerns(name.relation)), key=str):
+        if name not in entries:
+            found.append(f"{name} is not in the dictionary")
+        elif name not in live:
+            found.append(f"{name} is in the dictionary, but not in the database")
+        elif live[name] != entries[name]:
+            found.append(f"{name} lacks the dictionary's comment")
+    return found
+
+
+def _undocumented_values(connection: sa.Connection, name: Name, values: Sequence[str]) -> list[str]:
+    """Count the stored rows, and the values that the constraint allows, that are not among `values`."""
+    column: sa.ColumnClause[str] = sa.column(name.column or "")
+    stored = sa.table(name.relation, column, schema=SCHEMA)
+    # Where the constraint holds, PostgreSQL concludes from it that there is no such row, and reads none.
+    rows = connection.scalar(sa.select(sa.func.count()).select_from(stored).where(column.not_in(values)))
+    rule = connection.scalar(
+        sa.text(
+            "select pg_get_expr(conbin, conrelid) from pg_constraint"
+            " where conrelid = cast(:table as regclass) and conname = :name"
+        ),
+        {"table": f"{SCHEMA}.{name.relation}", "name": f"{name.relation}_{name.column}"},
+    )
+    allowed = set(re.findall(r"'((?:[^']|'')*)'", rule or ""))
+    found = [f"{name} has a value that is not in the dictionary ({rows} rows)"] if rows else []
+    if not allowed:
+        found.append(f"{name} may hold any value: its constraint is missing")
+    elif unknown := len(allowed - set(values)):
+        found.append(f"{name} may hold values that are not in the dictionary ({unknown})")
+    return found
