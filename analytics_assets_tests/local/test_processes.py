@@ -81,7 +81,10 @@ def test_demo_shows_every_retained_day_green(data_dir: Path) -> None:
     assert "today's clicks appear tomorrow" in first.stdout
     for metric in METRICS:
         assert re.search(rf"{metric.asset} +│ 180 of 180 │ +[1-9][\d,]* │ +[1-9][\d,]* │ {ALL_PASSED}", first.stdout)
-    assert "The pipeline's login can read only the source views. No expired day is left. Everything is documented." in first.stdout
+    assert (
+        "The pipeline's login can read only the source views. No expired day is left. Everything is documented."
+        in first.stdout
+    )
     assert left_running(data_dir) == []
     log = (data_dir / "demo/dagster.log").read_text(encoding="utf-8")
     assert log.count("Submitted run") == 1
