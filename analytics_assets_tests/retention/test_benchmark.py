@@ -33,8 +33,8 @@ def test_what_records_or_removes_nothing_is_not_compared(tmp_path: Path) -> None
     (tmp_path / "sitecustomize.py").write_text(
         "from analytics_assets.retention.event_log import EventLogStorage\n"
         "EventLogStorage.store_event_batch = lambda *_: None\n"
-        "from analytics_assets.store.counts import Store\n"
-        "Store.drop_day = lambda *_: 0\n"
+        "from analytics_assets.store import expiry\n"
+        "expiry.drop_day = lambda *_: 0\n"
     )
     done = run(PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
