@@ -27,7 +27,7 @@ check: lint  ## In less than two minutes: lint, and the tests that need no serve
 
 test: test-programs lint  ## Everything: lint, the definitions, all tests with their coverage.
 	$(VALIDATE)
-	$(BIN)/pytest --cov
+	$(BIN)/pytest --numprocesses 2 --cov
 
 # From another folder: beside dagster.yaml, it asks for the database of Dagster's records. Its advice to use the command
 # `dg` is for projects of another layout.
