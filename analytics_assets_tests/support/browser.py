@@ -97,7 +97,7 @@ def chromium() -> Iterator[Browser]:
     """Debian's Chromium, without a window. It fails where there is none: a skipped browser test is soon forgotten."""
     executable = shutil.which("chromium")
     if executable is None:
-        pytest.fail("the browser tests need Chromium: apt-get install chromium (.ci/run does it)")
+        pytest.fail("the browser tests need Chromium: run `make test-programs`")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=_FLAGS)
         try:
