@@ -318,7 +318,7 @@ def test_the_routing_table_is_walked_once_also_for_an_endpoint_that_is_not_in_it
     counted = counting.around(app)
     for target in ("/one", "/two", "/three") * 5:
         assert ask(counted, target).status == 200
-    # Starlette itself walks it once a request; ours comes from finding `ok`, and from not finding the other.
+    # Starlette walks the table once per request; telemetry walks it once, and remembers that `elsewhere` is not in it.
     assert walks == 15 + 1
     assert counting.seen() == {("(unmatched)", 200): 10, ("GET /three", 200): 5}
 
@@ -346,7 +346,7 @@ def test_a_redirected_slash_and_a_preflight_have_no_route(counting: Counting) ->
     outside = counting.around(app)
     preflight = {"origin": "https://canary.test", "access-control-request-method": "GET"}
     assert ask(app, "/events").status == 307
-    # The preflight is answered by a middleware further out, so that only what stands outside of that sees it.
+    # An outer middleware answers the preflight, so only a middleware outside of that one sees it.
     assert ask(app, "/events/", "OPTIONS", headers=preflight).status == 200
     assert ask(outside, "/events/", "OPTIONS", headers=preflight).status == 200
     assert counting.seen() == {("(unmatched)", 307): 1, ("(unmatched)", 200): 1}
@@ -383,7 +383,7 @@ def test_an_exception_before_the_response_is_500_and_goes_on_as_it_is(counting: 
         raise raised
 
     app = counted_starlette(counting, [Route("/fail/{x}", fail)])
-    # Starlette's own error page, further out, answers and raises it again.
+    # Starlette's own outer error middleware answers, and raises the exception again.
     answer = ask(app, "/fail/canary")
     assert (answer.status, answer.error) == (500, raised)
     assert answer.error is raised
@@ -489,7 +489,7 @@ def test_the_application_gets_the_scope_and_receive_of_the_server(counting: Coun
     asyncio.run(counting.around(app)(scope, receive, send))
     assert given[0] is scope
     assert given[1] is receive
-    # It has answered nothing, and so there is nothing to count.
+    # The request has no response, so there is nothing to count.
     assert counting.seen() == {}
 
 
@@ -526,7 +526,7 @@ def test_websockets_and_lifespan_pass_through(counting: Counting) -> None:
     said = [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": "canary"}]
     assert asyncio.run(talk(socket, [*said])) == ["websocket.accept", "websocket.send", "websocket.close"]
     assert asyncio.run(talk({**socket, "path": "/canary"}, [*said])) == ["websocket.close"]
-    # It cannot be accepted once there is nobody.
+    # A websocket cannot be accepted after the client has disconnected.
     with pytest.raises(IndexError):
         asyncio.run(talk(socket, []))
     turns: list[Message] = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
@@ -666,7 +666,7 @@ def test_other_middlewares_further_in_and_further_out(counting: Counting, outerm
         assert ask(app, target).status == status
     assert ask(app, "/stream").body == b"ab"
     expected = {("GET /e/{x}", 200): 1, ("GET /fail", 500): 1, ("GET /stream", 200): 2, ("(unmatched)", 404): 1}
-    # Further in, it does not see what a middleware further out has answered.
+    # An inner middleware does not see the answer of an outer one.
     assert counting.seen() == (expected | {("(unmatched)", 429): 1} if outermost else expected)
 
 

@@ -1,6 +1,6 @@
 """Telemetry as the web application sees it: keys, days, refusals, drops, threads, forks.
 
-What happens when the disk, the folder or another thread makes trouble stands in test_trouble; kills in test_crash.
+test_trouble covers disks, folders and threads that make trouble; test_crash covers kills.
 """
 
 import asyncio
@@ -207,7 +207,7 @@ def test_a_value_that_equals_a_seen_one_is_refused_all_the_same(tmp_path: Path) 
 
 
 def test_the_largest_count_is_reached_and_not_passed(tmp_path: Path) -> None:
-    # The text and the number are one row by two arguments: the second is not seen when it is first counted.
+    # 1 and "1" are two keys of one row: "1" is a new key for a line that exists.
     with Telemetry(tmp_path, clock=Clock()) as telemetry:
         telemetry.count("directory_searched", event_id=1, times=MAX_COUNT - 1)
         telemetry.count("directory_searched", event_id=1)
@@ -260,7 +260,7 @@ def test_keys_over_the_cap_of_their_event_name_are_dropped(tmp_path: Path, caplo
             telemetry.count("directory_searched", event_id=event_id, times=10)
         for event_id in (4, 5):
             telemetry.count("directory_page_viewed", event_id=event_id)
-        # The same rows in other words are no new keys.
+        # Other keys of the same rows do not count towards the cap.
         telemetry.count("directory_searched", event_id="1")
         telemetry.count("directory_searched", event_id="4")
     counted = Counter({(row["event_name"], row["event_id"]): row["count"] for row in rows(tmp_path)})
@@ -408,7 +408,7 @@ def test_do_not_count_in_one_thread_is_none_of_the_others_business(tmp_path: Pat
 
 
 def test_a_generator_that_is_ended_in_another_context_does_not_raise(tmp_path: Path) -> None:
-    # As a thread pool does that asks for each piece of a body in a context of its own.
+    # Like a thread pool that reads each piece of a body in another context.
     def body() -> Iterator[bool]:
         with do_not_count():
             yield next(counted)

@@ -1,22 +1,22 @@
 """Nothing is lost: counting under load while processes are killed, restarted and forked, and midnight passes.
 
-What was counted is compared with a ledger in shared memory, per key and day. Each thread has words of its own in it,
-each written by one aligned store of eight bytes, which a SIGKILL leaves either done or undone:
+The dumps are compared with a ledger in shared memory, per key and day. Each thread has its own words in the ledger. A
+word is written by one aligned store of eight bytes, so a SIGKILL leaves the old word or the new one:
 
-* `count` calls the clock once, in its critical section. The clock first writes the next number of its process, the
-  turn, and then notes in the thread's word what is about to be counted: turn, key, day, and what the sum will be.
-* When `count` has returned, the thread adds it to its sum of that key and day: it is acknowledged.
+* `count` calls the clock once, in its critical section. The clock first increments the turn of its process, and then
+  writes into the thread's word what is about to be counted: turn, key, day, and the resulting sum.
+* When `count` has returned, the thread adds the increment to its sum of that key and day: it is acknowledged.
 
-A process may be killed between the two. If by then the clock had been called for a later turn, the section had been
-left, so the increment was counted, although its thread did not come to say so: it is settled. Only the increment of the
-latest turn is undecided, and only if it is not acknowledged: at most one of a killed process, of a known key and day.
-So, per key and day, the sum over the dump files
+A process may be killed between the two steps. If the clock was called for a later turn, the critical section had been
+left, so the increment was counted without an acknowledgement: it is settled. Only an unacknowledged increment of the
+latest turn is undecided. That is at most one increment per killed process, and its key and day are known. So, per key
+and day, the sum over the dump files
 
-* equals acknowledged + settled, where no process was killed inside its critical section. In every other round, the
-  processes are killed when one of their threads asks the clock, when there is nobody else in the section, while the
-  other threads are anywhere else. There the equality is asserted for all keys and days.
-* is between that and that plus the undecided increments of this very key and day, where processes are killed at any
-  moment. No outside observer can know more: a store and its acknowledgement are two steps.
+* equals acknowledged + settled if no process was killed inside its critical section. In every other round, a process is
+  killed when one of its threads calls the clock: no other thread is in the section then. In these rounds, the test
+  asserts equality for all keys and days.
+* is at least acknowledged + settled, and exceeds it at most by the undecided increments, if processes are killed at any
+  moment. No outside observer can know more, because a store and its acknowledgement are two steps.
 """
 
 import json
@@ -62,9 +62,9 @@ class Ledger:
     NOW, STOP = 0, 1
     CELLS = KEYS * DAYS
     OF_THREAD = 1 + CELLS
-    """What is about to be counted, then the sums of what was."""
+    """Words per thread: the increment that is about to be counted, then the acknowledged sums."""
     OF_PROCESS = 2 + THREADS * OF_THREAD
-    """The latest turn, whether to die, then the threads'."""
+    """Words per process: the latest turn, whether to be killed, then the words of its threads."""
     PROCESSES = 1 + 60 * (1 + FORKS)
 
     def __init__(self, path: Path) -> None:
@@ -86,7 +86,7 @@ class Ledger:
         return sum(map(self.turns, range(self.PROCESSES)))
 
     def compare(self) -> tuple[Counter[tuple[Key, str]], Counter[tuple[Key, str]]]:
-        """Key and day -> what has certainly been counted, and what is undecided."""
+        """Key and day -> acknowledged and settled increments; key and day -> undecided increments."""
         certain: Counter[tuple[Key, str]] = Counter()
         undecided: Counter[tuple[Key, str]] = Counter()
         for process in filter(self.turns, range(self.PROCESSES)):
@@ -116,14 +116,14 @@ def place(process: int, cell: int) -> tuple[Key, str]:
 
 
 def key_of(process: int, number: int) -> Key:
-    """The keys are those of all processes, but for the first, which each has for itself."""
+    """All processes share the keys, except key 0, which differs per process."""
     if number < KEYS // 2:
         return "directory_searched", str(number or 1000 + process), "web" if number % 2 else None
     return "http_response", f"GET /r{number % 3}", 200 + number
 
 
 class Process:
-    """One counting process: a worker with its threads, a child that one of them has forked, or the first of all."""
+    """One counting process: a worker with its threads, a child forked by one of them, or the parent of all workers."""
 
     def __init__(self, ledger: Ledger, number: int, dumps: Path) -> None:
         self.ledger = ledger
@@ -132,7 +132,7 @@ class Process:
         self.become(number)
 
     def become(self, number: int) -> None:
-        """Also after a fork, of which telemetry has to become aware by itself."""
+        """Take a number in the ledger, also after a fork. Telemetry must notice the fork without being told."""
         self.number = number
         self.turn = 0
 
@@ -162,7 +162,7 @@ class Process:
         self.ledger.words[mine.base + 1 + mine.cell] += times
 
     def run(self, seed: int, exact: bool) -> NoReturn:
-        """A worker's life, which ends with the round or by a kill."""
+        """Run a worker until the round ends or the worker is killed."""
 
         def work(thread: int) -> None:
             rng = random.Random(seed * THREADS + thread)  # noqa: S311 # to be repeated
@@ -175,7 +175,7 @@ class Process:
                 self.count(thread, rng, times=1 if rng.random() < 0.9 else 3)
                 calls += 1
                 if not calls % 30:
-                    # With all 64 threads never at rest, some kernels let a process that is to die wait for seconds.
+                    # While all 64 threads are busy, some kernels delay a kill for seconds.
                     time.sleep(0.02)
 
         together(work, THREADS)
@@ -183,7 +183,7 @@ class Process:
         os._exit(0)
 
     def run_forked(self, offset: int, rng: random.Random, exact: bool) -> NoReturn:
-        """The life of a child that a thread of a worker has forked, while the other threads were counting."""
+        """Run a child that a thread of a worker has forked while the other threads were counting."""
         self.become(self.number + offset)
         end = rng.choice(["exit", "close", "kill"])
 
@@ -287,12 +287,12 @@ class Server:
 
 def play(folder: str, seed: int, exact: bool) -> None:
     """One round, in a process of its own."""
-    # On a busy machine a thread may wait for long, which is no subject here; switching often is.
+    # A busy machine may delay a thread, so no count may time out here; frequent switching is what this test is about.
     counters._LOCK_SECONDS = 100.0  # type: ignore[misc]
     sys.setswitchinterval(1e-5)
     server = Server(Path(folder), seed, exact)
     words, rng = server.ledger.words, server.rng
-    # Of the midnights, one comes by the seconds that pass, at the fifth action.
+    # Each action passes one second: one midnight comes by that at the fifth action, the others by a jump.
     kills = [1] * 6 + [3] * 2 + [WORKERS]
     actions = kills + [0] * (DAYS - 2)
     rng.shuffle(actions)
@@ -302,13 +302,13 @@ def play(folder: str, seed: int, exact: bool) -> None:
         server.wait_for_turns(500)
         for killed in actions:
             server.wait_for_turns(rng.choice([0, 10, 300, 1000]))
-            words[Ledger.NOW] += 1  # a look at the files is due
+            words[Ledger.NOW] += 1  # the next count checks the dump file
             if killed:
                 server.kill(killed)
             else:
                 server.wait_for_turns(100)
                 words[Ledger.NOW] += DAY_SECONDS
-                # Enough for somebody to have counted on that day, and too little for all to have noticed it.
+                # Enough turns for some processes to count on the new day, and too few for all.
                 server.wait_for_turns(20)
         server.wait_for_turns(100)
         server.wait_until(server.all_count_and_somebody_has_forked)
@@ -342,7 +342,7 @@ def test_the_dumps_hold_exactly_what_was_counted_whatever_is_killed_and_forked(t
         text=True,
     )
     try:
-        # Ends when the last process has closed its standard error, also those whose parents were killed.
+        # Ends when every process has closed its standard error, including children of killed workers.
         _, errors = process.communicate(timeout=300)
     finally:
         with suppress(ProcessLookupError):

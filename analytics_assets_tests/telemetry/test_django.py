@@ -136,7 +136,7 @@ def test_the_language_prefix_is_a_parameter(
         assert ask("/events/canary/").status_code == 200
         expected["GET /events/{event}/", 200] = 1
     if not outermost:
-        # The redirect to the language is a 404 until the middleware further out makes it one.
+        # The redirect to the language is still a 404 here; an outer middleware replaces it.
         expected = {key if key != ("(unmatched)", 302) else ("(unmatched)", 404): n for key, n in expected.items()}
         expected["(unmatched)", 404] = 2 if prefix_default_language else 1
     assert counting.seen() == expected
@@ -259,7 +259,7 @@ def test_a_stream_is_handed_over_as_it_is(counting: Counting, site: Callable[...
 
 
 def signed_in(get_response: Any) -> Any:
-    """Stands for Django's authentication: it puts a user beside the request."""
+    """Replaces Django's authentication: sets `request.user`."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         request.user = SimpleNamespace(is_staff="staff" in request.GET)
@@ -314,7 +314,7 @@ def test_when_exclude_raises_nothing_is_counted_and_the_drop_is(
         counting.telemetry.count("directory_page_viewed", event_id=1)
         return HttpResponse("ok")
 
-    # There is no user, because nothing has put one beside the request.
+    # There is no `request.user`, because no middleware has set it.
     ask = site(path("look/", look), exclude=lambda request: request.user.is_staff)
     assert [ask("/look/").status_code, ask("/canary/").status_code] == [200, 404]
     assert counting.telemetry.dropped == {"failed": 2}
@@ -358,7 +358,7 @@ def test_the_chain_stays_asynchronous(counting: Counting) -> None:
     async def answer(request: Any) -> HttpResponse:
         return HttpResponse("ok")
 
-    # Without the two marks Django would run it in a thread and the rest of the chain in another loop.
+    # Without the two marks, Django would run the middleware in a thread and the inner chain in another event loop.
     middleware: Any = count_responses(counting.telemetry)
     assert middleware.sync_capable
     assert middleware.async_capable

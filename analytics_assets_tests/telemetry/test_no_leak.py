@@ -1,6 +1,6 @@
-"""No request leaves a trace of itself: what is written are templates of the application and constants.
+"""No request leaves a trace: only route templates of the application and constants are written.
 
-Every path, query and header that is sent here contains a canary, none of the routing tables does.
+Every path, query and header that is sent here contains a canary, and no routing table does.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ MAX_KEYS = 2000
 
 
 def assert_no_trace(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither in names nor in contents of what was written, nor in a log line of ours."""
+    """No canary in the names or contents of written files, or in a log record of this package."""
     written = [(str(entry.relative_to(folder)), entry) for entry in folder.rglob("*")]
     assert written
     for name, entry in written:
@@ -56,7 +56,7 @@ def assert_no_trace(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def assert_only_templates(folder: Path, templates: set[str], requests: int) -> None:
-    """Every request is counted, and under nothing else than a template of the application or a constant."""
+    """Every request is counted, each under a template of the application or a constant."""
     seen = responses(folder)
     allowed = {f"{method} {template}" for method in (*METHODS, OTHER) for template in templates}
     assert {endpoint for endpoint, _ in seen} <= allowed | {UNMATCHED}
@@ -328,7 +328,7 @@ def django_patterns() -> tuple[list[Any], set[str]]:
 
 @contextmanager
 def scanned(kind: str, telemetry: Telemetry, folder: Path) -> Iterator[tuple[Callable[[Sent], None], set[str]]]:
-    """What sends a request to an application and sees that nothing but the counting sets it apart; its templates."""
+    """Yield a function that compares a request with and without counting, and the application's templates."""
     if kind.startswith("django"):
         patterns, templates = django_patterns()
         through, handler = {"sync": (through_wsgi, WSGIHandler), "async": (through_asgi, ASGIHandler)}[kind[7:]]

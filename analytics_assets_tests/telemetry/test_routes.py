@@ -1,4 +1,4 @@
-"""Route templates out of whatever an application may have written into its routing table."""
+"""Route templates of anything that an application may put into its routing table."""
 
 import re
 import string
@@ -65,13 +65,13 @@ DJANGO = {
     r"^(?i)x/(?i:Y)/(?-i:Z)/(?>w)/$": "/x/Y/Z/w/",
     r"^(?P<x>a)/(?P=x)/$": "/{x}//",
     r"^2024/(?:2025)/$": "/~2024/~2025/",
-    # One after another, as Django joins them.
+    # Both notations, joined as Django joins includes.
     r"<slug:event>/^x/": "/{event}/x/",
     r"api/(?P<v>v\d)/talks/<int:pk>/": "/api/{v}/talks/{pk}/",
     r"api/events/<slug:event>/speakers/(?P<user__code__iexact>[^/.]+)/$": (
         "/api/events/{event}/speakers/{user__code__iexact}/"
     ),
-    # No regular expression at all, and too long ones.
+    # Invalid regular expressions, and routes that are too long.
     "((((": "/{var}",
     "a)b": "/a~b",
     "[": "/~",
@@ -131,7 +131,7 @@ def test_where_nothing_is_found_there_is_no_template() -> None:
 
 
 def is_allowed(template: str | None) -> bool:
-    """Whether it goes with every method, or is none at all."""
+    """Whether the template is None, or a valid endpoint with every method."""
     return template is None or all(obeys(ENDPOINT, f"{method} {template}") for method in (*METHODS, OTHER))
 
 
@@ -143,7 +143,7 @@ _SCRAPS = r"""
 <a> <int:a> <x(a='>'):b> // /12/ /1 a 7 é
 """
 SCRAPS = st.sampled_from([*_SCRAPS.split(), *string.punctuation, "\n", " ", "\0", "\ud800", "x" * 60])
-"""What regular expressions and rules are made of, also in places where it makes no sense."""
+"""Parts of regular expressions and rules, which the tests also combine into invalid ones."""
 
 REGEX = st.recursive(
     st.lists(SCRAPS, max_size=8).map("".join),
@@ -170,7 +170,7 @@ def test_whatever_an_application_declares_is_a_template_or_none(text: str) -> No
         assert is_allowed(find(text))
 
 
-# Pathological patterns are compiled at most once a route, but once must end.
+# Each route is parsed only once, but even a pathological one must be parsed in reasonable time.
 @pytest.mark.parametrize("scrap", ["(", "[", "<", "{", "(?:", "\\", "<a(", "[^]", "a|", "{1}", "/1"])
 def test_a_long_pattern_takes_no_more_than_its_length_squared(scrap: str) -> None:
     for find in (normalize_template, routes._flask_template, lambda route: routes._django_template("", route)):

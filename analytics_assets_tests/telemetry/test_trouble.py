@@ -1,8 +1,8 @@
-"""Telemetry in trouble: nothing reaches the application, what is not counted is told, and counting goes on afterwards.
+"""Telemetry in trouble: no error reaches the application, every drop is reported, and counting continues afterwards.
 
-The scenarios are run in processes of their own, on real file systems made small or read-only in a mount namespace of
-that process. Where namespaces are refused, a limit on the size of files takes their place: it stops writing as well.
-Kills stand in test_crash, what the contract refuses in test_counters.
+Each scenario runs in its own process, on a real file system that a mount namespace makes small or read-only. Where
+namespaces are not permitted, a file size limit replaces them, because it also stops writing. test_crash covers kills,
+test_counters covers what the contract refuses.
 """
 
 import errno
@@ -32,9 +32,9 @@ ROOT = Path(__file__).parents[2]
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp()
 DAY_SECONDS = 86_400
 CANARY = "canary"
-"""In the name of every dump folder."""
+"""Part of the name of every dump folder."""
 FIRST_ID = 31_337_000_000
-"""Ids begin here, so that one in a log line would stand out."""
+"""Ids start at this number, so that a log line with an id can be found."""
 
 
 def dumped(folder: Path) -> int:
@@ -44,7 +44,7 @@ def dumped(folder: Path) -> int:
 
 
 class Host(logging.Handler):
-    """An application that counts, keeps account of its calls, and holds what the logger tells."""
+    """An application that counts, and records its number of calls and the log records."""
 
     def __init__(self, folder: Path, max_keys: int = 2000) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Host(logging.Handler):
             self.telemetry.count("directory_searched", event_id=FIRST_ID + number)
 
     def search_until_counted(self, number: int) -> None:
-        """Only a minute without a success fails, since how long an attempt is put off is nobody's business here."""
+        """Retry for up to a minute, because this test does not fix the pause between attempts."""
         before, give_up = dumped(self.folder), time.monotonic() + 60
         while dumped(self.folder) == before:
             assert time.monotonic() < give_up, "it does not recover"
@@ -79,7 +79,7 @@ class Host(logging.Handler):
         return self.telemetry.dropped
 
     def check(self, *reasons: str) -> None:
-        """Every call is accounted for; each reason has been told once, and neither where nor what."""
+        """Every call is counted or dropped; each reason is logged once, without folder and value."""
         assert set(self.dropped) == set(reasons), self.dropped
         assert dumped(self.folder) + sum(self.dropped.values()) == self.calls, (dumped(self.folder), self.dropped)
         told = [record.getMessage() for record in self.records]
@@ -93,7 +93,7 @@ class Host(logging.Handler):
 
 
 def in_a_process(scenario: Callable[[Path, str], None], folder: Path, trouble: str = "") -> None:
-    """Run a scenario with a folder and a trouble; it fails by any exception, and by anything on standard error."""
+    """Run a scenario with a folder and a trouble. Any exception, or any output on standard error, fails it."""
     script = f"import sys; from {__name__} import *; prepare({scenario.__name__}, *sys.argv[1:])"
     command = [sys.executable, "-W", "error", "-c", script, str(folder), trouble]
     done = subprocess.run(
@@ -108,14 +108,14 @@ def in_a_process(scenario: Callable[[Path, str], None], folder: Path, trouble: s
 
 
 def prepare(scenario: Callable[[Path, str], None], folder: str, trouble: str) -> None:
-    """In the process: waits are short, and the log's minute does not end."""
+    """Runs inside the process: waits are short, and each reason is logged only once."""
     counters._RETRY_SECONDS = 0.05  # type: ignore[misc]
     counters._LOCK_SECONDS = 0.001  # type: ignore[misc]
     counters._LOG_SECONDS = 1e9  # type: ignore[misc]
     scenario(Path(folder), trouble)
 
 
-# A trouble gets ready, and at each `next` begins, ends.
+# The first `next` prepares a trouble, the second starts it, the third ends it.
 Trouble = Generator[None, None, None]
 
 
@@ -133,7 +133,7 @@ def repeat_until_there_is_no_space(step: Callable[[int], object]) -> None:
 
 
 def full(folder: Path) -> Trouble:
-    """A disk on which something else takes the space."""
+    """A disk that other files fill."""
     folder.mkdir()
     mount("-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs", folder)
     yield
@@ -158,7 +158,7 @@ def out_of_inodes(folder: Path) -> Trouble:
 
 
 def limited(folder: Path) -> Trouble:
-    """A limit on the size of files; the size is that of a new one."""
+    """A file size limit of 0, so that no new file can be written."""
     folder.mkdir()
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
@@ -168,7 +168,7 @@ def limited(folder: Path) -> Trouble:
 
 
 def read_only(folder: Path) -> Trouble:
-    """A file system mounted anew for reading only, which takes that no file is open for writing."""
+    """A file system that is remounted read-only, which requires that no file is open for writing."""
     folder.mkdir()
     mount("-t", "tmpfs", "-o", "mode=700", "tmpfs", folder)
     yield
@@ -179,7 +179,7 @@ def read_only(folder: Path) -> Trouble:
 
 
 def below_a_file(folder: Path) -> Trouble:
-    """A file stands where the folder should be."""
+    """A file has the name of the folder."""
     yield
     folder.write_text("")
     yield
@@ -190,7 +190,7 @@ def below_a_file(folder: Path) -> Trouble:
 def forbidden(folder: Path) -> Trouble:
     """A folder that its user may not enter."""
     folder.mkdir()
-    if os.geteuid() == 0:  # whom no permission stops
+    if os.geteuid() == 0:  # root ignores permissions
         os.chown(folder, 65534, 65534)
         os.setgroups([])
         os.setgid(65534)
@@ -215,12 +215,12 @@ def may_mount() -> bool:
 
 
 def possible(trouble: str) -> str:
-    """The trouble, or the limit where nothing may be mounted: no scenario is left out."""
+    """The trouble, or `limited` where mounting is not permitted, so that no scenario is skipped."""
     return "limited" if trouble in MOUNTED and not may_mount() else trouble
 
 
 def start(folder: Path, trouble: str) -> tuple[Host, Trouble]:
-    # Relative, because a user without rights cannot walk down from the root to a folder of pytest's.
+    # Use a relative path: an unprivileged user may not traverse the parents of pytest's folders.
     os.chdir(folder)
     folder.chmod(0o711)
     place = Path(CANARY)
@@ -272,7 +272,7 @@ def while_counting(folder: Path, trouble: str) -> None:
     host.check("io")
 
 
-# Neither a file system in use nor one where the folder stood can become read-only or a file.
+# read_only and below_a_file are impossible while the dump is open.
 @pytest.mark.parametrize("trouble", ["full", "out_of_inodes", "limited", "forbidden"])
 def test_what_has_a_line_is_counted_in_the_trouble_and_the_next_day_after_it(tmp_path: Path, trouble: str) -> None:
     in_a_process(while_counting, tmp_path, possible(trouble))
@@ -311,7 +311,7 @@ def removed(folder: Path, what: str) -> None:
     (file,) = host.folder.glob("*/*")
     gone = {"file": file, "folder of the day": file.parent, "dump folder": host.folder, "all": host.folder.parent}[what]
     os.rename(gone, folder / "aside")
-    host.search(*range(20))  # nobody has looked yet
+    host.search(*range(20))  # before the next check of the dump
     assert host.dropped == {}
     assert not list(host.folder.glob("*/*"))
     host.now += 2
@@ -395,7 +395,7 @@ def removed_under_load(folder: Path, _: str) -> None:
     host.calls = sum(calls)
     host.search_until_counted(0)
     host.telemetry.close()
-    # Somebody may remove the folder between its making and that of the file in it.
+    # The folder may be removed after telemetry has created it and before it creates the file.
     host.check("removed", *({"io"} & set(host.dropped)))
     assert host.dropped["removed"] == sum(dumped(aside) for aside in folder.glob("aside*"))
 
@@ -414,7 +414,7 @@ def interrupted_inside(folder: Path, _: str) -> None:
         host.search(2)
 
     def clock() -> float:
-        # Called with the lock held, so this is as if the signal had come in there.
+        # Telemetry calls the clock under its lock, so the signal arrives under the lock.
         signal.raise_signal(signal.SIGUSR1)
         return NOON
 
@@ -440,7 +440,7 @@ def interrupted_anywhere(folder: Path, _: str) -> None:
     def handle(*_: object) -> None:
         nonlocal handled
         handled += 1
-        # Keys that are new, that are seen, that are too many; dropping is as much interrupted as counting.
+        # New keys, seen keys and keys over the cap: signals interrupt dropping as well as counting.
         host.telemetry.count("directory_searched", event_id=FIRST_ID + handled)
         host.telemetry.count("directory_searched", event_id=-1)
 
@@ -502,7 +502,7 @@ def test_behind_a_hanging_writer_a_call_returns_and_is_dropped(host: Host, monke
 
 
 class Taken:
-    """A lock that never comes free, and how long each call has waited for it."""
+    """A lock that is never released; it records how long each call waits."""
 
     def __init__(self) -> None:
         self.waited: list[float] = []

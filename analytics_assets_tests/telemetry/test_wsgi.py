@@ -132,7 +132,7 @@ def test_flask_answers_of_every_kind(counting: Counting) -> None:
         ("GET /fail", 500): 1,
         ("GET /stream", 200): 1,
         ("GET /static/{filename}", 404): 1,
-        # Werkzeug names no rule for what it refuses or redirects.
+        # Werkzeug sets no rule for requests that it refuses or redirects.
         ("(unmatched)", 405): 2,
         ("(unmatched)", 308): 1,
         ("(unmatched)", 404): 1,
@@ -151,7 +151,7 @@ def test_an_exception_that_flask_passes_on_is_500_and_the_same(counting: Countin
     with pytest.raises(ValueError, match="canary") as caught:
         app.test_client().get("/fail/canary")
     assert caught.value is raised
-    # Flask has let go of the request before anybody outside hears of the exception. It passes none on in production.
+    # Flask has already removed the request when a middleware sees the exception. In production, it propagates none.
     assert counting.seen() == {("(unmatched)", 500): 1}
 
 
@@ -283,7 +283,7 @@ def test_a_late_response_without_a_piece(counting: Counting) -> None:
     assert counting.seen() == {("(unmatched)", 204): 1}
     assert served(CountResponses(silent, counting.telemetry))[0] == "500 Internal Server Error"
     assert counting.seen() == {("(unmatched)", 204): 1, ("(unmatched)", 500): 1}
-    # The server gives up before anything is asked for.
+    # The server closes the body before it reads the first piece.
     CountResponses(empty, counting.telemetry)(environ_of(), lambda *_: None).close()  # type: ignore[attr-defined]
     CountResponses(lambda *_: iter([]), counting.telemetry)(environ_of(), lambda *_: None).close()  # type: ignore[attr-defined]
     assert counting.seen() == {("(unmatched)", 204): 1, ("(unmatched)", 500): 1}
@@ -291,7 +291,7 @@ def test_a_late_response_without_a_piece(counting: Counting) -> None:
 
 
 def test_a_body_is_handed_over_as_it_is(counting: Counting) -> None:
-    # A server sends a file in one system call when the body is what its own `wsgi.file_wrapper` has made.
+    # A server sends a file in one system call if the body is an object of its own `wsgi.file_wrapper`.
     def app(environ: Environ, start_response: Any) -> Iterable[bytes]:
         start_response("200 OK", PLAIN)
         given.append(environ["wsgi.file_wrapper"](io.BytesIO(b"file"), 2))
