@@ -34,6 +34,7 @@ from starlette.routing import Route
 
 from analytics_assets.demo.directory import (
     BY_ORGANIZER,
+    EVENTS,
     ORGANIZER,
     PAGE_SIZE,
     SITE,
@@ -123,25 +124,25 @@ class Pages:
 
     async def events(self, request: Request) -> Response:
         """List all events."""
-        return _page(request, "events", "Events", events=await self._directory.events())
+        return _page(request, "events", "Events", events=EVENTS)
 
     async def event(self, request: Request) -> Response:
         """Show one event, with the sign-up form or, for an attendee, the visibility and consent."""
-        event = await self._event(request)
+        event = self._event(request)
         profile = _profile_id(request)
         attendee = await self._directory.attendee(event.id, profile) if profile else None
         return _page(request, "event", event.title, event=event, attendee=attendee, person=_sample_person(), problem="")
 
     async def directory(self, request: Request) -> Response:
         """List the attendees of an event who want to be seen."""
-        event = await self._event(request)
+        event = self._event(request)
         attendees = await self._directory.attendees(event.id)
         self._telemetry.count("directory_page_viewed", event_id=event.id)
         return _directory_page(request, event, attendees, query="")
 
     async def search(self, request: Request) -> Response:
         """List those attendees whose name contains the query."""
-        event = await self._event(request)
+        event = self._event(request)
         query = _clean(request.query_params.get("q", ""))
         attendees = await self._directory.attendees(event.id, query)
         self._telemetry.count("directory_searched", event_id=event.id)  # the count does not include the query
@@ -149,14 +150,14 @@ class Pages:
 
     async def organizer(self, request: Request) -> Response:
         """List all attendees of an event, for organizers."""
-        event = await self._event(request)
+        event = self._event(request)
         page = await self._organizer_page(request, event, _sample_person())
         self._telemetry.count("directory_page_viewed", event_id=event.id, source="admin")
         return page
 
     async def sign_up(self, request: Request) -> Response:
         """Sign up, and set the cookie with the id of the new profile."""
-        event = await self._event(request)
+        event = self._event(request)
         person = await _read_form(request)
         problem, status_code, profile = await self._try_sign_up(event, person, SITE, request)
         if problem:
@@ -169,7 +170,7 @@ class Pages:
 
     async def organizer_sign_up(self, request: Request) -> Response:
         """Sign another person up."""
-        event = await self._event(request)
+        event = self._event(request)
         person = await _read_form(request)
         problem, status_code, _ = await self._try_sign_up(event, person, BY_ORGANIZER, request)
         if problem:
@@ -178,20 +179,20 @@ class Pages:
 
     async def cancel(self, request: Request) -> Response:
         """Cancel one's own sign-up."""
-        event, profile = await self._event(request), await self._own_profile(request)
+        event, profile = self._event(request), await self._own_profile(request)
         await self._directory.cancel(event.id, profile)
         return _redirect(f"/events/{event.id}")
 
     async def change_visibility(self, request: Request) -> Response:
         """Show or hide one's own profile in the directory."""
-        event, profile = await self._event(request), await self._own_profile(request)
+        event, profile = self._event(request), await self._own_profile(request)
         visible = _parse_yes_no(await _read_form(request), "visible")
         await self._directory.set_visibility(event.id, profile, profile, _browser(request), visible=visible)
         return _redirect(f"/events/{event.id}")
 
     async def organizer_visibility(self, request: Request) -> Response:
         """Show or hide the profile of another person."""
-        event, form = await self._event(request), await _read_form(request)
+        event, form = self._event(request), await _read_form(request)
         profile = _parse_id(form.get("profile", ""))
         if await self._directory.attendee(event.id, profile) is None:
             raise HTTPException(404)
@@ -201,7 +202,7 @@ class Pages:
 
     async def change_consent(self, request: Request) -> Response:
         """Give or withdraw one's own consent to be emailed."""
-        event, profile = await self._event(request), await self._own_profile(request)
+        event, profile = self._event(request), await self._own_profile(request)
         given = _parse_yes_no(await _read_form(request), "given")
         await self._directory.set_consent(event.id, profile, _browser(request), given=given)
         return _redirect(f"/events/{event.id}")
@@ -220,8 +221,8 @@ class Pages:
         """Fail, so that the error rates show an error."""
         raise RuntimeError("this page fails on purpose")
 
-    async def _event(self, request: Request) -> Event:
-        event = await self._directory.event(request.path_params["event_id"])
+    def _event(self, request: Request) -> Event:
+        event = next((event for event in EVENTS if event.id == request.path_params["event_id"]), None)
         if event is None:
             raise HTTPException(404)
         return event

@@ -144,14 +144,6 @@ class Directory(ABC):
         """Cancel a sign-up; its row stays, with the time of the cancellation."""
 
     @abstractmethod
-    async def events(self) -> Sequence[Event]:
-        """Every event."""
-
-    @abstractmethod
-    async def event(self, event_id: int) -> Event | None:
-        """One event, None when no event has this id."""
-
-    @abstractmethod
     async def attendee(self, event_id: int, profile: int) -> Attendee | None:
         """One attendee, None when that profile is not signed up for the event."""
 
@@ -266,15 +258,6 @@ class DatabaseDirectory(Directory):
             )
         )
 
-    async def events(self) -> Sequence[Event]:
-        """See Directory."""
-        return [Event._make(row) for row in await self._rows(sa.text("select id, slug from public.events order by id"))]
-
-    async def event(self, event_id: int) -> Event | None:
-        """See Directory."""
-        rows = await self._rows(sa.text("select id, slug from public.events where id = :id"), id=event_id)
-        return Event._make(rows[0]) if rows else None
-
     async def attendee(self, event_id: int, profile: int) -> Attendee | None:
         """See Directory."""
         rows = await self._rows(_ATTENDEE, event_id=event_id, profile=profile)
@@ -333,7 +316,6 @@ class MemoryDirectory(Directory):
         }
         self.search_is_down = False
         self._next_profile = next_profile
-        self._events = {event.id: event for event in EVENTS}
         self._attendees: dict[int, dict[int, Attendee]] = defaultdict(dict)
 
     async def cancel(self, event_id: int, profile: int) -> None:
@@ -342,14 +324,6 @@ class MemoryDirectory(Directory):
             if (row["event_id"], row["profile_id"], row["cancelled_at"]) == (event_id, profile, None):
                 row["cancelled_at"] = self._now()
                 del self._attendees[event_id][profile]
-
-    async def events(self) -> Sequence[Event]:
-        """See Directory."""
-        return EVENTS
-
-    async def event(self, event_id: int) -> Event | None:
-        """See Directory."""
-        return self._events.get(event_id)
 
     async def attendee(self, event_id: int, profile: int) -> Attendee | None:
         """See Directory."""

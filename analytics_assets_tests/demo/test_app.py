@@ -341,7 +341,9 @@ def test_an_import_has_no_source(database_url: str) -> None:
     engine.dispose()
 
 
-def test_both_directories_have_the_same_events(directory: Directory) -> None:
-    assert tuple(asyncio.run(directory.events())) == EVENTS
-    assert asyncio.run(directory.event(12)) == EVENTS[11]
-    assert asyncio.run(directory.event(99)) is None
+def test_the_database_has_the_events_of_the_pages(database_url: str) -> None:
+    engine = sa.create_engine(database_url)
+    with engine.connect() as connection:
+        rows = connection.execute(sa.text("select id, slug from public.events order by id")).all()
+    engine.dispose()
+    assert [tuple(row) for row in rows] == list(EVENTS)
