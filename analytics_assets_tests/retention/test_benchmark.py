@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from analytics_assets.local.server import ROOT
+
+pytestmark = pytest.mark.server
 
 
 def run(**environment: str) -> subprocess.CompletedProcess[str]:

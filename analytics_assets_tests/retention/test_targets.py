@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import dagster as dg
@@ -333,6 +334,14 @@ def test_a_failure_at_one_target_does_not_stop_the_others(pipeline: Pipeline, er
     assert sorted(ledger(pipeline)) == sorted(TARGETS), "what was not done is not claimed"
 
 
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder that `without_root` can enter, in place of pytest's own, which are closed to other users (mode 0700)."""
+    with TemporaryDirectory(prefix="analytics-tests-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 @contextmanager
 def without_root() -> Iterator[None]:
     """What root may do, nobody may."""
@@ -354,7 +363,6 @@ def test_a_folder_that_may_not_be_emptied_is_reported_without_its_path(pipeline:
     settings.dump_dir.chmod(0o555)
     for folder in settings.dump_dir.iterdir():
         folder.chmod(0o555)
-    settings.data_dir.chmod(0o755)
     with open_store(settings) as store:
         targets = registry(store, pipeline.instance)
         preview(targets, date(2000, 1, 1))  # connects while it may
@@ -368,7 +376,6 @@ def test_a_folder_that_may_not_be_emptied_is_reported_without_its_path(pipeline:
 
 def test_the_group_of_the_dumps_is_enough_to_remove_them(tmp_path: Path) -> None:
     dump_dir = tmp_path / "dumps"
-    tmp_path.chmod(0o755)
     dump_dir.mkdir()
     if os.geteuid() == 0:
         os.chown(dump_dir, -1, 65534)
