@@ -437,7 +437,7 @@ def test_an_upgrade_keeps_the_ledger_whose_column_is_renamed(
             " values ('command line', '2026-01-02', 'daily counts', 3, 70);"
             " alter table analytics.retention_ledger"
             " add constraint retention_ledger_store check (char_length(store) <= 40);"
-            f" grant insert (run_id, cutoff, store, days, rows, oldest_remaining) on analytics.retention_ledger to {WRITER}"
+            " grant insert (run_id, cutoff, store, days, rows) on analytics.retention_ledger to analytics_writer"
         )
     init_db(url.render_as_string(hide_password=False), replace(settings, time_zone="UTC"))
     with engine.connect() as connection:
