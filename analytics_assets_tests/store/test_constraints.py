@@ -252,8 +252,9 @@ def test_what_is_no_publication_is_refused(
 @pytest.mark.parametrize("table", PUBLISHED_ROWS, ids=lambda table: table.name)
 def test_nothing_expired_is_published(database: Database, table: sa.Table) -> None:
     with database.login(SUPERUSER) as connection:
-        first = connection.scalar(sa.select(sa.func.analytics.first_kept_day()))
+        first: date = connection.execute(sa.select(sa.func.analytics.first_kept_day())).scalar_one()
         assert connection.execute(sa.insert(table).values(published_row(database, table, first))).rowcount == 1
+        connection.rollback()
         with pytest.raises(sa.exc.DBAPIError, match="only a day inside the retention period can be published"):
             connection.execute(sa.insert(table).values(published_row(database, table, first - timedelta(days=1))))
 
