@@ -2,7 +2,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo up lint check test test-programs supported-python bench-telemetry bench-storage lock clean
+.PHONY: help install demo up lint check test test-programs supported-python \
+	bench-telemetry bench-storage bench-publish lock clean
 # `make -j` must not start slow prerequisites beside those that refuse at once.
 .NOTPARALLEL:
 
@@ -41,6 +42,9 @@ bench-telemetry: .venv/test-installed  ## What counting costs, beside prometheus
 
 bench-storage: .venv/test-installed  ## What the event log and removing a day cost, beside stock storage and deleting.
 	$(BIN)/python benchmarks/storage.py
+
+bench-publish: .venv/test-installed  ## What publishing costs, beside one CREATE TABLE AS of the daily aggregate.
+	$(BIN)/python benchmarks/publish.py
 
 # The range of `requires-python` in pyproject.toml; pip would name it only after minutes, and not in a sentence.
 supported-python:
