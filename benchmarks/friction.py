@@ -25,15 +25,20 @@ from rich.progress import track
 
 from analytics_assets.publication.friction import (
     BASELINE_DAYS,
+    DROP_SHORTFALL,
     DROP_WEEKS,
+    DROP_Z,
     MIN_BASELINE_DAYS,
+    PSEUDO_DAYS,
     SHARE_DAYS,
     SPIKE_EXCESS,
     SPIKE_Z,
     Finding,
+    deviation,
     drop_offs,
     drops,
     error_spikes,
+    fit,
     spikes,
 )
 
@@ -122,9 +127,9 @@ def spikes_by_mad(counts: pd.DataFrame, asset: str, days: Sequence[date]) -> lis
     """The alternative, at the thresholds of a spike: more than 4 deviations and at least 10 occurrences above."""
     same_weekday = np.stack([counts.shift(7 * week).to_numpy() for week in range(1, 5)])
     middle = np.median(same_weekday, axis=0)
-    deviation = 1.4826 * np.median(np.abs(same_weekday - middle), axis=0)
+    spread = 1.4826 * np.median(np.abs(same_weekday - middle), axis=0)
     excess = counts.to_numpy() - middle
-    found = (excess > SPIKE_Z * deviation) & (excess >= SPIKE_EXCESS)
+    found = (excess > SPIKE_Z * spread) & (excess >= SPIKE_EXCESS)
     return [
         Finding("spike", asset, str(series), day, 0.0)
         for day in days
@@ -179,15 +184,46 @@ def measure_drop_offs(simulation: Simulation, mean: float, phi: float) -> list[s
     ]
 
 
-def measure_harder(simulation: Simulation, mean: float, phi: float) -> list[str]:
-    """False alarms of spikes after the shortest history, then of both ways and of drops where weeks drift."""
+def drops_by(counts: Array, days: Sequence[date], of_days: bool, of_weeks: bool) -> list[Finding]:
+    """Drops whose phi is that of days, that of weeks, or the larger of both, as ours is."""
+    findings = []
+    for day in days:
+        row = (day - FIRST_DAY).days
+        weeks = counts[row - DROP_HISTORY : row + 1].reshape(DROP_WEEKS + 1, 7, -1)
+        sums = weeks.sum(axis=1)
+        phi = np.ones(counts.shape[1])
+        if of_days:
+            phi = np.maximum(phi, fit(weeks[:-1], pseudo=PSEUDO_DAYS).phi)
+        if of_weeks:
+            phi = np.maximum(phi, fit(sums[:-1, np.newaxis]).phi)
+        expected = np.median(sums[:-1], axis=0)
+        z = deviation(sums[-1], expected, phi * (1 + 1 / DROP_WEEKS))
+        found = (z < -DROP_Z) & (expected - sums[-1] >= DROP_SHORTFALL)
+        findings += [Finding("drop", "signups", str(series), day, 0.0) for series in np.flatnonzero(found)]
+    return findings
+
+
+def measure_drop_phi(simulation: Simulation, mean: float, phi: float) -> list[str]:
+    """False alarms of drops by the phi that they use, where weeks are steady and where they drift."""
+    rng, level, days = simulation.rng(), simulation.level(mean), simulation.after(DROP_HISTORY)
+    steady = draw(rng, level, phi)
+    drifting = draw(rng, level * simulation.drift(rng), phi)
+    return [
+        simulation.alarms(drops_by(counts, days, of_days, of_weeks), days)
+        for counts in (steady, drifting)
+        for of_days, of_weeks in ((True, False), (False, True), (True, True))
+    ]
+
+
+def measure_harder_spikes(simulation: Simulation, mean: float, phi: float) -> list[str]:
+    """False alarms of spikes after the shortest history, then of both ways where weeks drift."""
     rng, level = simulation.rng(), simulation.level(mean)
     young = frame(draw(rng, level, phi)).iloc[-MIN_BASELINE_DAYS - 7 :]
-    first, later = simulation.after(simulation.days - 7), simulation.after(DROP_HISTORY)
+    first, later = simulation.after(simulation.days - 7), simulation.after(BASELINE_DAYS)
     drifting = frame(draw(rng, level * simulation.drift(rng), phi))
     return [
         simulation.alarms(spikes(young, "signups", first), first),
-        *(simulation.alarms(find(drifting, "signups", later), later) for find in (spikes, spikes_by_mad, drops)),
+        *(simulation.alarms(find(drifting, "signups", later), later) for find in (spikes, spikes_by_mad)),
     ]
 
 
@@ -244,16 +280,21 @@ TABLES: Final = (
         measure_drop_offs,
     ),
     Table(
-        "Harder than the aim: false alarms per 1,000 series-days",
+        "Spikes, harder than the aim: false alarms per 1,000 series-days",
         (
             "per day",
             "phi",
             f"spikes after {MIN_BASELINE_DAYS} to {MIN_BASELINE_DAYS + 6} days",
             "spikes, weeks drift",
             "spikes by MAD, weeks drift",
-            "drops, weeks drift",
         ),
-        measure_harder,
+        measure_harder_spikes,
+        aim=False,
+    ),
+    Table(
+        "Drops, why the larger phi: false alarms per 1,000 series-days by what phi comes from",
+        ("per day", "phi", "days", "weeks", "larger", "days, weeks drift", "weeks, weeks drift", "larger, weeks drift"),
+        measure_drop_phi,
         aim=False,
     ),
 )

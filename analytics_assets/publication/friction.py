@@ -35,8 +35,9 @@ BASELINE_DAYS: Final = 56
 """Days before a day that it is compared with: eight of each weekday."""
 PSEUDO_DAYS: Final = 2
 """Days at the overall mean that are added to the days of each weekday."""
-MIN_BASELINE_DAYS: Final = 28
-"""Days of the baseline on which the series existed and was collected; with fewer, a day is not judged."""
+MIN_BASELINE_DAYS: Final = 42
+"""Days of the baseline on which the series existed and was collected; with fewer, a day is not judged. Six weeks, which
+hold a whole active week of an event that is active one week in five."""
 OUTLIER: Final = 2.58
 """A day of the baseline with a larger residual r has weight 1/r^2."""
 MIN_EXPECTED: Final = 1
