@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
@@ -99,8 +100,9 @@ def demo(port: int, app_port: int, once: bool) -> None:
 def init_db(admin_url: str | None) -> None:
     r"""Create or upgrade schema, roles, time zone and retention period of the analytics database; data is kept.
 
-    The roles are analytics_owner (no login), analytics_writer (the pipeline) and analytics_reader (the core team);
-    `analytics-assets grants` shows their rights. Give the two logins a password afterwards: \password in psql.
+    The roles are analytics_owner (no login), analytics_writer (the pipeline), analytics_reader (the core team) and
+    published_reader (dashboards for everybody else); `analytics-assets grants` shows their rights. Give the logins a
+    password afterwards: \password in psql.
     """
     from analytics_assets.local import server
     from analytics_assets.store import setup
@@ -189,6 +191,41 @@ def retention(dry_run: bool, dagster_home: Path | None) -> None:
         raise click.ClickException(
             f"not everything could be {'looked at' if dry_run else 'removed'}: {problems} target(s)"
         )
+
+
+@main.command()
+@click.option(
+    "--fill",
+    "day",
+    type=click.DateTime(["%Y-%m-%d"]),
+    metavar="DAY",
+    help="Publish this day (YYYY-MM-DD) by itself: it was not collected in its turn, or is before the first one.",
+)
+@_explained
+def publish(day: datetime | None) -> None:
+    """Publish the closed days: running totals in fives, in schema published, for people outside the core team.
+
+    The asset published_counts does it after every daily run. By hand it is for a gap: collect the day, then publish it
+    with --fill. A day is closed once the daily job has collected it for the last time. What is published is never
+    changed; running this again publishes nothing. The exact counts stay in schema analytics.
+    """
+    from analytics_assets.local import server
+    from analytics_assets.publication.publish import PublicationError, fill, publish_closed
+    from analytics_assets.store import open_store
+
+    # Publishing must not change the period that the database enforces.
+    with server.databases(Settings.from_env(), keep_period=True) as settings, open_store(settings) as store:
+        try:
+            made = publish_closed(store) if day is None else fill(store, day.date())
+        except PublicationError as error:
+            raise click.ClickException(str(error)) from None
+    for each in made:
+        missing = f", {each.not_collected} not collected" if each.not_collected else ""
+        click.echo(
+            f"{each.event_name}: {each.first} to {each.last}: {each.published} {each.unit}(s) published{missing}"
+        )
+    if not made:
+        click.echo("Nothing to publish: every closed day is published.")
 
 
 @main.command()

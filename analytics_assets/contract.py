@@ -12,10 +12,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import date
+from enum import Enum
 from typing import Final
 
 RETENTION_DAYS: Final = 180
 """Day D is kept on day T while D >= T - RETENTION_DAYS (the plan says "up to 180 days"). A setting may change it."""
+
+LOOKBACK_DAYS: Final = 2
+"""Days before yesterday that the daily job collects again, for rows that arrive late."""
+
+PUBLISHED_BASE: Final = 5
+"""Published numbers are multiples of this. A new base, never below 5, holds from the next published day on."""
 
 
 class ContractError(ValueError):
@@ -146,6 +153,8 @@ SCHEMA: Final = "analytics"
 """The schema of the pipeline's own tables."""
 SOURCE_SCHEMA: Final = "analytics_source"
 """The schema of the views in the host application's database."""
+PUBLISHED_SCHEMA: Final = "published"
+"""The schema of the numbers that people outside the core team see."""
 
 TABLES: Final = {"daily_event_counts": CORE_FIELDS, "daily_response_counts": RESPONSE_FIELDS}
 """The two tables of counts -> their columns, in order."""
@@ -153,14 +162,19 @@ TABLES: Final = {"daily_event_counts": CORE_FIELDS, "daily_response_counts": RES
 
 @dataclass(frozen=True)
 class Relation:
-    """A table or view of schema `analytics` that keeps no counts of its own."""
+    """A table or view that is not one of TABLES."""
 
     purpose: str
     columns: tuple[Column, ...]
 
 
+_PUBLISHED_DAY: Final = Column("event_date", "date", "day, YYYY-MM-DD", "The day.")
+_PUBLISHED_WEEK: Final = Column("week_start", "date", "day, YYYY-MM-DD", "The Monday of the week.")
+_PUBLISHED_NAME: Final = Column("event_name", "text", "name", "What happened.")
+_PUBLISHED_EVENT: Final = Column("event_id", "text", "identifier", "The event of the directory, never a person.")
+
 OTHER_RELATIONS: Final = {
-    "collected_days": Relation(
+    f"{SCHEMA}.collected_days": Relation(
         "Which day of which metric was collected. It tells a day with zero from a day that was not collected.",
         (
             Column("asset", "text", "name", "The metric."),
@@ -169,7 +183,7 @@ OTHER_RELATIONS: Final = {
             Column("collected_at", "timestamp", "instant", "When the pipeline stored the day."),
         ),
     ),
-    "settings": Relation(
+    f"{SCHEMA}.settings": Relation(
         "The two settings that the database enforces, and the floor of the days that are kept, in one row.",
         (
             Column("only_row", "boolean", "true", "Always true, so that there is no second row."),
@@ -183,7 +197,7 @@ OTHER_RELATIONS: Final = {
             ),
         ),
     ),
-    "retention_ledger": Relation(
+    f"{SCHEMA}.retention_ledger": Relation(
         "What retention has removed, one entry per step: how much, never what was in it.",
         (
             Column("id", "integer", "number", "The number of the entry."),
@@ -196,7 +210,7 @@ OTHER_RELATIONS: Final = {
             Column("oldest_remaining", "date", "day, YYYY-MM-DD", "The oldest day left. Absent when none is left."),
         ),
     ),
-    "daily_error_rates": Relation(
+    f"{SCHEMA}.daily_error_rates": Relation(
         "View of daily_response_counts with the error rate of each endpoint and day beside every status code.",
         (
             *RESPONSE_FIELDS,
@@ -204,11 +218,89 @@ OTHER_RELATIONS: Final = {
             Column("error_rate", "number", "share, 0 to 1", "Responses with status 400 or above, divided by requests."),
         ),
     ),
-    "alembic_version": Relation(
+    f"{SCHEMA}.alembic_version": Relation(
         "Which migration the schema is at.", (Column("version_num", "text", "name", "The migration."),)
     ),
+    f"{SCHEMA}.publications": Relation(
+        "Which day or week was published, with a fingerprint of its numbers: whatever changes them later is found.",
+        (
+            Column("event_name", "text", "name", "What happened."),
+            Column("event_date", "date", "day, YYYY-MM-DD", "The day, or the Monday of the week."),
+            Column("filled", "boolean", "true or false", "True when it was published by itself, after its turn."),
+            Column("base", "integer", "occurrences", "Its numbers are multiples of this."),
+            Column("fingerprint", "text", "MD5", "Of its state and its numbers."),
+            Column("published_at", "timestamp", "instant", "When it was published."),
+        ),
+    ),
+    f"{SCHEMA}.published_carries": Relation(
+        "What was counted of a series and is not published yet. Whoever knows it knows too much, so it stays here.",
+        (
+            Column("event_name", "text", "name", "What happened."),
+            Column("event_id", "text", "identifier", "The event of the directory; `all` for a series over all events."),
+            Column("carry", "integer", "occurrences", "From 0 to 4, or one less than another base."),
+            Column("base", "integer", "occurrences", "What the series is published in multiples of."),
+            Column(
+                "event_date", "date", "day, YYYY-MM-DD", "The last day that added to it, or the Monday of the week."
+            ),
+        ),
+    ),
+    f"{PUBLISHED_SCHEMA}.daily_counts": Relation(
+        "Steps of running totals in fives, per day and event. A day, week or sum may be up to four above or below the"
+        " count; a day without a row had less than five or was not collected: see `published.daily`.",
+        (
+            _PUBLISHED_DAY,
+            _PUBLISHED_NAME,
+            _PUBLISHED_EVENT,
+            Column("count", "integer", "occurrences per day", "A multiple of five, above 0. Counts may be summed."),
+        ),
+    ),
+    f"{PUBLISHED_SCHEMA}.days": Relation(
+        "Which day of what is published per day, or could not be.",
+        (
+            _PUBLISHED_DAY,
+            _PUBLISHED_NAME,
+            Column("state", "text", "name", "`published`, or `not_collected`: nothing is known about that day."),
+        ),
+    ),
+    f"{PUBLISHED_SCHEMA}.daily": Relation(
+        "View of every published day of every event with a number, to be drawn as it is.",
+        (
+            _PUBLISHED_DAY,
+            _PUBLISHED_NAME,
+            _PUBLISHED_EVENT,
+            Column(
+                "count",
+                "integer",
+                "occurrences per day",
+                "A multiple of five. 0 with state `below`, absent with state `not_collected`. Counts may be summed.",
+            ),
+            Column(
+                "state", "text", "name", "`value`, `below` (shown as <5) or `not_collected`: nothing is known about it."
+            ),
+        ),
+    ),
+    f"{PUBLISHED_SCHEMA}.weekly_counts": Relation(
+        "Steps of running totals in fives, per closed ISO week over all events. A week without a row had less than five"
+        " or was not collected: see `published.weeks`.",
+        (
+            _PUBLISHED_WEEK,
+            _PUBLISHED_NAME,
+            Column("count", "integer", "occurrences per week", "A multiple of five, above 0. Counts may be summed."),
+        ),
+    ),
+    f"{PUBLISHED_SCHEMA}.weeks": Relation(
+        "Which week of what is published per week, or could not be.",
+        (
+            _PUBLISHED_WEEK,
+            _PUBLISHED_NAME,
+            Column("state", "text", "name", "`published`, or `not_collected`: a day of that week was not collected."),
+        ),
+    ),
 }
-"""The other relations of schema `analytics`. Check `documented` reports any that is neither here nor in TABLES."""
+"""Every other relation of the two schemas. Check `documented` reports any that is neither here nor in TABLES."""
+
+PUBLISHED_PATH: Final = ("published_counts",)
+"""The path of the asset key of everything in schema `published`."""
 
 LEDGER_PATH: Final = (SCHEMA, "retention_ledger")
 """The path of the ledger's asset key. What concerns the whole database is checked there, once per run."""
@@ -251,13 +343,21 @@ class CounterDumps:
     """The path of its asset key."""
 
 
+class Published(Enum):
+    """What of a metric people outside the core team see, always as running totals in fives."""
+
+    BY_DAY_AND_EVENT = "per day and event"
+    BY_WEEK = "per closed ISO week, over all events"
+    NEVER = "never"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """One metric: one Dagster asset. Every attribute is required.
 
     Raises:
         ContractError: a text is blank, a name is not lower_snake_case, the owner is not written `team:name`, no table
-            has these fields, or the event names do not fit the origin.
+            has these fields, the event names do not fit the origin, or what is published has no event.
     """
 
     asset: str
@@ -268,6 +368,8 @@ class Metric:
     event_names: tuple[str, ...]
     fields: tuple[Field, ...]
     origin: SourceView | CounterDumps
+    published: Published
+    """What of it leaves the core team. The sources are always summed."""
     since: date
     """The day it was agreed on."""
 
@@ -283,6 +385,10 @@ class Metric:
             raise ContractError(f"metric {self.asset!r}: no table of the contract has these fields")
         if not isinstance(self.origin, SourceView | CounterDumps):
             raise ContractError(f"metric {self.asset!r}: say where it comes from, a source view or the counter dumps")
+        if not isinstance(self.published, Published):
+            raise ContractError(f"metric {self.asset!r}: say what of it is published")
+        if self.published is not Published.NEVER and self.fields != CORE_FIELDS:
+            raise ContractError(f"metric {self.asset!r}: only counts of events can be published")
         expected = 2 if isinstance(self.origin, SourceView) and self.origin.switch else 1
         if len(self.event_names) != expected:
             raise ContractError(f"metric {self.asset!r}: its origin yields {expected} event name(s)")
@@ -311,6 +417,7 @@ METRICS: Final = (
         event_names=("event_signup",),
         fields=CORE_FIELDS,
         origin=SourceView("signups"),
+        published=Published.BY_DAY_AND_EVENT,
         since=_PHASE_1,
     ),
     Metric(
@@ -320,6 +427,7 @@ METRICS: Final = (
         event_names=("directory_page_viewed",),
         fields=CORE_FIELDS,
         origin=CounterDumps(),
+        published=Published.BY_DAY_AND_EVENT,
         since=_PHASE_1,
     ),
     Metric(
@@ -329,6 +437,7 @@ METRICS: Final = (
         event_names=("directory_searched",),
         fields=CORE_FIELDS,
         origin=CounterDumps(),
+        published=Published.BY_DAY_AND_EVENT,
         since=_PHASE_1,
     ),
     Metric(
@@ -338,6 +447,7 @@ METRICS: Final = (
         event_names=("profile_visibility_toggled",),
         fields=CORE_FIELDS,
         origin=SourceView("profile_visibility_changes"),
+        published=Published.BY_WEEK,
         since=_PHASE_1,
     ),
     Metric(
@@ -347,6 +457,7 @@ METRICS: Final = (
         event_names=("consent_turned_on", "consent_turned_off"),
         fields=CORE_FIELDS,
         origin=SourceView("consent_changes", switch=True),
+        published=Published.BY_WEEK,
         since=_PHASE_1,
     ),
     Metric(
@@ -356,6 +467,7 @@ METRICS: Final = (
         event_names=("http_response",),
         fields=RESPONSE_FIELDS,
         origin=CounterDumps(),
+        published=Published.NEVER,
         since=_PHASE_1,
     ),
 )
@@ -373,3 +485,8 @@ def metric(asset: str) -> Metric:
 def vocabulary(table: str) -> tuple[str, ...]:
     """Return every event name whose counts `table` keeps."""
     return tuple(name for m in METRICS if m.table == table for name in m.event_names)
+
+
+def published_names(published: Published) -> tuple[str, ...]:
+    """Return every event name that is published in this way."""
+    return tuple(name for m in METRICS if m.published is published for name in m.event_names)

@@ -9,7 +9,7 @@ import dagster as dg
 
 from analytics_assets.contract import METRICS, ContractError
 from analytics_assets.defs.assets import make_assets
-from analytics_assets.defs.checks import database_checks, login_checks, metric_checks
+from analytics_assets.defs.checks import database_checks, login_checks, metric_checks, published_checks
 from analytics_assets.defs.jobs import daily_metrics_job, retention_job
 from analytics_assets.defs.partitions import daily_partitions
 from analytics_assets.defs.schedules import make_daily_schedule
@@ -26,7 +26,7 @@ def build_definitions(settings: Settings, **overrides: Any) -> dg.Definitions:
     """
     arguments: dict[str, Any] = {
         "assets": make_assets(settings, daily_partitions(settings)),
-        "asset_checks": [*map(metric_checks, METRICS), database_checks, login_checks],
+        "asset_checks": [*map(metric_checks, METRICS), database_checks, published_checks, login_checks],
         "jobs": [daily_metrics_job, retention_job],
         "schedules": [make_daily_schedule(settings.time_zone)],
         "sensors": [retention_sensor],

@@ -14,6 +14,9 @@ from analytics_assets.contract import (
     METRICS,
     ORIGINS,
     OTHER_RELATIONS,
+    PUBLISHED_BASE,
+    PUBLISHED_PATH,
+    PUBLISHED_SCHEMA,
     RETENTION_DAYS,
     SCHEMA,
     SOURCE_SCHEMA,
@@ -22,6 +25,7 @@ from analytics_assets.contract import (
     CounterDumps,
     Field,
     Metric,
+    Published,
     SourceView,
 )
 from analytics_assets.settings import Settings
@@ -37,17 +41,18 @@ def asset_descriptions(settings: Settings) -> dict[tuple[str, ...], str]:
     return (
         {(m.asset,): "\n".join(_metric(m, settings)) for m in METRICS}
         | {origin.path: "\n".join(_origin(origin)) for origin in ORIGINS}
-        | {LEDGER_PATH: OTHER_RELATIONS["retention_ledger"].purpose}
+        | {LEDGER_PATH: OTHER_RELATIONS[".".join(LEDGER_PATH)].purpose, PUBLISHED_PATH: "\n".join(_published())}
     )
 
 
 def database_comments(settings: Settings) -> dict[tuple[str, str | None], str]:
-    """(relation of schema `analytics`, column) -> comment in plain text. The column is None for the relation itself."""
+    """(relation with its schema, column) -> comment in plain text. The column is None for the relation itself."""
     comments: dict[tuple[str, str | None], str] = {}
     for table, fields in TABLES.items():
         metrics = [m for m in METRICS if m.table == table]
-        comments[table, None] = "\n\n".join("\n".join([m.asset, *_metric(m, settings)]) for m in metrics)
-        comments |= {(table, field.name): column_text(field) for field in fields}
+        relation = f"{SCHEMA}.{table}"
+        comments[relation, None] = "\n\n".join("\n".join([m.asset, *_metric(m, settings)]) for m in metrics)
+        comments |= {(relation, field.name): column_text(field) for field in fields}
     for relation, entry in OTHER_RELATIONS.items():
         comments[relation, None] = entry.purpose
         comments |= {(relation, column.name): column_text(column) for column in entry.columns}
@@ -83,6 +88,10 @@ def _page() -> Iterator[str]:
         yield from _origin(origin)
         if isinstance(origin, SourceView):
             yield from _columns(origin.fields)
+    yield ""
+    yield "## Published"
+    yield ""
+    yield from _published()
     for table, fields in TABLES.items():
         yield ""
         yield f"## `{SCHEMA}.{table}`"
@@ -91,7 +100,7 @@ def _page() -> Iterator[str]:
         yield from _columns(fields)
     for relation, entry in OTHER_RELATIONS.items():
         yield ""
-        yield f"## `{SCHEMA}.{relation}`"
+        yield f"## `{relation}`"
         yield ""
         yield entry.purpose
         yield from _columns(entry.columns)
@@ -109,9 +118,20 @@ def _metric(metric: Metric, settings: Settings | None = None) -> Iterator[str]:
     yield f"- event names: {names}"
     yield f"- origin: {_origin_name(metric.origin)}"
     yield f"- fields: {', '.join(f'`{field.name}`' for field in metric.fields)}, in `{SCHEMA}.{metric.table}`"
+    yield f"- published: {metric.published.value}"
     yield f"- time zone of the days: {zone}"
     yield f"- retention: {days} days (day D is kept on day T while D >= T - {days} days){otherwise}"
     yield f"- since: {metric.since}"
+
+
+def _published() -> Iterator[str]:
+    yield f"What people outside the core team see, in schema `{PUBLISHED_SCHEMA}`: running totals in steps of"
+    yield f"{PUBLISHED_BASE}. A day is published once the daily job has collected it for the last time."
+    yield "It is never changed afterwards."
+    yield ""
+    for published in Published:
+        metrics = [f"`{m.asset}`" for m in METRICS if m.published is published]
+        yield f"- {published.value}: {', '.join(metrics) or 'none'}"
 
 
 def _origin_name(origin: SourceView | CounterDumps) -> str:

@@ -14,7 +14,7 @@ LAYERS = [
     {"demo"},
     {"local", "definitions"},
     {"defs"},
-    {"retention"},
+    {"publication", "retention"},
     {"sources", "store"},
     {"dictionary", "database"},
     {"settings"},

@@ -17,6 +17,7 @@ from analytics_assets.contract import (
     CounterDumps,
     Field,
     Metric,
+    Published,
     SourceView,
     metric,
     vocabulary,
@@ -30,6 +31,7 @@ COMPLETE: dict[str, Any] = {
     "event_names": ("page_printed",),
     "fields": CORE_FIELDS,
     "origin": CounterDumps(),
+    "published": Published.NEVER,
     "since": date(2026, 11, 24),
 }
 FIELDS = sorted({field.name: field for fields in TABLES.values() for field in fields}.items())
@@ -68,11 +70,33 @@ def test_nothing_can_be_left_out(attribute: str) -> None:
         ("fields", (*CORE_FIELDS, EVENT_ID)),
         ("origin", SourceView("prints", switch=True)),
         ("origin", None),
+        ("published", None),
+        ("published", "per day and event"),
     ],
 )
 def test_nothing_can_be_left_blank_or_made_up(attribute: str, value: object) -> None:
     with pytest.raises(ContractError):
         Metric(**COMPLETE | {attribute: value})
+
+
+def test_only_counts_of_events_can_be_published() -> None:
+    responses = COMPLETE | {"fields": RESPONSE_FIELDS}
+    assert Metric(**responses).published is Published.NEVER
+    for published in (Published.BY_DAY_AND_EVENT, Published.BY_WEEK):
+        with pytest.raises(ContractError, match="only counts of events can be published"):
+            Metric(**responses | {"published": published})
+
+
+def test_what_is_published_of_each_metric() -> None:
+    """A privacy reviewer has agreed to this. Changing it takes another review."""
+    assert {declared.asset: declared.published for declared in METRICS} == {
+        "event_signups": Published.BY_DAY_AND_EVENT,
+        "directory_page_views": Published.BY_DAY_AND_EVENT,
+        "directory_searches": Published.BY_DAY_AND_EVENT,
+        "profile_visibility_toggles": Published.BY_WEEK,
+        "consent_changes": Published.BY_WEEK,
+        "endpoint_error_rates": Published.NEVER,
+    }
 
 
 def test_an_event_name_and_an_asset_belong_to_one_metric() -> None:

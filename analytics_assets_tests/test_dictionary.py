@@ -35,13 +35,17 @@ def live(settings: Settings, query: str) -> list[tuple[object, ...]]:
 
 
 def comments(settings: Settings) -> dict[tuple[object, object], object]:
-    relations = "pg_class c where relnamespace = 'analytics'::regnamespace and relkind ~ '[rpv]' and not relispartition"
+    relations = (
+        "pg_class c where relnamespace in ('analytics'::regnamespace, 'published'::regnamespace)"
+        " and relkind ~ '[rpv]' and not relispartition"
+    )
+    relation = "relnamespace::regnamespace || '.' || relname"
     return {
         (relation, column): text
         for relation, column, text in live(
             settings,
-            f"select relname, null, obj_description(oid, 'pg_class') from {relations} union all"  # noqa: S608
-            f" select relname, attname, col_description(attrelid, attnum) from pg_attribute, {relations}"
+            f"select {relation}, null, obj_description(oid, 'pg_class') from {relations} union all"  # noqa: S608
+            f" select {relation}, attname, col_description(attrelid, attnum) from pg_attribute, {relations}"
             " and attrelid = c.oid and attnum > 0 and not attisdropped",
         )
     }
@@ -55,7 +59,7 @@ def test_the_comments_of_the_database_are_the_dictionarys(settings: Settings) ->
     other = replace(settings, retention_days=5, time_zone="Asia/Tokyo")
     init_db(admin_url(settings), other)
     assert comments(settings) == database_comments(other)
-    said = str(comments(settings)["daily_event_counts", None])
+    said = str(comments(settings)["analytics.daily_event_counts", None])
     assert said.count("- time zone of the days: Asia/Tokyo\n") == said.count("?\n") == 5
     assert said.count("- retention: 5 days (day D is kept on day T while D >= T - 5 days)\n") == 5
     assert "180" not in said
@@ -73,11 +77,14 @@ def test_the_documented_types_are_the_live_ones(settings: Settings) -> None:
         (relation, column): kind
         for relation, column, kind in live(
             settings,
-            "select relname, attname, format_type(atttypid, atttypmod) from pg_attribute join pg_class c on attrelid ="
-            " c.oid where relnamespace = 'analytics'::regnamespace and attnum > 0",
+            "select relnamespace::regnamespace || '.' || relname, attname, format_type(atttypid, atttypmod)"
+            " from pg_attribute join pg_class c on attrelid = c.oid"
+            " where relnamespace in ('analytics'::regnamespace, 'published'::regnamespace) and attnum > 0",
         )
     }
-    entries = TABLES | {relation: entry.columns for relation, entry in OTHER_RELATIONS.items()}
+    entries = {f"analytics.{table}": fields for table, fields in TABLES.items()} | {
+        relation: entry.columns for relation, entry in OTHER_RELATIONS.items()
+    }
     for relation, columns in entries.items():
         for column in columns:
             assert types_of[relation, column.name] in LIVE_TYPES[column.type], f"{relation}.{column.name}"
@@ -120,9 +127,11 @@ def test_the_page_has_every_metric_and_every_column() -> None:
         assert "UTC, unless `ANALYTICS_TIMEZONE` says otherwise" in entry
         assert "180 days" in entry
         assert "unless `ANALYTICS_RETENTION_DAYS` says otherwise" in entry
-    entries = TABLES | {relation: entry.columns for relation, entry in OTHER_RELATIONS.items()}
+    entries = {f"analytics.{table}": fields for table, fields in TABLES.items()} | {
+        relation: entry.columns for relation, entry in OTHER_RELATIONS.items()
+    }
     for relation, columns in entries.items():
-        section = page.split(f"## `analytics.{relation}`\n")[1].split("\n#")[0]
+        section = page.split(f"## `{relation}`\n")[1].split("\n#")[0]
         for column in columns:
             assert f"| `{column.name}` | {column.type}" in section
             assert f"| {column.unit} | {column.meaning} |" in section

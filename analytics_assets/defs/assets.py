@@ -1,6 +1,7 @@
 """The assets, derived from the contract: one per metric, and an external one per origin.
 
-The retention ledger is an external asset, too. The checks that concern the whole database belong to it.
+What is published is one asset downstream of them. The retention ledger is an external asset. The checks that concern
+the whole database belong to it.
 """
 
 import ast
@@ -14,20 +15,26 @@ from analytics_assets.contract import (
     LEDGER_PATH,
     METRICS,
     ORIGINS,
+    PUBLISHED_PATH,
+    PUBLISHED_SCHEMA,
     SCHEMA,
     Column,
     CounterDumps,
     Field,
     Metric,
+    Published,
     SourceView,
 )
 from analytics_assets.defs.collect import CollectConfig, Results, collect
 from analytics_assets.defs.evaluation import AT_SOURCE
 from analytics_assets.dictionary import asset_descriptions, column_text
+from analytics_assets.publication.publish import publish_closed
 from analytics_assets.settings import Settings
 from analytics_assets.sources.app_views import COLUMN_TYPES
+from analytics_assets.store import open_store
 
 GROUP: Final = "daily_counts"
+PUBLICATION_GROUP: Final = "publication"
 
 CONTRACT_FILE: Final = Path(contract.__file__).resolve()
 
@@ -46,6 +53,7 @@ def make_assets(settings: Settings, partitions: dg.PartitionsDefinition) -> list
             group_name=GROUP,
             kinds={"postgres"},
         ),
+        _published_asset(descriptions[PUBLISHED_PATH]),
     ]
 
 
@@ -87,6 +95,31 @@ def _metric_asset(
         yield from collect(context, metric, settings, config)
 
     return asset
+
+
+def _published_asset(description: str) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=dg.AssetKey(PUBLISHED_PATH),
+        description=description,
+        group_name=PUBLICATION_GROUP,
+        deps=[metric.asset for metric in METRICS if metric.published is not Published.NEVER],
+        kinds={"postgres", "sql"},
+        tags={"personal_data": "none"},
+        metadata={"dagster/table_name": f"{PUBLISHED_SCHEMA}.daily"},
+    )
+    def published_counts(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult[None]:
+        with open_store(settings) as store:
+            made = publish_closed(store)
+        return dg.MaterializeResult(
+            # No day is named: Dagster keeps this longer than a day that was published long ago.
+            metadata={
+                f"{unit}s {what}": sum(getattr(each, attribute) for each in made if each.unit == unit)
+                for unit in ("day", "week")
+                for what, attribute in (("published", "published"), ("not collected", "not_collected"))
+            }
+        )
+
+    return published_counts
 
 
 def _origin_asset(origin: SourceView | CounterDumps, description: str) -> dg.AssetSpec:

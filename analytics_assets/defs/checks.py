@@ -12,7 +12,7 @@ from typing import Final
 
 import dagster as dg
 
-from analytics_assets.contract import LEDGER_PATH, Metric
+from analytics_assets.contract import LEDGER_PATH, PUBLISHED_PATH, Metric
 from analytics_assets.database import DatabaseError, engine, redacted_errors
 from analytics_assets.defs.evaluation import (
     DOCUMENTED,
@@ -23,6 +23,7 @@ from analytics_assets.defs.evaluation import (
     make_result,
 )
 from analytics_assets.defs.partitions import days_of_run
+from analytics_assets.publication.audit import find_recoverable
 from analytics_assets.retention.sweep import find_overdue, registry
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.sources.app_views import find_undocumented_views, view_metrics
@@ -30,16 +31,26 @@ from analytics_assets.sources.login import find_excess_rights
 from analytics_assets.store import Store, open_store
 from analytics_assets.store.counts import read_latest_collected, read_window
 from analytics_assets.store.inspection import find_undocumented_elsewhere
+from analytics_assets.store.published import find_altered
 
 NO_EXPIRED_DAYS: Final = "no_expired_days"
+ONLY_FIVES: Final = "only_fives"
+NOT_RECOVERABLE: Final = "no_hidden_day_recoverable"
 ONLY_VIEWS: Final = "login_reads_only_the_views"
 LEDGER_KEY: Final = dg.AssetKey(LEDGER_PATH)
+PUBLISHED_KEY: Final = dg.AssetKey(PUBLISHED_PATH)
 
 Results = Iterator[dg.AssetCheckResult]
 
 _EXPIRED_RECOVERY: Final = (
     "`retention_sensor` removes expired days soon after midnight: see that it is running, and what its last run says."
     " Or launch `retention_job` with dry_run: false, or run `analytics-assets retention`."
+)
+_PUBLISHED_RECOVERY: Final = (
+    "Something other than this pipeline has changed schema published or the notes on it. Close it to readers until it"
+    " is right (`alter role published_reader nologin`), and find out what may write there. Bring the rows back from a"
+    " backup. Or delete what is published and noted of the day, in SQL with a login that may, and publish it by itself:"
+    " `analytics-assets publish --fill DAY`."
 )
 _LOGIN_RECOVERY: Final = (
     "The operator of the host's database runs the SQL. Roles of the application that used a right of PUBLIC may need it"
@@ -121,6 +132,34 @@ def _check_documented(store: Store) -> dg.AssetCheckResult:
     except (DatabaseError, SettingsError):
         seen = False  # the gates of the metrics that are counted there say why
     return make_result(DOCUMENTED, found, DOCUMENTED_RECOVERY, {"source views seen": seen})
+
+
+@dg.multi_asset_check(
+    name="published_checks",
+    specs=[
+        dg.AssetCheckSpec(
+            ONLY_FIVES,
+            asset=PUBLISHED_KEY,
+            description="Every published number is a multiple of its base, every carry below it, and nothing that was"
+            " published has changed since.",
+        ),
+        dg.AssetCheckSpec(
+            NOT_RECOVERABLE,
+            asset=PUBLISHED_KEY,
+            description="Whoever knows everything that is published finds at least as many possible values for each day"
+            " as the base.",
+        ),
+    ],
+    can_subset=True,
+)
+def published_checks(context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings]) -> Results:
+    """Check everything that is published, not only what the run has added."""
+    names = {key.name for key in context.selected_asset_check_keys}
+    with open_store(settings) as store:
+        if ONLY_FIVES in names:
+            yield make_result(ONLY_FIVES, find_altered(store), _PUBLISHED_RECOVERY)
+        if NOT_RECOVERABLE in names:
+            yield make_result(NOT_RECOVERABLE, find_recoverable(store), _PUBLISHED_RECOVERY)
 
 
 @dg.multi_asset_check(

@@ -1,17 +1,14 @@
 """The daily schedule."""
 
 from datetime import timedelta
-from typing import Final
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 
+from analytics_assets.contract import LOOKBACK_DAYS
 from analytics_assets.defs.jobs import daily_metrics_job
 from analytics_assets.defs.partitions import range_tags
 from analytics_assets.settings import Settings
-
-LOOKBACK_DAYS: Final = 2
-"""Days before yesterday that are collected again, for rows that arrive late."""
 
 
 def make_daily_schedule(time_zone: str) -> dg.ScheduleDefinition:

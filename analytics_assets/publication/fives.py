@@ -25,7 +25,9 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Final, Literal, NamedTuple
 
-BASE: Final = 5
+from analytics_assets.contract import PUBLISHED_BASE
+
+BASE: Final = PUBLISHED_BASE
 """Published numbers are multiples of this, and every day keeps at least this many possible values."""
 
 State = Literal["value", "below", "not_collected"]

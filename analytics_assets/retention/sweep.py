@@ -18,6 +18,8 @@ from analytics_assets.retention.targets import (
     CollectedDays,
     DailyCounts,
     Files,
+    PublishedCarries,
+    PublishedDays,
     RetentionTarget,
     TargetError,
 )
@@ -62,6 +64,8 @@ def registry(store: Store, instance: dg.DagsterInstance) -> list[RetentionTarget
     return [
         DailyCounts(store),
         CollectedDays(store),
+        PublishedDays(store),
+        PublishedCarries(store),
         Files("counter dumps", ("data/dumps",), settings.dump_dir, settings.time_zone, only_days=True),
         PartitionRecords(records),
         CheckEvaluations(records),

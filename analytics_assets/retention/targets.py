@@ -105,6 +105,57 @@ class CollectedDays:
         yield Amount(*expiry.forget_days(self.store, before))
 
 
+@dataclass(frozen=True)
+class PublishedDays:
+    """What people outside the core team see, and the notes on it. A week counts as its Monday."""
+
+    store: Store
+    name = "published days"
+    covers = (
+        "published.daily_counts",
+        "published.days",
+        "published.daily",
+        "published.weekly_counts",
+        "published.weeks",
+        "analytics.publications",
+    )
+
+    def oldest(self) -> date | None:
+        """Return the oldest published day, or Monday of a week."""
+        return expiry.summarize_published(self.store, date.min)[2]
+
+    def expired(self, before: date) -> Amount:
+        """Return days, and rows of all tables."""
+        days, rows, _ = expiry.summarize_published(self.store, before)
+        return Amount(days, rows)
+
+    def remove(self, before: date) -> Iterator[Amount]:
+        """Delete the rows."""
+        yield Amount(*expiry.forget_published(self.store, before))
+
+
+@dataclass(frozen=True)
+class PublishedCarries:
+    """What was counted of a series and is not published yet. It goes when every day that added to it has expired."""
+
+    store: Store
+    name = "published carries"
+    covers = ("analytics.published_carries",)
+
+    def oldest(self) -> date | None:
+        """Return the oldest day that was the last one to add to a carry."""
+        return expiry.summarize_carries(self.store, date.min)[2]
+
+    def expired(self, before: date) -> Amount:
+        """Return those days, and carries."""
+        days, rows, _ = expiry.summarize_carries(self.store, before)
+        return Amount(days, rows)
+
+    def remove(self, before: date) -> Iterator[Amount]:
+        """Delete the carries."""
+        yield Amount(*expiry.forget_carries(self.store, before))
+
+
 _DAY_FOLDER: Final = re.compile(r"\d{4}-\d\d-\d\d")
 
 

@@ -6,35 +6,35 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from analytics_assets.contract import SCHEMA
 from analytics_assets.dictionary import database_comments
 from analytics_assets.settings import Settings
 
 # A partition has the columns of its parent, so only the parent is listed.
 _LIVE = """
-select c.relname as relation, a.attname as column, d.description as comment,
+select n.nspname || '.' || c.relname as relation, a.attname as column, d.description as comment,
        case c.relkind when 'v' then 'view' when 'm' then 'materialized view' when 'f' then 'foreign table' else 'table'
        end as kind
-from pg_class c
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
 cross join lateral (
     select 0 as attnum, null as attname
     union all
     select attnum, attname from pg_attribute where attrelid = c.oid and attnum > 0 and not attisdropped
 ) a
 left join pg_description d on d.classoid = 'pg_class'::regclass and d.objoid = c.oid and d.objsubid = a.attnum
-where c.relnamespace = to_regnamespace('analytics') and c.relkind in ('r', 'p', 'v', 'm', 'f')
+where n.nspname in ('analytics', 'published') and c.relkind in ('r', 'p', 'v', 'm', 'f')
   and not c.relispartition
 """
 
 
 class Name(NamedTuple):
-    """A relation of schema `analytics`, or a column of it."""
+    """A relation of schema `analytics` or `published`, or a column of it."""
 
     relation: str
+    """Its name with its schema."""
     column: str | None
 
     def __str__(self) -> str:
-        return ".".join(filter(None, (SCHEMA, *self)))
+        return ".".join(filter(None, self))
 
 
 def read_comments(connection: sa.Connection) -> dict[Name, str | None]:

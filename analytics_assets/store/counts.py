@@ -13,7 +13,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from analytics_assets.contract import Metric
+from analytics_assets.contract import LOOKBACK_DAYS, Metric
 from analytics_assets.database import DatabaseError, sqlstate
 from analytics_assets.guard import Row
 from analytics_assets.store import Store
@@ -42,6 +42,11 @@ class Window:
 
     first: date
     last: date
+
+    @property
+    def last_closed(self) -> date:
+        """The newest day that the daily job collects for the last time today. It is the first day of today's run."""
+        return max(self.first, self.last - timedelta(days=LOOKBACK_DAYS))
 
     def refuse_outside(self, day: date) -> None:
         """Raise DayRefusedError for a day that has expired or is not over."""

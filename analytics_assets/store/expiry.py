@@ -14,7 +14,16 @@ import sqlalchemy as sa
 from analytics_assets.contract import SCHEMA
 from analytics_assets.database import DatabaseError
 from analytics_assets.store import Store
-from analytics_assets.store.tables import COLLECTED_DAYS, RETENTION_LEDGER
+from analytics_assets.store.tables import (
+    COLLECTED_DAYS,
+    DAILY_COUNTS,
+    DAYS,
+    PUBLICATIONS,
+    PUBLISHED_CARRIES,
+    RETENTION_LEDGER,
+    WEEKLY_COUNTS,
+    WEEKS,
+)
 
 
 def list_partitioned_days(store: Store) -> list[date]:
@@ -51,12 +60,30 @@ def drop_day(store: Store, day: date) -> int:
 
 def summarize_collected(store: Store, before: date) -> tuple[int, int, date | None]:
     """Return days and rows of `collected_days` before a day, and the oldest day of the whole table."""
-    day = COLLECTED_DAYS.c.event_date
+    return _summarize(store, "reading the collected days", sa.select(COLLECTED_DAYS.c.event_date), before)
+
+
+def summarize_published(store: Store, before: date) -> tuple[int, int, date | None]:
+    """Return days and rows of what is published before a day, and the oldest day of everything published."""
+    tables = (DAILY_COUNTS, DAYS, WEEKLY_COUNTS, WEEKS, PUBLICATIONS)
+    days = sa.union_all(*(sa.select(next(c for c in table.c if isinstance(c.type, sa.Date))) for table in tables))
+    return _summarize(store, "reading the published days", days, before)
+
+
+def summarize_carries(store: Store, before: date) -> tuple[int, int, date | None]:
+    """Return days and rows of the carries that no day since `before` has added to, and the oldest day of all."""
+    return _summarize(store, "reading the carries", sa.select(PUBLISHED_CARRIES.c.event_date), before)
+
+
+def _summarize(
+    store: Store, doing: str, days: sa.Select[date] | sa.CompoundSelect[date], before: date
+) -> tuple[int, int, date | None]:
+    (day,) = days.subquery().c
     expired = day < before
     query = sa.select(sa.func.count(day.distinct()).filter(expired), sa.func.count().filter(expired), sa.func.min(day))
-    with store.transaction("reading the collected days") as connection:
-        days, rows, oldest = connection.execute(query).one()
-    return days, rows, oldest
+    with store.transaction(doing) as connection:
+        number, rows, oldest = connection.execute(query).one()
+    return number, rows, oldest
 
 
 def sum_collected_rows(store: Store, days: Sequence[date]) -> int:
@@ -68,8 +95,22 @@ def sum_collected_rows(store: Store, days: Sequence[date]) -> int:
 
 def forget_days(store: Store, before: date) -> tuple[int, int]:
     """Delete the rows of `collected_days` before a day. Returns days and rows. Raises as `drop_day` does."""
-    with store.transaction("deleting from the collected days") as connection:
-        query = sa.text("select days, rows from analytics.forget_days(:before)")
+    return _forget(store, "deleting from the collected days", "forget_days", before)
+
+
+def forget_published(store: Store, before: date) -> tuple[int, int]:
+    """Delete what is published before a day. Returns days and rows. Raises as `drop_day` does."""
+    return _forget(store, "deleting published days", "forget_published", before)
+
+
+def forget_carries(store: Store, before: date) -> tuple[int, int]:
+    """Delete the carries that no day since `before` has added to. Returns as above. Raises as `drop_day` does."""
+    return _forget(store, "deleting carries", "forget_carries", before)
+
+
+def _forget(store: Store, doing: str, function: str, before: date) -> tuple[int, int]:
+    query = sa.text(f"select days, rows from {SCHEMA}.{function}(:before)")  # noqa: S608  # one of the names above
+    with store.transaction(doing) as connection:
         days, rows = connection.execute(query, {"before": before}).one()
     return days, rows
 

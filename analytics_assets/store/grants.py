@@ -9,12 +9,22 @@ from __future__ import annotations
 
 from typing import Final
 
-from analytics_assets.contract import METRICS, SCHEMA, SOURCE_SCHEMA, TABLES, SourceView
-from analytics_assets.store.tables import COLLECTED_DAYS, RETENTION_LEDGER
+from analytics_assets.contract import METRICS, PUBLISHED_SCHEMA, SCHEMA, SOURCE_SCHEMA, TABLES, SourceView
+from analytics_assets.store.tables import (
+    COLLECTED_DAYS,
+    DAILY_COUNTS,
+    DAYS,
+    PUBLICATIONS,
+    PUBLISHED_CARRIES,
+    RETENTION_LEDGER,
+    WEEKLY_COUNTS,
+    WEEKS,
+)
 
 OWNER: Final = "analytics_owner"
 WRITER: Final = "analytics_writer"
 READER: Final = "analytics_reader"
+PUBLISHED_READER: Final = "published_reader"
 SOURCE_READER: Final = "analytics_source_reader"
 
 
@@ -34,31 +44,44 @@ ROLES: Final = f"""\
 -- The service account: the pipeline.
 {_role(WRITER, "login")}\
 -- The core team.
-{_role(READER, "login")}"""
+{_role(READER, "login")}\
+-- Dashboards for everybody else.
+{_role(PUBLISHED_READER, "login")}"""
 
 _COUNTS = ", ".join(f"{SCHEMA}.{table}" for table in TABLES)
 _READ = f"{_COUNTS}, {SCHEMA}.daily_error_rates, {COLLECTED_DAYS}, {RETENTION_LEDGER}, {SCHEMA}.settings"
 _ENTRY = ", ".join(column.name for column in RETENTION_LEDGER.columns if column.name not in {"id", "removed_at"})
-_LOGINS = f"{WRITER}, {READER}"
+_NOTE = ", ".join(column.name for column in PUBLICATIONS.columns if column.name != "published_at")
+_PUBLISHED = ", ".join(map(str, (DAILY_COUNTS, DAYS, WEEKLY_COUNTS, WEEKS)))
+_LOGINS = f"{WRITER}, {READER}, {PUBLISHED_READER}"
+_ANALYSTS = f"{WRITER}, {READER}"
 
 RIGHTS: Final = f"""\
-revoke all on schema {SCHEMA} from public, {_LOGINS};
-revoke all on all tables in schema {SCHEMA} from public, {_LOGINS};
+revoke all on schema {SCHEMA}, {PUBLISHED_SCHEMA} from public, {_LOGINS};
+revoke all on all tables in schema {SCHEMA}, {PUBLISHED_SCHEMA} from public, {_LOGINS};
 revoke all on all functions in schema {SCHEMA} from public, {_LOGINS};
-grant usage on schema {SCHEMA} to {_LOGINS};
-grant execute on function {SCHEMA}.today(), {SCHEMA}.first_kept_day() to {_LOGINS};
-grant select on {_READ} to {_LOGINS};
+grant usage on schema {SCHEMA} to {_ANALYSTS};
+grant execute on function {SCHEMA}.today(), {SCHEMA}.first_kept_day() to {_ANALYSTS};
+grant select on {_READ} to {_ANALYSTS};
 -- Functions create and drop days, because the service account owns no table.
 grant execute on function {SCHEMA}.create_day(date), {SCHEMA}.drop_day(date), {SCHEMA}.forget_days(date) to {WRITER};
 grant insert, delete on {_COUNTS} to {WRITER};
 grant insert, update (rows, collected_at) on {COLLECTED_DAYS} to {WRITER};
 -- Append-only, and the database says when.
 grant insert ({_ENTRY}) on {RETENTION_LEDGER} to {WRITER};
+-- What is published is inserted and never changed.
+grant usage on schema {PUBLISHED_SCHEMA} to {_LOGINS};
+grant select on {_PUBLISHED}, {PUBLISHED_SCHEMA}.daily to {_LOGINS};
+grant insert on {_PUBLISHED} to {WRITER};
+grant select, insert ({_NOTE}) on {PUBLICATIONS} to {WRITER};
+grant select, insert, update (carry, base, event_date) on {PUBLISHED_CARRIES} to {WRITER};
+grant execute on function {SCHEMA}.mark_filled(date, text) to {WRITER};
+grant execute on function {SCHEMA}.forget_published(date), {SCHEMA}.forget_carries(date) to {WRITER};
 do $$ begin
     -- A database that holds other tables keeps its own rules on who may connect.
     if not exists (
         select from pg_class c join pg_namespace n on n.oid = c.relnamespace
-        where n.nspname not in ('{SCHEMA}', 'information_schema') and n.nspname !~ '^pg_'
+        where n.nspname not in ('{SCHEMA}', '{PUBLISHED_SCHEMA}', 'information_schema') and n.nspname !~ '^pg_'
     ) then
         execute 'revoke all on database ' || quote_ident(current_database()) || ' from public';
         if to_regnamespace('public') is not null then
@@ -73,7 +96,8 @@ end $$;
 ANALYTICS: Final = f"""\
 -- The analytics database. `analytics-assets init-db` has run all of this.
 {ROLES}{RIGHTS}\
--- Passwords, in psql, which sends them hashed: \\password {WRITER} and \\password {READER}
+-- Passwords, in psql, which sends them hashed: \\password {WRITER}, \\password {READER},
+-- \\password {PUBLISHED_READER}
 """
 
 

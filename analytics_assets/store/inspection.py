@@ -20,7 +20,7 @@ from analytics_assets.settings import Settings
 from analytics_assets.store import Store
 from analytics_assets.store.comments import Name, read_comments
 from analytics_assets.store.counts import belongs_to
-from analytics_assets.store.tables import COUNTS
+from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS, NAMES_OF
 
 
 def find_column_violations(store: Store, metric: Metric) -> list[Violation]:
@@ -64,19 +64,24 @@ def count_row_violations(store: Store, metric: Metric, day: date) -> Counter[Vio
 
 def find_undocumented(store: Store, metric: Metric) -> list[str]:
     """List where the metric's table and the dictionary differ: columns, comments, vocabulary."""
+    table = f"{SCHEMA}.{metric.table}"
     with store.transaction("comparing the database with the dictionary") as connection:
-        found = _name_differences(connection, store.settings, lambda relation: relation == metric.table)
+        found = _name_differences(connection, store.settings, lambda relation: relation == table)
         if EVENT_NAME in metric.fields:
-            found += _undocumented_values(connection, Name(metric.table, "event_name"), vocabulary(metric.table))
+            found += _undocumented_values(connection, Name(table, "event_name"), vocabulary(metric.table))
     return found
 
 
 def find_undocumented_elsewhere(store: Store) -> list[str]:
-    """List where schema `analytics`, without the tables of counts, and the dictionary differ."""
+    """List where schemas `analytics`, without the tables of counts, and `published` differ from the dictionary."""
+    counts = {f"{SCHEMA}.{table}" for table in TABLES}
     with store.transaction("comparing the database with the dictionary") as connection:
-        found = _name_differences(connection, store.settings, lambda relation: relation not in TABLES)
+        found = _name_differences(connection, store.settings, lambda relation: relation not in counts)
         assets = [metric.asset for metric in METRICS]
-        return found + _undocumented_values(connection, Name("collected_days", "asset"), assets)
+        found += _undocumented_values(connection, Name(str(COLLECTED_DAYS), "asset"), assets)
+        for table, names in NAMES_OF.items():
+            found += _undocumented_values(connection, Name(str(table), "event_name"), names)
+        return found
 
 
 def _name_differences(connection: sa.Connection, settings: Settings, concerns: Callable[[str], bool]) -> list[str]:
@@ -96,7 +101,8 @@ def _name_differences(connection: sa.Connection, settings: Settings, concerns: C
 def _undocumented_values(connection: sa.Connection, name: Name, values: Sequence[str]) -> list[str]:
     """Count the stored rows, and the values that the constraint allows, that are not among `values`."""
     column: sa.ColumnClause[str] = sa.column(name.column or "")
-    stored = sa.table(name.relation, column, schema=SCHEMA)
+    schema, _, relation = name.relation.partition(".")
+    stored = sa.table(relation, column, schema=schema)
     # Where the constraint holds, PostgreSQL concludes from it that there is no such row, and reads none.
     rows = connection.scalar(sa.select(sa.func.count()).select_from(stored).where(column.not_in(values)))
     rule = connection.scalar(
@@ -104,7 +110,7 @@ def _undocumented_values(connection: sa.Connection, name: Name, values: Sequence
             "select pg_get_expr(conbin, conrelid) from pg_constraint"
             " where conrelid = cast(:table as regclass) and conname = :name"
         ),
-        {"table": f"{SCHEMA}.{name.relation}", "name": f"{name.relation}_{name.column}"},
+        {"table": name.relation, "name": f"{relation}_{name.column}"},
     )
     allowed = set(re.findall(r"'((?:[^']|'')*)'", rule or ""))
     found = [f"{name} has a value that is not in the dictionary ({rows} rows)"] if rows else []

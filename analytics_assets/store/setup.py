@@ -15,7 +15,7 @@ from alembic.config import Config
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import AddConstraint
 
-from analytics_assets.contract import SCHEMA
+from analytics_assets.contract import PUBLISHED_SCHEMA, SCHEMA
 from analytics_assets.database import engine, redacted_errors
 from analytics_assets.settings import Settings
 from analytics_assets.store.comments import write_comments
@@ -26,7 +26,7 @@ _DIALECT: Final[sa.Dialect] = postgresql.dialect()  # type: ignore[no-untyped-ca
 
 
 def init_db(admin_url: str, settings: Settings, *, keep_period: bool = False) -> None:
-    """Create or upgrade schema `analytics` and its roles, and set time zone and retention period.
+    """Create or upgrade schemas `analytics` and `published` and their roles, and set time zone and retention period.
 
     With `keep_period`, a database that has these two settings keeps them: a shorter period cannot be taken back.
 
@@ -53,7 +53,8 @@ def init_db(admin_url: str, settings: Settings, *, keep_period: bool = False) ->
 def _create_roles(connection: sa.Connection) -> None:
     connection.exec_driver_sql(ROLES)
     connection.exec_driver_sql(f"grant {OWNER} to current_user")
-    connection.exec_driver_sql(f"create schema if not exists {SCHEMA} authorization {OWNER}")
+    for schema in (SCHEMA, PUBLISHED_SCHEMA):
+        connection.exec_driver_sql(f"create schema if not exists {schema} authorization {OWNER}")
     connection.exec_driver_sql(f"set local role {OWNER}")
 
 

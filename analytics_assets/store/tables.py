@@ -1,4 +1,4 @@
-"""The tables of schema `analytics`, derived from the contract.
+"""The tables of schemas `analytics` and `published`, derived from the contract.
 
 Column types, checks and the unique key follow from the fields. A test compares them with what the migrations create.
 `setup.apply_contract` puts the checks and the dictionary's comments in place, so these need no migration.
@@ -11,7 +11,18 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.sql.type_api import TypeEngine
 
-from analytics_assets.contract import COUNT, METRICS, SCHEMA, TABLES, Field, vocabulary
+from analytics_assets.contract import (
+    COUNT,
+    METRICS,
+    PUBLISHED_BASE,
+    PUBLISHED_SCHEMA,
+    SCHEMA,
+    TABLES,
+    Field,
+    Published,
+    published_names,
+    vocabulary,
+)
 from analytics_assets.database import full_match
 
 METADATA: Final = sa.MetaData(schema=SCHEMA)
@@ -81,3 +92,101 @@ RETENTION_LEDGER: Final = sa.Table(
     sa.CheckConstraint(sa.func.char_length(sa.column("target", sa.Text)) <= 40, name="retention_ledger_target"),
     sa.CheckConstraint(sa.func.char_length(sa.column("run_id", sa.Text)) <= 40, name="retention_ledger_run_id"),
 )
+
+DAILY_NAMES: Final = published_names(Published.BY_DAY_AND_EVENT)
+WEEKLY_NAMES: Final = published_names(Published.BY_WEEK)
+
+
+def _only(table: str, names: tuple[str, ...]) -> sa.CheckConstraint:
+    return sa.CheckConstraint(sa.column("event_name", sa.Text).in_(names), name=f"{table}_event_name")
+
+
+def _published_counts(name: str, names: tuple[str, ...], *key: sa.Column[object]) -> sa.Table:
+    count = sa.column("count", sa.BigInteger)
+    return sa.Table(
+        name,
+        METADATA,
+        *key,
+        sa.Column("count", sa.BigInteger, nullable=False),
+        _only(name, names),
+        # Not valid: what was published in multiples of an earlier base is never changed.
+        sa.CheckConstraint(
+            sa.and_(count > 0, sa.func.mod(count, PUBLISHED_BASE) == 0), name=f"{name}_count", postgresql_not_valid=True
+        ),
+        schema=PUBLISHED_SCHEMA,
+    )
+
+
+def _published_states(name: str, names: tuple[str, ...], start: str) -> sa.Table:
+    return sa.Table(
+        name,
+        METADATA,
+        sa.Column(start, sa.Date, primary_key=True),
+        sa.Column("event_name", sa.Text, primary_key=True),
+        sa.Column("state", sa.Text, nullable=False),
+        _only(name, names),
+        sa.CheckConstraint(sa.column("state", sa.Text).in_(("published", "not_collected")), name=f"{name}_state"),
+        schema=PUBLISHED_SCHEMA,
+    )
+
+
+DAILY_COUNTS: Final = _published_counts(
+    "daily_counts",
+    DAILY_NAMES,
+    sa.Column("event_date", sa.Date, primary_key=True),
+    sa.Column("event_name", sa.Text, primary_key=True),
+    sa.Column("event_id", sa.Text, primary_key=True),
+)
+WEEKLY_COUNTS: Final = _published_counts(
+    "weekly_counts",
+    WEEKLY_NAMES,
+    sa.Column("week_start", sa.Date, primary_key=True),
+    sa.Column("event_name", sa.Text, primary_key=True),
+)
+DAYS: Final = _published_states("days", DAILY_NAMES, "event_date")
+WEEKS: Final = _published_states("weeks", WEEKLY_NAMES, "week_start")
+
+# The README promises at least five possible values for each day, whatever the base is.
+_BASE_RULE: Final = sa.column("base", sa.Integer) >= 5
+
+PUBLICATIONS: Final = sa.Table(
+    "publications",
+    METADATA,
+    sa.Column("event_name", sa.Text, primary_key=True),
+    sa.Column("event_date", sa.Date, primary_key=True),
+    sa.Column("filled", sa.Boolean, primary_key=True),
+    sa.Column("base", sa.Integer, nullable=False),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("published_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    _only("publications", DAILY_NAMES + WEEKLY_NAMES),
+    sa.CheckConstraint(_BASE_RULE, name="publications_base"),
+    sa.CheckConstraint(
+        sa.column("fingerprint", sa.Text).regexp_match("^[0-9a-f]{32}$"), name="publications_fingerprint"
+    ),
+)
+
+PUBLISHED_CARRIES: Final = sa.Table(
+    "published_carries",
+    METADATA,
+    sa.Column("event_name", sa.Text, primary_key=True),
+    sa.Column("event_id", sa.Text, primary_key=True),
+    sa.Column("carry", sa.Integer, nullable=False),
+    sa.Column("base", sa.Integer, nullable=False),
+    sa.Column("event_date", sa.Date, nullable=False),
+    _only("published_carries", DAILY_NAMES + WEEKLY_NAMES),
+    sa.CheckConstraint(
+        sa.and_(sa.column("carry", sa.Integer) >= 0, sa.column("carry", sa.Integer) < sa.column("base", sa.Integer)),
+        name="published_carries_carry",
+    ),
+    sa.CheckConstraint(_BASE_RULE, name="published_carries_base"),
+)
+
+NAMES_OF: Final = {
+    DAILY_COUNTS: DAILY_NAMES,
+    DAYS: DAILY_NAMES,
+    WEEKLY_COUNTS: WEEKLY_NAMES,
+    WEEKS: WEEKLY_NAMES,
+    PUBLICATIONS: DAILY_NAMES + WEEKLY_NAMES,
+    PUBLISHED_CARRIES: DAILY_NAMES + WEEKLY_NAMES,
+}
+"""Table about what is published -> the only event names in it."""

@@ -48,11 +48,47 @@ def old_partition(pipeline: Pipeline, noon: datetime) -> None:
 
 
 def old_note(pipeline: Pipeline, noon: datetime) -> None:
-    as_superuser(
-        pipeline.settings,
-        "set session_replication_role = replica",  # past the trigger that refuses it
+    past_the_trigger(
+        pipeline,
         f"insert into analytics.collected_days values ('event_signups', '{noon.date()}', 1, now())",  # noqa: S608
     )
+
+
+def old_published_day(pipeline: Pipeline, noon: datetime) -> None:
+    day = noon.date()
+    past_the_trigger(
+        pipeline,
+        f"insert into published.daily_counts values ('{day}', 'event_signup', '7', 5)",  # noqa: S608
+        f"insert into published.days values ('{day}', 'event_signup', 'published')",  # noqa: S608
+    )
+
+
+def old_published_week(pipeline: Pipeline, noon: datetime) -> None:
+    day = noon.date()
+    past_the_trigger(
+        pipeline,
+        f"insert into published.weekly_counts values ('{day}', 'consent_turned_on', 5)",  # noqa: S608
+        f"insert into published.weeks values ('{day}', 'consent_turned_on', 'published')",  # noqa: S608
+    )
+
+
+def old_publication(pipeline: Pipeline, noon: datetime) -> None:
+    past_the_trigger(
+        pipeline,
+        f"insert into analytics.publications values ('event_signup', '{noon.date()}', false, 5, md5('x'))",  # noqa: S608
+    )
+
+
+def old_carry(pipeline: Pipeline, noon: datetime) -> None:
+    past_the_trigger(
+        pipeline,
+        f"insert into analytics.published_carries values ('event_signup', '7', 4, 5, '{noon.date()}')",  # noqa: S608
+    )
+
+
+def past_the_trigger(pipeline: Pipeline, *statements: str) -> None:
+    """Insert what the database refuses as expired."""
+    as_superuser(pipeline.settings, "set session_replication_role = replica", *statements)
 
 
 def old_dumps(pipeline: Pipeline, noon: datetime) -> None:
@@ -150,6 +186,10 @@ def _age(path: Path, moment: datetime) -> None:
 EXPIRED: list[tuple[Put, str]] = [
     (old_partition, "daily counts"),
     (old_note, "collected days"),
+    (old_published_day, "published days"),
+    (old_published_week, "published days"),
+    (old_publication, "published days"),
+    (old_carry, "published carries"),
     (old_dumps, "counter dumps"),
     (old_stray_file, "counter dumps"),
     (old_stray_link, "counter dumps"),
@@ -492,12 +532,16 @@ def test_a_folder_that_does_not_exist_keeps_nothing(tmp_path: Path) -> None:
 
 
 def live_places(pipeline: Pipeline) -> set[str]:
-    """Relations of our schema and of Dagster's database, and parts of the data folder."""
+    """Relations of our schemas and of Dagster's database, and parts of the data folder."""
     relations = (
         "select relname from pg_class c where relnamespace = cast(:schema as regnamespace)"
         " and relkind in ('r', 'p', 'v', 'm', 'f') and not relispartition"
     )
-    ours = {f"analytics.{name}" for (name,) in pipeline.sql(relations, schema="analytics")}
+    ours = {
+        f"{schema}.{name}"
+        for schema in ("analytics", "published")
+        for (name,) in pipeline.sql(relations, schema=schema)
+    }
     dagsters = {f"dagster.{name}" for (name,) in dagster(pipeline, relations, schema="public")}
     folder = pipeline.settings.data_dir
     parts = {path for path in folder.iterdir() if path.name != "dagster"} | set((folder / "dagster").iterdir())
@@ -525,6 +569,7 @@ def test_everything_that_keeps_days_is_registered(pipeline: Pipeline, yesterday:
             lambda p: as_superuser(p.settings, "create table analytics.weekly_counts (week date)"),
             "analytics.weekly_counts",
         ),
+        (lambda p: as_superuser(p.settings, "create table published.years (year date)"), "published.years"),
         (lambda p: as_superuser(p.settings, "create view analytics.v as select 1 as x"), "analytics.v"),
         (lambda p: dagster(p, "create table exports (day date)"), "dagster.exports"),
         (lambda p: (p.settings.data_dir / "exports").mkdir(), "data/exports"),

@@ -19,21 +19,22 @@ from click.testing import CliRunner
 
 from analytics_assets.cli import main
 from analytics_assets.settings import Settings
-from analytics_assets.store.grants import OWNER, READER, SOURCE_READER, WRITER
+from analytics_assets.store.grants import OWNER, PUBLISHED_READER, READER, SOURCE_READER, WRITER
 from analytics_assets.store.setup import init_db
 from analytics_assets_tests.support.database import SYSTEM, rights, set_up
 from analytics_assets_tests.support.host import Host
 from analytics_assets_tests.support.postgres_tools import tool
 
 STRANGER = "nobody_in_particular"
-LOGINS = (WRITER, READER, SOURCE_READER, STRANGER)
+LOGINS = (WRITER, READER, PUBLISHED_READER, SOURCE_READER, STRANGER)
+PUBLISHED = {WRITER: "select insert", READER: "select", PUBLISHED_READER: "select"}
 ANYBODY = dict.fromkeys(LOGINS, "usage")
 
 Rights = Mapping[str, Mapping[str, str]]
 """Object -> role -> its privileges."""
 
 IN_THE_ANALYTICS_DATABASE: Rights = {
-    "database": {WRITER: "connect", READER: "connect"},
+    "database": {WRITER: "connect", READER: "connect", PUBLISHED_READER: "connect"},
     "schema public": ANYBODY,  # it is empty, and nobody may create there
     "schema analytics": {WRITER: "usage", READER: "usage"},
     "table analytics.daily_event_counts": {WRITER: "select insert delete", READER: "select"},
@@ -52,6 +53,18 @@ IN_THE_ANALYTICS_DATABASE: Rights = {
     "function analytics.drop_day(date)": {WRITER: "execute"},
     "function analytics.forget_days(date)": {WRITER: "execute"},
     "function analytics.refuse_expired()": {},
+    "table analytics.publications": {WRITER: "select insert"},
+    "table analytics.published_carries": {WRITER: "select insert update"},
+    "function analytics.mark_filled(date,text)": {WRITER: "execute"},
+    "function analytics.forget_published(date)": {WRITER: "execute"},
+    "function analytics.forget_carries(date)": {WRITER: "execute"},
+    "function analytics.refuse_expired_rows()": {},
+    "schema published": {WRITER: "usage", READER: "usage", PUBLISHED_READER: "usage"},
+    "table published.daily_counts": PUBLISHED,
+    "table published.days": PUBLISHED,
+    "table published.weekly_counts": PUBLISHED,
+    "table published.weeks": PUBLISHED,
+    "view published.daily": {WRITER: "select", READER: "select", PUBLISHED_READER: "select"},
 }
 IN_THE_HOST_DATABASE: Rights = {
     "database": dict.fromkeys(LOGINS, "connect"),  # the operator's business
@@ -118,24 +131,37 @@ ATTEMPTS = {
         "update": "update {name} set {column} = default where false",
     },
 }
-NOT_ALL_COLUMNS = {("table analytics.collected_days", "update"): {"rows", "collected_at"}}
+NOT_ALL_COLUMNS = {
+    ("table analytics.collected_days", "update"): {"rows", "collected_at"},
+    ("table analytics.published_carries", "update"): {"carry", "base", "event_date"},
+}
 """Object and privilege -> the columns that it is granted for, if not for all."""
 IMPLIED = {"lock": {"update", "delete", "truncate"}}
 """Attempt -> privileges of which one is enough for it."""
 
-NOT_UPDATABLE = {"view analytics.daily_error_rates"}
+NOT_UPDATABLE = {"view analytics.daily_error_rates", "view published.daily"}
 """Whoever writes to it is told that it is a view, before permission is asked."""
 
 ROWS = {
     "analytics.daily_event_counts": "values ('{day}', 'event_signup', '7', 'web', 1)",
     "analytics.daily_response_counts": "values ('{day}', 'GET /', 200, 1)",
     "analytics.collected_days": "values ('event_signups', '{day}', 0, now())",
+    "analytics.publications": "(event_name, event_date, filled, base, fingerprint)"
+    " values ('event_signup', '{day}', false, 5, md5(''))",
+    "analytics.published_carries": "values ('event_signup', '7', 4, 5, '{day}')",
+    "published.daily_counts": "values ('{day}', 'event_signup', '7', 5)",
+    "published.days": "values ('{day}', 'event_signup', 'published')",
+    "published.weekly_counts": "values ('{day}', 'consent_turned_on', 5)",
+    "published.weeks": "values ('{day}', 'consent_turned_on', 'published')",
     "analytics.retention_ledger": "(run_id, cutoff, target, days, rows) values ('x', '{day}', 'x', 0, 0)",
 }
 CALLS = {
     "analytics.create_day(date)": "analytics.create_day('{day}')",
     "analytics.drop_day(date)": "analytics.drop_day('2020-01-01')",
     "analytics.forget_days(date)": "analytics.forget_days('2020-01-01')",
+    "analytics.mark_filled(date,text)": "analytics.mark_filled('{day}', 'event_signup')",
+    "analytics.forget_published(date)": "analytics.forget_published('2020-01-01')",
+    "analytics.forget_carries(date)": "analytics.forget_carries('2020-01-01')",
 }
 
 EXISTING = """
@@ -330,6 +356,12 @@ def test_what_is_permitted_succeeds_and_everything_else_is_denied(database: Data
     assert granted <= tried, "every right that is expected has been used"
 
 
+def test_the_database_says_when_something_was_published(analytics: Database) -> None:
+    with analytics.login(WRITER) as connection:
+        insert = "insert into analytics.publications (published_at) values (default)"
+        assert sqlstate(connection, insert) == "42501"
+
+
 @pytest.mark.parametrize("column", ["id", "removed_at"])
 def test_an_entry_of_the_ledger_gets_its_number_and_time_from_the_database(analytics: Database, column: str) -> None:
     with analytics.login(WRITER) as connection:
@@ -353,7 +385,8 @@ TOO_MUCH = """
 grant all on all tables in schema analytics to public;
 grant select (version_num) on analytics.alembic_version to analytics_reader;
 grant execute on all functions in schema analytics to public;
-grant all on schema analytics to analytics_reader;
+grant all on schema analytics to analytics_reader, published_reader;
+grant all on all tables in schema published to analytics_writer, published_reader, public;
 grant create on schema public to public;
 do $$ begin execute 'grant all on database ' || quote_ident(current_database()) || ' to public, analytics_reader';
 end $$;
@@ -361,7 +394,8 @@ end $$;
 TOO_LITTLE = """
 revoke all on all tables in schema analytics from analytics_writer, analytics_reader;
 revoke all on all functions in schema analytics from analytics_writer, analytics_reader;
-revoke all on schema analytics from analytics_writer, analytics_reader;
+revoke all on schema analytics, published from analytics_writer, analytics_reader, published_reader;
+revoke all on all tables in schema published from analytics_writer, analytics_reader, published_reader;
 do $$ begin execute 'revoke all on database ' || quote_ident(current_database()) || ' from public, analytics_reader';
 end $$;
 """
@@ -428,7 +462,7 @@ def test_a_login_that_may_create_roles_sets_up_and_closes_what_it_owns(
         url,
         "do $$ begin if to_regrole('administrator') is null then create role administrator login createrole; end if;"
         " end $$",
-        f"grant {OWNER}, {WRITER}, {READER} to administrator with admin option",
+        f"grant {OWNER}, {WRITER}, {READER}, {PUBLISHED_READER} to administrator with admin option",
         f"alter database {url.database} owner to administrator"
         if owner
         else f"grant create on database {url.database} to administrator",

@@ -79,7 +79,7 @@ where datname = current_database()
 union all
 select 'role ' || rolname, 0, oid, array_to_string(array[rolsuper, rolinherit, rolcreaterole, rolcreatedb, rolcanlogin,
        rolreplication, rolbypassrls], ' '), false
-from pg_roles where rolname ~ '^analytics_'
+from pg_roles where rolname ~ '^(analytics|published)_'
 order by 1, 2, 3, 4, 5
 """
 

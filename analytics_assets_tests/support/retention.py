@@ -11,6 +11,8 @@ from analytics_assets_tests.support.pipeline import ALL, Pipeline
 TARGETS = [
     "daily counts",
     "collected days",
+    "published days",
+    "published carries",
     "counter dumps",
     "partition records",
     "check evaluations",

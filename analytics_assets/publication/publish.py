@@ -1,0 +1,142 @@
+"""Publishing by hand or by the asset: which days and weeks are closed, and in which order they are published.
+
+A day is closed once the daily job has collected it for the last time. It is then published as it was collected, or as
+`not_collected`, and never changed: see `docs/publication.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from analytics_assets.contract import METRICS
+from analytics_assets.store import Store
+from analytics_assets.store.counts import Window, read_window
+from analytics_assets.store.published import (
+    GRAINS,
+    Grain,
+    Period,
+    publish_periods,
+    publishing,
+    read_collected,
+    read_last_published,
+    read_state,
+)
+
+
+class PublicationError(RuntimeError):
+    """A day cannot be published. The text says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What was published of one event name in one go."""
+
+    event_name: str
+    first: date
+    last: date
+    """The last day of the last period."""
+    published: int
+    """Days, or weeks."""
+    not_collected: int
+    unit: str
+
+
+def publish_closed(store: Store) -> list[Publication]:
+    """Publish every closed day and week that is not published yet, in one transaction. Returns an entry per event name.
+
+    Running it again publishes nothing.
+
+    Raises:
+        DatabaseError: the database is out of reach or refuses. Nothing was published then.
+    """
+    window = read_window(store)
+    made = []
+    with publishing(store) as connection:
+        collected, last_published = read_collected(connection), read_last_published(connection)
+        for grain in GRAINS:
+            due = {
+                name: list(_list_due(grain, name, collected[asset], last_published.get(name), window))
+                for name, asset in _names(grain)
+            }
+            publish_periods(connection, grain, [period for periods in due.values() for period in periods])
+            made += [_summarize(grain, periods) for periods in due.values() if periods]
+    return made
+
+
+def fill(store: Store, day: date) -> list[Publication]:
+    """Publish a day by itself, and the week around it, wherever that has not been done and it is collected now.
+
+    Each begins with carry 0, and its remainder is dropped.
+
+    Raises:
+        PublicationError: the day is not closed or has expired, or there is nothing of it to publish.
+        DatabaseError: the database is out of reach or refuses. Nothing was published then.
+    """
+    window = read_window(store)
+    if day > window.last_closed:
+        raise PublicationError(f"{day} is not closed: the last closed day is {window.last_closed}")
+    if day < window.first:
+        raise PublicationError(f"{day} has expired: the first day that is kept is {window.first}")
+    made = []
+    with publishing(store) as connection:
+        collected, last_published = read_collected(connection), read_last_published(connection)
+        for grain in GRAINS:
+            start = day - timedelta(days=day.weekday()) if grain.days == 7 else day
+            periods = [
+                Period(name, start, collected=True)
+                for name, asset in _names(grain)
+                # Otherwise its turn comes with `publish_closed`.
+                if start <= last_published.get(name, date.min)
+                and read_state(connection, grain, name, start) != "published"
+                and start >= window.first
+                and _is_collected(grain, start, collected[asset])
+            ]
+            publish_periods(connection, grain, periods, filled=True)
+            made += [_summarize(grain, [period]) for period in periods]
+    if not made:
+        raise PublicationError(
+            f"nothing of {day} can be filled: it is published already, or not collected (materialize it first), or its"
+            " turn has not come (run `analytics-assets publish` without --fill first)"
+        )
+    return made
+
+
+def _names(grain: Grain) -> list[tuple[str, str]]:
+    """Return the event names of a grain, each with its metric."""
+    return [(name, m.asset) for m in METRICS if m.published is grain.published for name in m.event_names]
+
+
+def _list_due(
+    grain: Grain, name: str, collected: set[date], last_published: date | None, window: Window
+) -> Iterator[Period]:
+    """Yield the closed periods that come next. A series begins with its first collected day."""
+    if last_published is not None:
+        start = last_published + timedelta(days=grain.days)
+    elif collected:
+        start = min(collected)
+    else:
+        return
+    start = max(start, window.first)
+    if grain.days == 7:
+        start += timedelta(days=-start.weekday() % 7)
+    while start + timedelta(days=grain.days - 1) <= window.last_closed:
+        yield Period(name, start, _is_collected(grain, start, collected))
+        start += timedelta(days=grain.days)
+
+
+def _is_collected(grain: Grain, start: date, collected: set[date]) -> bool:
+    return all(start + timedelta(days=n) in collected for n in range(grain.days))
+
+
+def _summarize(grain: Grain, periods: list[Period]) -> Publication:
+    published = sum(period.collected for period in periods)
+    return Publication(
+        periods[0].event_name,
+        periods[0].start,
+        periods[-1].start + timedelta(days=grain.days - 1),
+        published,
+        len(periods) - published,
+        grain.unit,
+    )
