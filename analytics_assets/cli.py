@@ -229,6 +229,28 @@ def publish(day: datetime | None) -> None:
 
 
 @main.command()
+@click.option("--port", default=3002, show_default=True, help="Port of the pages, on 127.0.0.1.")
+@_explained
+def serve(port: int) -> None:
+    """Show the pages on this machine only, with the headers that the documentation gives nginx.
+
+    Whoever uses this machine sees the core team's exact numbers here, too. For other people, let nginx serve the pages
+    and the web application decide who may see which.
+    """
+    from analytics_assets.local import pages, server
+
+    settings = Settings.from_env()
+    server.exit_on_sigterm()
+    with pages.serve(settings.publish_dir, port) as running:
+        for path in pages.INDEXES:
+            click.echo(f"http://{server.HOST}:{running.server_port}/{path}")
+        try:
+            running.serve_forever()
+        except KeyboardInterrupt:
+            click.echo("Stopping.")
+
+
+@main.command()
 @click.argument("server", type=click.Choice(["analytics", "host"]), required=False)
 def grants(server: str | None) -> None:
     """Print the SQL that makes the roles and says what each may do: for the ANALYTICS database, the HOST's, or both.

@@ -37,7 +37,7 @@ class Facts:
 
 
 _DATE: Final = re.compile(r"\b\d{1,2} (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)(?: \d{4})?\b")
-_NUMBER: Final = re.compile(r"<?[+-]?\d[\d,]*(?:\.\d+)?%?")
+_NUMBER: Final = re.compile(r"<?[+-]?\d+(?:,\d{3})*(?:\.\d+)?%?")
 _FORM: Final = {
     *("charset", "class", "colspan", "content", "d", "data-label-of", "data-of", "datetime", "fill", "fill-opacity"),
     *("font-size", "height", "href", "id", "name", "opacity", "points", "scope", "stroke", "stroke-miterlimit"),
@@ -51,7 +51,8 @@ def read_facts(connection: sa.Connection, first: date) -> Facts:
     """Return the published numbers from a day on. Reads schema `published` only."""
     query = sa.text(
         "select event_name, event_id, event_date, count from published.daily_counts where event_date >= :first"
-        " union all select event_name, null, week_start + 6, count from published.weekly_counts where week_start >= :first"
+        " union all select event_name, null, week_start + 6, count from published.weekly_counts"
+        " where week_start >= :first"
     )
     steps: dict[tuple[str, str | None], dict[date, int]] = defaultdict(lambda: defaultdict(int))
     for name, event_id, day, count in connection.execute(query, {"first": first}):

@@ -1,8 +1,8 @@
 """Charts as SVG for a page: drawn by Altair and Vega, coloured by the page's CSS variables, without script or words.
 
-A chart is for the eye: its numbers are in the table beside it, its finding is the label of its figure. So the SVG has no
-text but the ticks of its axes, and is hidden from screen readers. Days are drawn on a UTC scale, so that no axis shifts
-by a day, whatever the time zone of the machine.
+A chart is for the eye: its numbers are in the table beside it, its finding is the label of its figure. So the SVG has
+no text but the ticks of its axes, and is hidden from screen readers. Days are drawn on a UTC scale, so that no axis
+shifts by a day, whatever the time zone of the machine.
 """
 
 from __future__ import annotations
@@ -60,15 +60,16 @@ def sparkline(values: Sequence[float]) -> Markup:
     top = max(values, default=0) or 1
     step = (SPARK_WIDTH - 4) / max(1, len(values) - 1)
     points = " ".join(
-        f"{2 + n * step:.0f},{SPARK_HEIGHT - 3 - (SPARK_HEIGHT - 6) * value / top:.0f}" for n, value in enumerate(values)
+        f"{2 + n * step:.0f},{SPARK_HEIGHT - 3 - (SPARK_HEIGHT - 6) * value / top:.0f}"
+        for n, value in enumerate(values)
     )
     return Markup('<svg class="spark" aria-hidden="true" viewBox="0 0 {} {}"><polyline points="{}"/></svg>').format(
         SPARK_WIDTH, SPARK_HEIGHT, points
     )
 
 
-def _bars() -> alt.Chart:
-    return (
+def _bars() -> alt.LayerChart:
+    bars = (
         alt.Chart(alt.NamedData(_DATA))
         .mark_bar()
         .encode(
@@ -80,14 +81,13 @@ def _bars() -> alt.Chart:
             opacity=alt.Opacity("opacity:Q", scale=None),
         )
     )
+    return alt.LayerChart(layer=[bars])
 
 
 def _line() -> alt.LayerChart:
     base = alt.Chart(alt.NamedData(_DATA)).encode(x=_days_axis("day"), y=_count_axis("total"))
-    return alt.layer(
-        base.mark_area(interpolate="step-after", color=COLOURS[0], opacity=0.14),
-        base.mark_line(interpolate="step-after", color=COLOURS[0], strokeWidth=2),
-    )
+    area = base.mark_area(interpolate="step-after", color=COLOURS[0], opacity=0.14)
+    return alt.LayerChart(layer=[area, base.mark_line(interpolate="step-after", color=COLOURS[0], strokeWidth=2)])
 
 
 def _days_axis(field: str) -> alt.X:
@@ -107,7 +107,7 @@ _KINDS: Final = {"bars": _bars, "line": _line}
 @cache
 def _compile(kind: str) -> str:
     """Return the Vega specification of a kind of chart. Compiling takes longer than drawing."""
-    chart: alt.Chart | alt.LayerChart = _KINDS[kind]()
+    chart = _KINDS[kind]()
     fit = alt.AutoSizeParams(type="fit", contains="padding")
     axis: dict[str, Any] = {f"{part}Color": "var(--line)" for part in ("grid", "domain", "tick")}
     styled = (

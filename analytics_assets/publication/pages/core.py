@@ -143,7 +143,9 @@ def render_core(core: Core) -> Iterator[Page]:
         core=core,
         now=now,
         funnel=funnel(list(core.steps), now),
-        events=[(event, {s.name: s.total(now) for s in event.series if s.name in names}) for event in events[:MAX_EVENTS]],
+        events=[
+            (event, {s.name: s.total(now) for s in event.series if s.name in names}) for event in events[:MAX_EVENTS]
+        ],
         more_events=max(0, len(events) - MAX_EVENTS),
         endpoints=[_endpoint(responses, now) for responses in endpoints[:MAX_EVENTS]],
         more_endpoints=max(0, len(endpoints) - MAX_EVENTS),

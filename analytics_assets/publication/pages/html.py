@@ -16,7 +16,6 @@ from typing import Any, Final, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from analytics_assets.publication.pages import charts
 from analytics_assets.publication.pages.series import Change, Period, Series, Total, Weeks, percent
 
 CONTENT_SECURITY_POLICY: Final = (
@@ -84,8 +83,9 @@ class Numbers:
 
     def big(self, total: Total) -> Markup:
         """Return a sum as the number of a card."""
-        shown = '<strong class="big" data-of="sum {}">{}{}</strong>'
-        return Markup(shown).format(total.spec, self.text(total), self.mark(total))
+        return Markup('<strong class="big" data-of="sum {}">{}{}</strong>').format(
+            total.spec, self.text(total), self.mark(total)
+        )
 
     def mark(self, total: Total) -> Markup:
         """Mark a sum that lacks days."""
@@ -137,13 +137,14 @@ class Numbers:
         """State what a chart of a running total shows."""
         total = series.total(series.period)
         first, last = map(format_date, series.period)
-        return Label(
-            f"{series.label}, running total from {first}: {self.text(total)} by {last}.", f"sum {total.spec}"
-        )
+        return Label(f"{series.label}, running total from {first}: {self.text(total)} by {last}.", f"sum {total.spec}")
 
 
 @cache
 def _environment(base: int | None) -> jinja2.Environment:
+    # Imported where something is drawn: it takes a second, and needs the extra `pages`.
+    from analytics_assets.publication.pages import charts  # noqa: PLC0415
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analytics_assets.publication.pages"),
         autoescape=True,

@@ -118,4 +118,3 @@ def to_json(event: PublishedEvent, published: Published) -> bytes:
         ],
     }
     return (json.dumps(data, indent=1) + "\n").encode()
-

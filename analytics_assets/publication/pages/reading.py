@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Final
 
@@ -18,6 +19,8 @@ from analytics_assets.days import span
 from analytics_assets.dictionary import origin_name
 from analytics_assets.publication.pages import core, published
 from analytics_assets.publication.pages.series import Period, Series, Total, Weeks
+from analytics_assets.settings import Settings
+from analytics_assets.store.counts import Window
 
 MARGIN: Final = 10
 """Days before they expire, a page shows a day no longer. So only a page that was not written for a week has to go."""
@@ -43,15 +46,18 @@ def shown(last: date, retention_days: int, oldest: date) -> Period:
     return Period(max(oldest, last - timedelta(days=max(0, retention_days - MARGIN - 1))), last)
 
 
-def read_core(
-    connection: sa.Connection, last_full_day: date, retention_days: int, time_zone: str, health: core.Health
-) -> core.Core | None:
-    """Return what the core team's pages show, None before the first collected day."""
-    collected = _read_collected(connection)
-    days = [day for of_metric in collected.values() for day in of_metric if day <= last_full_day]
+def read_core(connection: sa.Connection, window: Window, settings: Settings, health: core.Health) -> core.Core | None:
+    """Return what the core team's pages show, None before the first collected day.
+
+    `health` has what Dagster knows. What the database knows is added to it.
+    """
+    collected = {
+        asset: days & frozenset(span(window.first, window.last)) for asset, days in _read_collected(connection).items()
+    }
+    days = [day for of_metric in collected.values() for day in of_metric]
     if not days:
         return None
-    period = shown(max(days), retention_days, min(days))
+    period = shown(max(days), settings.retention_days, min(days))
     counts: dict[str, dict[str, dict[date, int]]] = defaultdict(lambda: defaultdict(dict))
     query = sa.text(
         "select event_id, event_name, event_date, sum(count)::bigint from analytics.daily_event_counts"
@@ -63,12 +69,14 @@ def read_core(
         core.Event(event_id, [_event_series(name, of_event[name], period, collected) for name in _NAMES])
         for event_id, of_event in sorted(counts.items())
     ]
-    every = {name: _event_series(name, _add(event[name] for event in counts.values()), period, collected) for name in _NAMES}
+    every = {
+        name: _event_series(name, _add(event[name] for event in counts.values()), period, collected) for name in _NAMES
+    }
     responses, endpoints = _read_responses(connection, period, collected)
     return core.Core(
         period=period,
-        time_zone=time_zone,
-        health=health,
+        time_zone=settings.time_zone,
+        health=replace(health, missing=_missing_days(collected, max(days)), oldest=min(days)),
         metrics=[
             core.Metric(_words(metric.asset), metric.question, [every[name] for name in metric.event_names])
             for metric in _EVENT_METRICS
@@ -90,21 +98,7 @@ def read_core(
     )
 
 
-def read_missing_days(connection: sa.Connection, first: date, last: date) -> list[tuple[str, int]]:
-    """Return the metrics that were not collected on every day, each with how many days it lacks.
-
-    A metric is expected from its first collected day on.
-    """
-    found = []
-    for metric in METRICS:
-        days = _read_collected(connection).get(metric.asset, frozenset())
-        expected = span(max(first, min(days, default=last)), last)
-        if missing := len(set(expected) - days):
-            found.append((_words(metric.asset), missing))
-    return found
-
-
-def read_published(connection: sa.Connection, retention_days: int, time_zone: str) -> published.Published | None:
+def read_published(connection: sa.Connection, settings: Settings) -> published.Published | None:
     """Return what the published pages show, None before the first published day. Reads schema `published` only."""
     states: dict[str, dict[date, str]] = defaultdict(dict)
     for name, day, state in connection.execute(sa.text("select event_name, event_date, state from published.days")):
@@ -112,7 +106,7 @@ def read_published(connection: sa.Connection, retention_days: int, time_zone: st
     days = [day for of_name in states.values() for day in of_name]
     if not days:
         return None
-    period = shown(max(days), retention_days, min(days))
+    period = shown(max(days), settings.retention_days, min(days))
     counts: dict[str, dict[str, dict[date, int]]] = defaultdict(lambda: defaultdict(dict))
     query = sa.text(
         "select event_id, event_name, event_date, count from published.daily"
@@ -124,7 +118,7 @@ def read_published(connection: sa.Connection, retention_days: int, time_zone: st
     known = {name: {day for day, state in states[name].items() if state == "published"} for name in names}
     return published.Published(
         period=period,
-        time_zone=time_zone,
+        time_zone=settings.time_zone,
         events=[
             published.PublishedEvent(
                 event_id, [Series(name, label(name), _fill(of_event[name], period, known[name])) for name in names]
@@ -152,7 +146,8 @@ def _read_responses(
     connection: sa.Connection, period: Period, collected: Mapping[str, frozenset[date]]
 ) -> tuple[core.Responses, list[core.Responses]]:
     query = sa.text(
-        "select endpoint, event_date, sum(count)::bigint, coalesce(sum(count) filter (where status_code >= 400), 0)::bigint"
+        "select endpoint, event_date, sum(count)::bigint,"
+        " coalesce(sum(count) filter (where status_code >= 400), 0)::bigint"
         " from analytics.daily_response_counts where event_date between :first and :last group by 1, 2"
     )
     requests: dict[str, dict[date, int]] = defaultdict(dict)
@@ -179,6 +174,15 @@ def _read_collected(connection: sa.Connection) -> dict[str, frozenset[date]]:
     for asset, day in connection.execute(sa.text("select asset, event_date from analytics.collected_days")):
         found[asset].add(day)
     return {asset: frozenset(days) for asset, days in found.items()}
+
+
+def _missing_days(collected: Mapping[str, frozenset[date]], last: date) -> list[tuple[str, int]]:
+    """Return the metrics that lack days, each with how many. A metric is expected from its first collected day on."""
+    missing = [
+        (_words(metric.asset), len(set(span(min(days), last)) - days) if (days := collected.get(metric.asset)) else 1)
+        for metric in METRICS
+    ]
+    return [(asset, days) for asset, days in missing if days]
 
 
 def _event_series(

@@ -134,7 +134,6 @@ class Change:
         return self.now.complete and self.before.complete
 
 
-
 def percent(part: int, whole: int, digits: int = 0) -> str | None:
     """Return a share in percent as text, None when the denominator is too small."""
     return f"{100 * part / whole:.{digits}f}" if whole >= MIN_DENOMINATOR else None

@@ -1,16 +1,17 @@
-"""Putting pages where they are served: only what has changed, each in one step, and nothing that is gone.
-
-The folders are owned by the pages alone: whatever else is in them is removed.
-"""
+"""Putting pages where they are served: only what has changed, each in one step, and nothing that is gone."""
 
 from __future__ import annotations
 
 import os
+import re
+import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from analytics_assets.contract import ID_PATTERN
 from analytics_assets.publication.pages.html import Page
 
 FILE_MODES: Final = {"core": 0o640, "overview": 0o644, "events": 0o644}
@@ -26,6 +27,8 @@ class Written:
     """Pages there are now."""
     changed: int
     removed: int
+    preview: str = ""
+    """The numbers of the index, in Markdown."""
 
 
 def write_pages(folder: Path, parts: Iterable[str], pages: Iterable[Page]) -> Written:
@@ -37,13 +40,14 @@ def write_pages(folder: Path, parts: Iterable[str], pages: Iterable[Page]) -> Wr
     Raises:
         OSError: a folder or file cannot be written.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     kept: set[Path] = set()
     changed = 0
     for page in pages:
         path = folder / page.path
         kept.add(path)
-        changed += _write(path, page)
-    gone = [path for part in parts for path in _files(folder / part) if path not in kept]
+        changed += _write(path, page, folder)
+    gone = [path for path in _list_pages(folder, parts) if path not in kept]
     for path in gone:
         path.unlink(missing_ok=True)
         remove_empty(path.parent, folder)
@@ -57,19 +61,20 @@ def remove_empty(folder: Path, root: Path) -> None:
         folder = folder.parent
 
 
-def _write(path: Path, page: Page) -> bool:
+def _write(path: Path, page: Page, root: Path) -> bool:
     part = page.path.split("/")[0]
-    try:
+    with suppress(FileNotFoundError):
         if path.read_bytes() == page.body:
             return False
-    except FileNotFoundError:
-        for parent in reversed(path.relative_to(path.parents[page.path.count("/")]).parents[:-1]):
-            _make_folder(path.parents[page.path.count("/")] / parent, FOLDER_MODES[part])
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    for folder in reversed([path.parent, *path.parent.parents]):
+        if folder != root and folder.is_relative_to(root) and not folder.exists():
+            folder.mkdir()
+            # The umask does not count, and a group that the operator has set stays.
+            folder.chmod(FOLDER_MODES[part] | (folder.stat().st_mode & stat.S_ISGID))
+    beside = path.with_name(f".{path.name}.new")
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODES[part])
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, FILE_MODES[part])  # whatever the umask is
+        with beside.open("wb") as file:
+            os.fchmod(file.fileno(), FILE_MODES[part])
             file.write(page.body)
         beside.replace(path)
     finally:
@@ -77,12 +82,13 @@ def _write(path: Path, page: Page) -> bool:
     return True
 
 
-def _make_folder(folder: Path, mode: int) -> None:
-    if not folder.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        # An operator may have given the folder a group, whose bit stays.
-        folder.chmod(mode | (folder.stat().st_mode & 0o2000))
+_PAGE: Final = re.compile(
+    rf"(?:core|overview)/index\.html|core/events/(?:{ID_PATTERN})\.html"
+    rf"|events/(?:{ID_PATTERN})/(?:index\.html|data\.csv|data\.json)"
+)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+def _list_pages(folder: Path, parts: Iterable[str]) -> list[Path]:
+    """Return the files that have the name of a page. Somebody may have named a folder that holds more than pages."""
+    files = [path for part in parts for path in (folder / part).rglob("*") if not path.is_dir()]
+    return [path for path in sorted(files) if _PAGE.fullmatch(path.relative_to(folder).as_posix())]
