@@ -296,7 +296,7 @@ FAULTS = {
     "a raw figure in a sentence": (INDEX, "Nothing here is about a person.", "Read 4711 times."),
     "a number that is not the sum it claims": (INDEX, '"n" data-of="sum event_signup', '"n" data-of="sum no_such_name'),
     "a true zero": (f"events/{QUIET}/index.html", "&lt;5</td>", "0</td>"),
-    "a percentage of too little": (f"events/{QUIET}/index.html", '<td class="n dim">\N{EN DASH}</td>', '<td class="n">12%</td>'),
+    "a percentage of too little": (f"events/{QUIET}/index.html", ' dim">\N{EN DASH}</td>', '">12%</td>'),
     "an exact total": ("overview/index.html", 'class="big"', 'class="big" title="4712"'),
     "a bound": ("overview/index.html", "At least ", "At least 1"),
     "a count in the CSV": (f"events/{BUSY}/data.csv", "5,value", "6,value"),
