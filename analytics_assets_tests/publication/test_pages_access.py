@@ -108,8 +108,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"events/{event_id}/{name}" for event_id in (MINE, OTHER) for name in ("index.html", "data.csv", "data.json")
     ]
     write_pages(folder, ["core", "overview", "events"], [Page(path, f"this is {path}".encode()) for path in paths])
-    for above in (folder, *folder.parents[:3]):
-        above.chmod(above.stat().st_mode | 0o011)  # pytest's folders are for their owner only
     return folder
 
 
