@@ -46,6 +46,8 @@ def site(
     browser: Browser, make_database: Callable[[str], sa.URL], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """The address of served pages."""
+    if SCREENSHOTS:
+        os.environ["ANALYTICS_TIMEZONE"] = "UTC"
     settings = set_up(make_database("analytics"), "postgresql://unused", tmp_path_factory.mktemp("browser"))
     with published(settings, days=120) as store:
         write_core_pages(store, Health(checks=3))

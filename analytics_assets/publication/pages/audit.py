@@ -222,7 +222,8 @@ class _Reader(HTMLParser):
             case "share", [int(part), int(whole)] if whole >= MIN_DENOMINATOR:
                 yield f"{100 * part / whole:.0f}%"
             case "change", [int(now), int(before)] if before >= MIN_DENOMINATOR:
-                yield f"{round(100 * (now - before) / before):+d}%"
+                percent = round(100 * (now - before) / before)
+                yield f"{percent:+d}%" if percent else "0%"
             case "least" | "most", _ if self.scope is None:
                 yield f"{self._bound(kind, terms[0], *terms[1].split('/')):,}"
             case _:

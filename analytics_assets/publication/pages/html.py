@@ -111,11 +111,12 @@ class Numbers:
         relative = percent(difference, change.before.value)
         if relative is None:
             return Markup('<p class="change dim">before: {}</p>').format(before)
-        arrow = "▲ " if difference > 0 else "▼ " if difference < 0 else ""
+        rounded = int(relative)
+        arrow = "▲ " if rounded > 0 else "▼ " if rounded < 0 else ""
         return Markup(
-            '<p class="change"><strong><span aria-hidden="true">{}</span><span data-of="change {} {}">{:+d}%</span>'
+            '<p class="change"><strong><span aria-hidden="true">{}</span><span data-of="change {} {}">{}%</span>'
             '</strong> <span class="dim">from {}</span></p>'
-        ).format(arrow, change.now.spec, change.before.spec, int(relative), before)
+        ).format(arrow, change.now.spec, change.before.spec, f"{rounded:+d}" if rounded else "0", before)
 
     def weekly_label(self, all_series: Sequence[Series | Weeks]) -> Label:
         """State what a chart of weeks shows."""
