@@ -214,9 +214,11 @@ def publish(day: datetime | None) -> None:
 
     The asset published_counts does it after every daily run. By hand it is for a gap: collect the day, then publish it
     with --fill. A day is closed once the daily job has collected it for the last time. What is published is never
-    changed; running this again publishes nothing. The exact counts stay in schema analytics.
+    changed; running this again publishes nothing. The exact counts stay in schema analytics. The published pages follow
+    what is published; `analytics-assets serve` shows them.
     """
     from analytics_assets.local import server
+    from analytics_assets.publication.pages.publish import INSTALLED, write_published_pages
     from analytics_assets.publication.publish import PublicationError, fill, publish_closed
     from analytics_assets.store import open_store
 
@@ -226,6 +228,7 @@ def publish(day: datetime | None) -> None:
             made = publish_closed(store) if day is None else fill(store, day.date())
         except PublicationError as error:
             raise click.ClickException(str(error)) from None
+        written = write_published_pages(store) if INSTALLED else None
     for each in made:
         missing = f", {each.not_collected} not collected" if each.not_collected else ""
         click.echo(
@@ -233,6 +236,30 @@ def publish(day: datetime | None) -> None:
         )
     if not made:
         click.echo("Nothing to publish: every closed day is published.")
+    if written and (written.changed or written.removed):
+        click.echo(f"Pages: {written.changed} written, {written.removed} removed.")
+
+
+@main.command()
+@click.option("--port", default=3002, show_default=True, help="Port of the pages, on 127.0.0.1.")
+@_explained
+def serve(port: int) -> None:
+    """Show the pages on this machine only, with the headers that the documentation gives nginx.
+
+    Whoever uses this machine sees the core team's exact numbers here, too. For other people, let nginx serve the pages
+    and the web application decide who may see which.
+    """
+    from analytics_assets.local import pages, server
+
+    settings = Settings.from_env()
+    server.exit_on_sigterm()
+    with pages.serve(settings.publish_dir, port) as running:
+        for path in pages.INDEXES:
+            click.echo(f"http://{server.HOST}:{running.server_port}/{path}")
+        try:
+            running.serve_forever()
+        except KeyboardInterrupt:
+            click.echo("Stopping.")
 
 
 @main.command()

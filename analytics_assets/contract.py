@@ -299,6 +299,13 @@ OTHER_RELATIONS: Final = {
 }
 """Every other relation of the two schemas. Check `documented` reports any that is neither here nor in TABLES."""
 
+PAGES: Final = {
+    "core_pages": "The core team's pages: exact numbers of every metric, event and endpoint, as static HTML.",
+    "published_pages": "The pages for everybody else, as static HTML, CSV and JSON: sums of published days, an overview"
+    " and a folder for each event.",
+}
+"""The assets that write pages -> their purpose."""
+
 PUBLISHED_PATH: Final = ("published_counts",)
 """The path of the asset key of everything in schema `published`."""
 
@@ -486,6 +493,10 @@ def metric(asset: str) -> Metric:
 def vocabulary(table: str) -> tuple[str, ...]:
     """Return every event name whose counts `table` keeps."""
     return tuple(name for m in METRICS if m.table == table for name in m.event_names)
+
+
+FUNNEL: Final = ("directory_page_viewed", "directory_searched", "event_signup")
+"""The event names that lead from looking to signing up, in order."""
 
 
 def published_names(published: Published) -> tuple[str, ...]:

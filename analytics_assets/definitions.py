@@ -9,12 +9,19 @@ import dagster as dg
 
 from analytics_assets.contract import METRICS, ContractError
 from analytics_assets.defs.assets import make_assets
-from analytics_assets.defs.checks import database_checks, login_checks, metric_checks, published_checks
+from analytics_assets.defs.checks import (
+    database_checks,
+    login_checks,
+    metric_checks,
+    published_checks,
+    published_pages_check,
+)
 from analytics_assets.defs.jobs import daily_metrics_job, retention_job
 from analytics_assets.defs.partitions import daily_partitions
 from analytics_assets.defs.schedules import make_daily_schedule
 from analytics_assets.defs.sensors import retention_sensor
 from analytics_assets.dictionary import asset_descriptions
+from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.settings import Settings
 
 
@@ -26,7 +33,13 @@ def build_definitions(settings: Settings, **overrides: Any) -> dg.Definitions:
     """
     arguments: dict[str, Any] = {
         "assets": make_assets(settings, daily_partitions(settings)),
-        "asset_checks": [*map(metric_checks, METRICS), database_checks, published_checks, login_checks],
+        "asset_checks": [
+            *map(metric_checks, METRICS),
+            database_checks,
+            published_checks,
+            login_checks,
+            *([published_pages_check] if INSTALLED else []),
+        ],
         "jobs": [daily_metrics_job, retention_job],
         "schedules": [make_daily_schedule(settings.time_zone)],
         "sensors": [retention_sensor],

@@ -14,6 +14,7 @@ from analytics_assets.contract import (
     METRICS,
     ORIGINS,
     OTHER_RELATIONS,
+    PAGES,
     PUBLISHED_BASE,
     PUBLISHED_PATH,
     PUBLISHED_SCHEMA,
@@ -41,6 +42,7 @@ def asset_descriptions(settings: Settings) -> dict[tuple[str, ...], str]:
     return (
         {(m.asset,): "\n".join(_metric(m, settings)) for m in METRICS}
         | {origin.path: "\n".join(_origin(origin)) for origin in ORIGINS}
+        | {(asset,): purpose for asset, purpose in PAGES.items()}
         | {LEDGER_PATH: OTHER_RELATIONS[".".join(LEDGER_PATH)].purpose, PUBLISHED_PATH: "\n".join(_published())}
     )
 
@@ -101,7 +103,7 @@ def _metric(metric: Metric, settings: Settings | None = None) -> Iterator[str]:
     yield f"{metric.question}\n"
     yield f"- owner: {metric.owner.removeprefix('team:')} team"
     yield f"- event names: {names}"
-    yield f"- origin: {_origin_name(metric.origin)}"
+    yield f"- origin: {origin_name(metric.origin)}"
     yield f"- fields: {', '.join(f'`{field.name}`' for field in metric.fields)}, in `{SCHEMA}.{metric.table}`"
     yield f"- published: {metric.published.value}"
     yield f"- time zone of the days: {zone}"
@@ -119,7 +121,8 @@ def _published() -> Iterator[str]:
         yield f"- {published.value}: {', '.join(metrics) or 'none'}"
 
 
-def _origin_name(origin: SourceView | CounterDumps) -> str:
+def origin_name(origin: SourceView | CounterDumps) -> str:
+    """Return what an origin is, in words."""
     return f"view `{SOURCE_SCHEMA}.{origin.name}`" if isinstance(origin, SourceView) else "counter dumps"
 
 

@@ -20,6 +20,7 @@ VARIABLES: Final = {
     "DAGSTER_POSTGRES_URL": "Dagster's own storage, a database of its own. Unset: the embedded PostgreSQL.",
     "ANALYTICS_DATA_DIR": "Folder of the embedded PostgreSQL, Dagster's logs and the dumps. Default: `.analytics`.",
     "ANALYTICS_DUMP_DIR": "Folder of the counter dumps. Default: `dumps` in the data folder.",
+    "ANALYTICS_PUBLISH_DIR": "Folder of the pages. Default: `pages` in the data folder.",
     "ANALYTICS_TIMEZONE": "The time zone whose calendar days are counted, an IANA name. Default: `UTC`.",
     "ANALYTICS_RETENTION_DAYS": f"How many days are kept. Default: `{RETENTION_DAYS}`.",
 }
@@ -57,6 +58,7 @@ class Settings:
     dagster_url: str | None = field(repr=False)
     data_dir: Path
     dump_dir: Path
+    publish_dir: Path
     time_zone: str
     retention_days: int
 
@@ -84,6 +86,7 @@ class Settings:
             dagster_url=urls.get("DAGSTER_POSTGRES_URL"),
             data_dir=data_dir,
             dump_dir=dump_dir,
+            publish_dir=Path(given.get("ANALYTICS_PUBLISH_DIR", data_dir / "pages")).absolute(),
             time_zone=time_zone,
             retention_days=int(retention),
         )
@@ -100,6 +103,7 @@ class Settings:
             "DAGSTER_POSTGRES_URL": self.dagster_url,
             "ANALYTICS_DATA_DIR": str(self.data_dir),
             "ANALYTICS_DUMP_DIR": str(self.dump_dir),
+            "ANALYTICS_PUBLISH_DIR": str(self.publish_dir),
             "ANALYTICS_TIMEZONE": self.time_zone,
             "ANALYTICS_RETENTION_DAYS": str(self.retention_days),
         }

@@ -18,7 +18,7 @@ DEFS_LAYERS = [
     {"jobs"},
     {"assets", "checks"},
     {"collect"},
-    {"evaluation"},
+    {"evaluation", "pages"},
     {"partitions"},
 ]
 DEFS_RANK = {name: rank for rank, names in enumerate(DEFS_LAYERS) for name in names}

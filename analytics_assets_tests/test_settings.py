@@ -39,6 +39,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         dagster_url=f"{URL}_dagster",
         data_dir=tmp_path,
         dump_dir=Path.cwd() / "relative",
+        publish_dir=tmp_path / "pages",
         time_zone="Europe/Berlin",
         retention_days=30,
     )

@@ -27,7 +27,9 @@ from analytics_assets.contract import (
 )
 from analytics_assets.defs.collect import CollectConfig, Results, collect
 from analytics_assets.defs.evaluation import AT_SOURCE
+from analytics_assets.defs.pages import PAGE_ASSETS
 from analytics_assets.dictionary import asset_descriptions, column_text
+from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.publication.publish import publish_closed
 from analytics_assets.settings import Settings
 from analytics_assets.sources.app_views import COLUMN_TYPES
@@ -45,6 +47,7 @@ def make_assets(settings: Settings, partitions: dg.PartitionsDefinition) -> list
     lines = find_entries(CONTRACT_FILE)
     return [
         *(_metric_asset(m, partitions, descriptions[m.asset,], lines[m.asset]) for m in METRICS),
+        *(PAGE_ASSETS if INSTALLED else ()),
         *(_origin_asset(origin, descriptions[origin.path]) for origin in ORIGINS),
         dg.AssetSpec(
             dg.AssetKey(LEDGER_PATH),

@@ -22,8 +22,10 @@ from analytics_assets.defs.evaluation import (
     evaluate,
     make_result,
 )
+from analytics_assets.defs.pages import PUBLISHED
 from analytics_assets.defs.partitions import days_of_run
 from analytics_assets.publication.audit import find_recoverable
+from analytics_assets.publication.pages.publish import find_untrue_pages
 from analytics_assets.retention.sweep import find_overdue, registry
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.sources.app_views import find_undocumented_views
@@ -37,6 +39,7 @@ NO_EXPIRED_DAYS: Final = "no_expired_days"
 ONLY_FIVES: Final = "only_fives"
 NOT_RECOVERABLE: Final = "no_hidden_day_recoverable"
 ONLY_VIEWS: Final = "login_reads_only_the_views"
+SAY_ONLY_WHAT_IS_PUBLISHED: Final = "pages_say_only_what_is_published"
 LEDGER_KEY: Final = dg.AssetKey(LEDGER_PATH)
 PUBLISHED_KEY: Final = dg.AssetKey(PUBLISHED_PATH)
 
@@ -51,6 +54,10 @@ _PUBLISHED_RECOVERY: Final = (
     " is right (`alter role published_reader nologin`), and find out what may write there. Bring the rows back from a"
     " backup. Or delete what is published and noted of the day, in SQL with a login that may, and publish it by itself:"
     " `analytics-assets publish --fill DAY`."
+)
+_PAGES_RECOVERY: Final = (
+    "Materialize `published_pages`: it writes every page that differs. Remove a file that is no page. If the finding"
+    " stays, take the pages out of reach and report it: they say something that was not published."
 )
 _LOGIN_RECOVERY: Final = (
     "The operator of the host's database runs the SQL. If a role of the application relied on a right of PUBLIC, grant"
@@ -183,3 +190,14 @@ def login_checks(context: dg.AssetCheckExecutionContext, settings: dg.ResourcePa
         result = make_result(ONLY_VIEWS, find_excess_rights(connection), _LOGIN_RECOVERY)
     for key in sorted(context.selected_asset_check_keys):
         yield result._replace(asset_key=key.asset_key)
+
+
+@dg.asset_check(
+    asset=PUBLISHED,
+    name=SAY_ONLY_WHAT_IS_PUBLISHED,
+    description="Every number in the HTML, CSV and JSON for others than the core team is a sum of published days.",
+)
+def published_pages_check(settings: dg.ResourceParam[Settings]) -> dg.AssetCheckResult:
+    """Read the published pages back, and compare them with schema `published`."""
+    with open_store(settings) as store:
+        return make_result(SAY_ONLY_WHAT_IS_PUBLISHED, find_untrue_pages(store), _PAGES_RECOVERY)

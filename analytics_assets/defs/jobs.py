@@ -9,6 +9,8 @@ from pydantic import Field
 from analytics_assets.contract import METRICS
 from analytics_assets.defs.checks import PUBLISHED_KEY, database_checks, login_checks
 from analytics_assets.defs.evaluation import bullet_list
+from analytics_assets.defs.pages import CORE, PUBLISHED
+from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.retention.sweep import Report, apply_retention
 from analytics_assets.settings import Settings
 
@@ -16,7 +18,9 @@ _RETRIES: Final = 3
 
 daily_metrics_job = dg.define_asset_job(
     "daily_metrics_job",
-    selection=dg.AssetSelection.assets(*(metric.asset for metric in METRICS), PUBLISHED_KEY)
+    selection=dg.AssetSelection.assets(
+        *(metric.asset for metric in METRICS), PUBLISHED_KEY, *((CORE, PUBLISHED) if INSTALLED else ())
+    )
     | dg.AssetSelection.checks(database_checks, login_checks),
     description="Collects the days of the run for every metric, publishes what is closed, and executes every check.",
 )

@@ -215,6 +215,53 @@ class Files:
                         yield changed.date(), file
 
 
+_ANY_DAY: Final = re.compile(rb"\b\d{4}-\d\d-\d\d\b")
+
+
+@dataclass(frozen=True)
+class Pages:
+    """The pages that are served. A page keeps every day that is named in it.
+
+    A page is written anew every day without the days that expire soon. What is removed here was not.
+    """
+
+    folder: Path
+    name = "pages"
+    covers = ("data/pages",)
+
+    def oldest(self) -> date | None:
+        """Return the oldest day that any page names."""
+        return min((day for day, _ in self._entries()), default=None)
+
+    def expired(self, before: date) -> Amount:
+        """Return the oldest days of pages, and pages."""
+        found = [day for day, _ in self._entries() if day < before]
+        return Amount(len(set(found)), len(found))
+
+    def remove(self, before: date) -> Iterator[Amount]:
+        """Remove the pages that name an expired day, in one step."""
+        if expired := [(day, path) for day, path in self._entries() if day < before]:
+            for _, path in expired:
+                path.unlink(missing_ok=True)
+                _remove_empty(path.parent, self.folder)
+            yield Amount(len({day for day, _ in expired}), len(expired))
+
+    def _entries(self) -> Iterator[tuple[date, Path]]:
+        """Yield each page with the oldest day that it names. A file that names none keeps none."""
+        for path in _files(self.folder) if self.folder.exists() else ():
+            if path.is_file() and not path.is_symlink():
+                days = {_parse_date(found.decode()) for found in _ANY_DAY.findall(path.read_bytes())} - {None}
+                if days:
+                    yield min(day for day in days if day), path
+
+
+def _parse_date(text: str) -> date | None:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
+
+
 def _is_foreign(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and _parse_day(path) is None
 

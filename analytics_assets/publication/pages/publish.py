@@ -1,0 +1,71 @@
+"""From the analytics database to files: what the page assets do, and the check of what is published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Final
+
+from analytics_assets.publication.fives import BASE
+from analytics_assets.publication.pages import core as core_pages
+from analytics_assets.publication.pages.audit import Facts, find_differences, read_facts
+from analytics_assets.publication.pages.core import Health, render_core
+from analytics_assets.publication.pages.html import Numbers
+from analytics_assets.publication.pages.published import FOLDERS, add_up, render_published
+from analytics_assets.publication.pages.reading import read_core, read_published
+from analytics_assets.publication.pages.series import Series, period_to
+from analytics_assets.publication.pages.writing import Written, write_pages
+from analytics_assets.store import Store
+from analytics_assets.store.counts import read_window
+
+INSTALLED: Final = all(map(find_spec, ("altair", "vl_convert")))
+"""Whether the extra `pages` is installed."""
+
+
+def write_core_pages(store: Store, health: Health) -> Written:
+    """Write the core team's pages. `health` has what Dagster knows; the days are read here.
+
+    Raises:
+        DatabaseError: the analytics database is out of reach.
+        OSError: a file cannot be written.
+    """
+    window, settings = read_window(store), store.settings
+    with store.transaction("reading the counts for the pages") as connection:
+        core = read_core(connection, window, settings, health)
+    if core is None:
+        return write_pages(settings.publish_dir, [core_pages.FOLDER], ())
+    written = write_pages(settings.publish_dir, [core_pages.FOLDER], render_core(core))
+    series = [series for metric in core.metrics for series in metric.series]
+    return replace(written, preview=preview([*series, core.responses.requests, core.responses.errors], Numbers()))
+
+
+def write_published_pages(store: Store) -> Written:
+    """Write the pages for everybody else. Raises as `write_core_pages` does."""
+    settings = store.settings
+    with store.transaction("reading what is published for the pages") as connection:
+        published = read_published(connection, settings)
+    if published is None:
+        return write_pages(settings.publish_dir, FOLDERS, ())
+    written = write_pages(settings.publish_dir, FOLDERS, render_published(published))
+    return replace(written, preview=preview(add_up(published), Numbers(BASE)))
+
+
+def find_untrue_pages(store: Store) -> list[str]:
+    """Return what the published pages say that the published tables do not. Raises as `write_core_pages` does."""
+    settings = store.settings
+    with store.transaction("reading what is published for the pages") as connection:
+        published = read_published(connection, settings)
+        facts = read_facts(connection, published.period.first) if published else Facts({}, {})
+    pages = render_published(published) if published else iter(())
+    return list(find_differences(settings.publish_dir, pages, facts))
+
+
+def preview(all_series: Sequence[Series], numbers: Numbers) -> str:
+    """Return the sums of the last four weeks and of those before as a Markdown table."""
+    lines = ["| | last four weeks | four weeks before |", "| --- | ---: | ---: |"]
+    for series in all_series:
+        now = period_to(series.period.last)
+        shown = (numbers.text(series.total(period)) for period in (now, now.before()))
+        lines.append(f"| {series.label} | {' | '.join(shown)} |".replace("<", "&lt;"))
+    return "\n".join(lines)
