@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo up test bench-telemetry bench-storage lock clean
+.PHONY: install demo up test bench-telemetry bench-storage bench-publish lock clean
 
 install: .venv/installed  ## Install into .venv, from locked versions.
 
@@ -22,6 +22,9 @@ bench-telemetry: .venv/test-installed  ## What counting costs, beside prometheus
 
 bench-storage: .venv/test-installed  ## What the event log and removing a day cost, beside stock storage and deleting.
 	$(BIN)/python benchmarks/storage.py
+
+bench-publish: .venv/test-installed  ## What publishing costs, beside one CREATE TABLE AS of the daily aggregate.
+	$(BIN)/python benchmarks/publish.py
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'

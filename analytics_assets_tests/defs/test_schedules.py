@@ -8,9 +8,10 @@ import dagster as dg
 import pytest
 from dagster._utils.schedules import schedule_execution_time_iterator
 
+from analytics_assets.contract import LOOKBACK_DAYS
 from analytics_assets.days import span
 from analytics_assets.definitions import build_definitions
-from analytics_assets.defs.checks import database_checks, login_checks
+from analytics_assets.defs.checks import database_checks, login_checks, published_checks
 from analytics_assets.defs.evaluation import CHECK_NAMES
 from analytics_assets.defs.jobs import daily_metrics_job
 from analytics_assets.defs.partitions import days_of_run
@@ -83,6 +84,8 @@ def test_what_it_asks_for_is_what_runs(pipeline: Pipeline, yesterday: date) -> N
     assert {asset: pipeline.materialized(asset) for asset in ALL} == dict.fromkeys(ALL, days)
     collected = pipeline.sql("select asset, event_date from analytics.collected_days")
     assert set(collected) == {(asset, day) for asset in ALL for day in days}
+    (published,) = pipeline.sql("select min(event_date), max(event_date) from published.days")
+    assert published == (yesterday - timedelta(days=LOOKBACK_DAYS),) * 2, "the day that it will not collect again"
     assert len(result.get_asset_check_evaluations()) == len(CHECK_NAMES) * len(ALL) + sum(
-        len(list(shared.check_specs)) for shared in (database_checks, login_checks)
+        len(list(shared.check_specs)) for shared in (database_checks, published_checks, login_checks)
     )

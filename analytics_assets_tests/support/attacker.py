@@ -1,13 +1,14 @@
-"""A reader who works out hidden counts from everything that is published, with a linear program.
+"""A reader who works out hidden counts from everything that is published, with linear programs.
 
-It knows the method and nothing else, and it shares no code with the closed form that it is compared with: what it gets
-are statements about sums of hidden counts, and it asks HiGHS for the smallest and the largest value of each count.
+It knows the method and shares no code with the closed form that it is compared with. It is given statements about sums
+of hidden numbers, and asks HiGHS for the smallest and the largest value that each number can have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from math import ceil, floor, inf
 
 import highspy
@@ -16,14 +17,14 @@ import numpy as np
 from analytics_assets.publication.fives import BASE, Bounds
 
 Cell = Hashable
-"""One hidden number, at least 0: by convention (series, day)."""
+"""Names one hidden number, which is at least 0. A day of a series is named (series, day)."""
 
 _TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class Statement:
-    """Something that the reader knows: a weighted sum of hidden numbers is between `low` and `high`."""
+    """What the reader knows: a weighted sum of hidden numbers is between `low` and `high`."""
 
     weights: Mapping[Cell, int]
     low: float = -inf
@@ -46,10 +47,10 @@ def rounded_down(cells: Iterable[Cell], value: int, base: int = BASE) -> Stateme
 
 
 def running_totals(cells: Sequence[Cell], steps: Sequence[int | None], base: int = BASE) -> list[Statement]:
-    """What the steps of a stretch say, from its first day on: each running total of the counts, rounded down.
+    """What the steps of a stretch say, first day first: the running totals of its counts, rounded down.
 
-    Days that were not collected (`None`) are in no total. Each total is a cell of its own, tied to the total of the day
-    before: with all its days written out, a year would take a thousand times as long.
+    A day that was not collected (`None`) is in no total. Each total is a cell of its own, linked to the total before:
+    spelling out all its days makes the programs ten to a hundred times as slow.
     """
     statements: list[Statement] = []
     before: dict[Cell, int] = {}
@@ -65,63 +66,79 @@ def running_totals(cells: Sequence[Cell], steps: Sequence[int | None], base: int
 
 
 def figure(cells: Iterable[Cell], shown: int, published: int) -> list[Statement]:
-    """What a figure on a page says about the sum of the cells, given the sum of their published days.
+    """What a figure on a page says about the sum of the cells, whose published days sum to `published`.
 
-    A figure that is this sum says nothing new. Any other figure cannot come from what is published, so that it is
-    taken for the true number.
+    The sum of published days says nothing new. Any other figure cannot come from them: it is read as the true number.
     """
     return [] if shown == published else [exactly(cells, shown)]
 
 
+def said(page: str) -> list[str]:
+    """Every text, attribute value and comment of an HTML page, because a reader may look at its source."""
+    found: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found.extend(value for _, value in attrs if value)
+
+        def handle_data(self, data: str) -> None:
+            found.append(data)
+
+        def handle_comment(self, data: str) -> None:
+            found.append(data)
+
+    reader = Reader()
+    reader.feed(page)
+    reader.close()
+    return found
+
+
 class Attacker:
-    """Works out what each hidden number can still be.
+    """Works out what each hidden number can be.
 
     Args:
-        statements: all that is known.
-        whole: search whole numbers only (a mixed-integer program). Running totals and windows of one series do not
-            need this: each is an interval of days, so that the corners of the linear program are whole anyway. Sums
-            across several series together with sums across days may.
+        statements: everything that the reader knows.
+        whole: search whole numbers only (a mixed-integer program). Statements about successive days of single series
+            do not need it: their matrix is totally unimodular, so that the linear program ends at whole numbers anyway.
+            Statements that cross each other, such as sums over days and sums over series, may need it.
     """
 
     def __init__(self, statements: Iterable[Statement], *, whole: bool = False) -> None:
         statements = list(statements)
-        self._column = {cell: n for n, cell in enumerate(dict.fromkeys(c for s in statements for c in s.weights))}
-        self._whole = whole
+        cells = dict.fromkeys(cell for statement in statements for cell in statement.weights)
+        self._column = {cell: column for column, cell in enumerate(cells)}
         self._model = highspy.Highs()  # type: ignore[no-untyped-call]
-        self._model.silent()
-        # Presolve would forget the last solution, which is a warm start here.
-        self._model.setOptionValue("presolve", "off" if not whole else "choose")
-        columns = np.arange(len(self._column), dtype=np.int32)
-        self._model.addVars(len(columns), np.zeros(len(columns)), np.full(len(columns), highspy.kHighsInf))
+        self._model.setOptionValue("output_flag", False)
+        size = len(self._column)
+        self._model.addVars(size, np.zeros(size), np.full(size, highspy.kHighsInf))
         if whole:
-            integer = np.full(len(columns), highspy.HighsVarType.kInteger)
-            self._model.changeColsIntegrality(len(columns), columns, integer)
+            integer = np.full(size, highspy.HighsVarType.kInteger)
+            self._model.changeColsIntegrality(size, np.arange(size, dtype=np.int32), integer)
+        else:
+            # Each program starts from the solution of the one before, which presolve would discard.
+            self._model.setOptionValue("presolve", "off")
         for statement in statements:
-            indices = np.array([self._column[cell] for cell in statement.weights], dtype=np.int32)
-            weights = np.array(list(statement.weights.values()), dtype=np.double)
-            self._model.addRow(statement.low, statement.high, len(indices), indices, weights)
-
-    @property
-    def cells(self) -> list[Cell]:
-        """Every number that a statement is about."""
-        return list(self._column)
+            columns = np.array([self._column[cell] for cell in statement.weights], dtype=np.int32)
+            weights = np.array([*statement.weights.values()], dtype=np.double)
+            self._model.addRow(statement.low, statement.high, len(columns), columns, weights)
 
     def possible(self, cell: Cell) -> Bounds:
-        """The smallest and the largest value that agree with all statements.
+        """The smallest and the largest value of a number that agree with all statements.
 
         Raises:
-            ValueError: the statements contradict each other, or do not limit the cell.
+            KeyError: no statement is about it.
+            ValueError: the statements contradict each other, or leave it without a limit.
         """
         column = self._column[cell]
         self._model.changeColCost(column, 1)
-        least = ceil(self._optimum(highspy.ObjSense.kMinimize) - _TOLERANCE)
-        most = floor(self._optimum(highspy.ObjSense.kMaximize) + _TOLERANCE)
+        low = ceil(self._optimum(highspy.ObjSense.kMinimize) - _TOLERANCE)
+        high = floor(self._optimum(highspy.ObjSense.kMaximize) + _TOLERANCE)
         self._model.changeColCost(column, 0)
-        return Bounds(least, most)
+        return Bounds(low, high)
 
-    def narrowed(self, cells: Iterable[Cell] | None = None, *, values: int = BASE) -> dict[Cell, Bounds]:
-        """Those of the cells (all, if none are given) that have fewer than so many possible values left."""
-        possible = {cell: self.possible(cell) for cell in (self.cells if cells is None else cells)}
+    def narrowed(self, cells: Iterable[Cell], *, values: int = BASE) -> dict[Cell, Bounds]:
+        """Those of the cells that have fewer than `values` possible values left."""
+        possible = {cell: self.possible(cell) for cell in cells}
         return {cell: bounds for cell, bounds in possible.items() if bounds.size < values}
 
     def _optimum(self, sense: highspy.ObjSense) -> float:
@@ -129,5 +146,5 @@ class Attacker:
         self._model.run()
         status = self._model.getModelStatus()
         if status != highspy.HighsModelStatus.kOptimal:
-            raise ValueError(f"no answer: {self._model.modelStatusToString(status)}")
+            raise ValueError(f"no optimum: {self._model.modelStatusToString(status)}")
         return self._model.getInfo().objective_function_value

@@ -72,7 +72,8 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     expired boolean;
 begin
-    execute format('select exists (select from inserted where %I < analytics.first_kept_day())', tg_argv[0])
+    -- In a subquery, or the function would be called for every row.
+    execute format('select exists (select from inserted where %I < (select analytics.first_kept_day()))', tg_argv[0])
         into expired;
     if expired then
         raise exception 'only a day inside the retention period can be published' using errcode = 'AN001';

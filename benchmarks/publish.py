@@ -1,0 +1,176 @@
+"""What publishing costs, beside one CREATE TABLE AS of the daily aggregate: `make bench-publish`.
+
+On the embedded PostgreSQL, in one run:
+
+* the alternative: one `create table as` of the counts per day and event, sources summed;
+* the first fill: every day of the retention period, in one transaction;
+* the nightly step: one more day for as many series;
+* the two checks on everything that is published.
+
+The published sum must equal the rule of `publication.fives` on each series, or the run fails with status 1. A missed
+target is printed and fails nothing: it may be the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import sqlalchemy as sa
+
+from analytics_assets.contract import LOOKBACK_DAYS, METRICS, PUBLISHED_BASE, Published
+from analytics_assets.local.postgres import embedded_postgres
+from analytics_assets.local.server import databases
+from analytics_assets.publication.audit import find_recoverable
+from analytics_assets.publication.publish import publish_closed
+from analytics_assets.settings import Settings
+from analytics_assets.store import open_store
+from analytics_assets.store.counts import read_window
+from analytics_assets.store.published import find_altered
+
+DAILY = [m for m in METRICS if m.published is Published.BY_DAY_AND_EVENT]
+NAMES = [name for m in DAILY for name in m.event_names]
+
+COUNTS = """
+insert into analytics.daily_event_counts
+select day, name, event::text, source, 1 + (hashint8(event * 1000 + day::date - date '2000-01-01') & 15)
+from generate_series(cast(:first as date), cast(:last as date), interval '1 day') day,
+     unnest(cast(:names as text[])) name, generate_series(1, :events) event, unnest(array['web', 'admin']) source
+"""
+NOTES = """
+insert into analytics.collected_days
+select asset, day, 1, now() from generate_series(cast(:first as date), cast(:last as date), interval '1 day') day,
+     unnest(cast(:assets as text[])) asset
+"""
+AGGREGATE = """
+create table analytics.aggregate as
+select event_date, event_name, event_id, sum(count)::bigint as count
+from analytics.daily_event_counts where event_date <= :last group by 1, 2, 3
+"""
+WRONG = """
+select count(*) from (
+    select event_name, event_id, sum(count) as total from analytics.daily_event_counts
+    where event_date <= :last group by 1, 2
+) counted
+left join (select event_name, event_id, sum(count) as total from published.daily_counts group by 1, 2) published
+    using (event_name, event_id)
+where counted.total - counted.total % :base <> coalesce(published.total, 0)
+"""
+
+
+def collect(admin: sa.Engine, first: date, last: date, events: int) -> None:
+    """Store counts of each day for every event and event name, and note the days."""
+    parameters = {"names": NAMES, "assets": [m.asset for m in DAILY], "events": events, "first": first, "last": last}
+    with admin.begin() as connection:
+        for number in range((last - first).days + 1):
+            connection.execute(sa.select(sa.func.analytics.create_day(first + timedelta(days=number))))
+        connection.execute(sa.text(COUNTS), parameters)
+        connection.execute(sa.text(NOTES), parameters)
+    with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("analyze")
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Run and time it."""
+    started = perf_counter()
+    action()
+    return perf_counter() - started
+
+
+def aggregate(admin: sa.Engine, last: date) -> None:
+    """The alternative."""
+    with admin.begin() as connection:
+        connection.exec_driver_sql("drop table if exists analytics.aggregate")
+        connection.execute(sa.text(AGGREGATE), {"last": last})
+
+
+def start_again(admin: sa.Engine) -> None:
+    """Forget what is published."""
+    with admin.begin() as connection:
+        connection.exec_driver_sql(
+            "truncate published.daily_counts, published.days, published.weekly_counts, published.weeks,"
+            " analytics.publications, analytics.published_carries"
+        )
+
+
+def measure(admin: sa.Engine, settings: Settings, events: int, nightly_events: int, rounds: int) -> bool:
+    """Print each cost and whether it meets its target. Returns whether the numbers are right."""
+    with open_store(settings) as store:
+        window = read_window(store)
+        last = window.last_closed
+        collect(admin, window.first, last - timedelta(days=1), events)
+        collect(admin, last, last, nightly_events)
+        night = last - timedelta(days=1)
+        alternative, first_fill, nightly = [], [], []
+        for _ in range(rounds):
+            start_again(admin)
+            alternative.append(seconds(lambda: aggregate(admin, night)))
+            at_first = sa.text("delete from analytics.collected_days where event_date = :last")
+            with admin.begin() as connection:
+                connection.execute(at_first, {"last": last})
+                connection.exec_driver_sql(HOLD.format(today=night + timedelta(days=1 + LOOKBACK_DAYS)))
+            first_fill.append(seconds(lambda: publish_closed(store)))
+            with admin.begin() as connection:
+                notes = {"assets": [m.asset for m in DAILY], "first": last, "last": last}
+                connection.execute(sa.text(NOTES), notes)
+                connection.exec_driver_sql(HOLD.format(today=last + timedelta(days=1 + LOOKBACK_DAYS)))
+            nightly.append(seconds(lambda: publish_closed(store)))
+        checks = {"only_fives": find_altered, "no_hidden_day_recoverable": find_recoverable}
+        costs = {name: seconds(lambda check=check: check(store)) for name, check in checks.items()}  # type: ignore[misc]
+        with admin.connect() as connection:
+            wrong = connection.scalar(sa.text(WRONG), {"last": last, "base": PUBLISHED_BASE})
+        findings = [finding for check in checks.values() for finding in check(store)]
+    days = (night - window.first).days + 1
+    print(f"create table as, {days} days x {events:,} events x {len(NAMES)} names: {median(alternative):.2f} s")
+    ratio = median(first_fill) / median(alternative)
+    print(
+        f"first fill: {median(first_fill):.2f} s, {ratio:.1f} times as long (target: at most 5) {verdict(ratio <= 5)}"
+    )
+    share = median(nightly) / median(first_fill)
+    print(
+        f"nightly step, {nightly_events * len(NAMES):,} series: {median(nightly):.2f} s, {share:.2f} of the first fill"
+        f" (target: at most 0.10) {verdict(share <= 0.1)}"
+    )
+    for name, cost in costs.items():
+        print(f"check {name}: {cost:.2f} s")
+    print(f"series with a wrong total: {wrong}; findings of the checks: {len(findings)}")
+    return not wrong and not findings
+
+
+# The database's word on today.
+HOLD = """
+create or replace function analytics.today() returns date language sql stable security definer
+set search_path = pg_catalog, pg_temp as $$ select date '{today}' $$
+"""
+
+
+def verdict(met: bool) -> str:
+    """Say whether a target is met."""
+    return "met" if met else "MISSED"
+
+
+def main() -> int:
+    """Run the comparison. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=2_000, help="events of the first fill (2,000)")
+    parser.add_argument("--nightly-events", type=int, default=4_000, help="events of the nightly step (4,000)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds (3)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="analytics-benchmark-") as folder:
+        Path(folder).chmod(0o755)  # the embedded server runs as another user when this one is root
+        settings = Settings.from_env({"ANALYTICS_DATA_DIR": folder})
+        with embedded_postgres(settings.data_dir) as server, databases(settings) as ready:
+            admin = sa.create_engine(server.set(database="analytics"))
+            right = measure(admin, ready, options.events, options.nightly_events, options.rounds)
+            admin.dispose()
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
