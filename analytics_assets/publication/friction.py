@@ -123,9 +123,13 @@ def daily_matrix(
         series: the columns. Matrices that are compared need the same.
     """
     totals = counts.groupby(["event_date", "series"])["count"].sum().unstack("series")
-    matrix = totals.reindex(index=list(days), columns=list(series)).astype(float).fillna(0.0)
+    # As dates and as text on both sides, because a label of another type would be a silent zero.
+    totals = totals.set_axis(pd.DatetimeIndex(totals.index), axis="index")
+    totals = totals.set_axis(totals.columns.astype(str), axis="columns")
+    matrix = totals.reindex(index=pd.DatetimeIndex(list(days)), columns=[str(name) for name in series])
+    matrix = matrix.astype(float).fillna(0.0)
     matrix[[day not in collected for day in days]] = np.nan
-    return matrix.set_axis(pd.DatetimeIndex(list(days)), axis="index")
+    return matrix
 
 
 def spikes(counts: pd.DataFrame, asset: str, days: Collection[date]) -> list[Finding]:
@@ -134,7 +138,7 @@ def spikes(counts: pd.DataFrame, asset: str, days: Collection[date]) -> list[Fin
     Raises:
         ValueError: the rows are not consecutive days, or lack one of `days`.
     """
-    return _judge("spike", asset, days, _spike, BASELINE_DAYS + 1, _since_first_count(counts))
+    return _judge("spike", asset, days, _score_spike, BASELINE_DAYS + 1, _since_first_count(counts))
 
 
 def drops(counts: pd.DataFrame, asset: str, days: Collection[date]) -> list[Finding]:
@@ -143,7 +147,7 @@ def drops(counts: pd.DataFrame, asset: str, days: Collection[date]) -> list[Find
     Raises:
         ValueError: the rows are not consecutive days, or lack one of `days`.
     """
-    return _judge("drop", asset, days, _drop, 7 * (DROP_WEEKS + 1), _since_first_count(counts))
+    return _judge("drop", asset, days, _score_drop, 7 * (DROP_WEEKS + 1), _since_first_count(counts))
 
 
 def error_spikes(errors: pd.DataFrame, requests: pd.DataFrame, asset: str, days: Collection[date]) -> list[Finding]:
@@ -152,7 +156,7 @@ def error_spikes(errors: pd.DataFrame, requests: pd.DataFrame, asset: str, days:
     Raises:
         ValueError: the matrices differ in rows or columns, or the rows are not consecutive days, or lack one of `days`.
     """
-    return _judge("error spike", asset, days, _error_spike, BASELINE_DAYS + 1, errors, requests)
+    return _judge("error spike", asset, days, _score_error_spike, BASELINE_DAYS + 1, errors, requests)
 
 
 def drop_offs(steps: Mapping[str, pd.DataFrame], days: Collection[date]) -> list[Finding]:
@@ -168,7 +172,7 @@ def drop_offs(steps: Mapping[str, pd.DataFrame], days: Collection[date]) -> list
     return [
         finding
         for (entry, entered), (asset, taken) in pairwise(steps.items())
-        for finding in _judge("drop-off", asset, days, _drop_off, 2 * SHARE_DAYS, taken, entered, per=entry)
+        for finding in _judge("drop-off", asset, days, _score_drop_off, 2 * SHARE_DAYS, taken, entered, per=entry)
     ]
 
 
@@ -228,7 +232,7 @@ def _estimate(y: Array, exposure: Array, weights: Array, pseudo: float) -> Basel
     return Baseline(rate, behind, np.maximum(1.0, _ratio(chi2, freedom)))
 
 
-def _spike(window: Array) -> tuple[Array, Mask]:
+def _score_spike(window: Array) -> tuple[Array, Mask]:
     history, count = window[:-1], window[-1]
     baseline = fit(history.reshape(-1, 7, count.size), pseudo=PSEUDO_DAYS)
     # Each round of seven days begins with the weekday that is judged.
@@ -238,8 +242,8 @@ def _spike(window: Array) -> tuple[Array, Mask]:
     return z, enough & (z > SPIKE_Z) & (count - expected >= SPIKE_EXCESS)
 
 
-def _drop(window: Array) -> tuple[Array, Mask]:
-    """The larger phi of two holds.
+def _score_drop(window: Array) -> tuple[Array, Mask]:
+    """Of two estimates of phi, the larger is used.
 
     That of days around the mean of their weekday has 77 degrees of freedom, but does not know that whole weeks differ,
     and raises false alarms where usage drifts. That of the twelve sums knows it, but has 11 degrees of freedom, and
@@ -254,12 +258,12 @@ def _drop(window: Array) -> tuple[Array, Mask]:
     return z, (n >= MIN_DROP_WEEKS) & (z < -DROP_Z) & (expected - count >= DROP_SHORTFALL) & _is_open(window)
 
 
-def _error_spike(errors: Array, requests: Array) -> tuple[Array, Mask]:
+def _score_error_spike(errors: Array, requests: Array) -> tuple[Array, Mask]:
     z, excess = _compare_shares(errors, requests, days=1)
     return z, (z > SPIKE_Z) & (excess >= SPIKE_EXCESS)
 
 
-def _drop_off(taken: Array, entered: Array) -> tuple[Array, Mask]:
+def _score_drop_off(taken: Array, entered: Array) -> tuple[Array, Mask]:
     z, excess = _compare_shares(taken, entered, days=SHARE_DAYS)
     return z, (z < -DROP_Z) & (excess <= -DROP_SHORTFALL) & _is_open(taken)
 
