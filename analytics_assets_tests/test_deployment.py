@@ -237,6 +237,7 @@ def test_upgrade_backup_and_restore(installed: Deployment) -> None:
     for statement in (
         "insert into analytics.retention_ledger (run_id, cutoff, target, days, rows)"
         " values ('newer', now(), 'x', 1, 1)",
+        f"insert into published.days values ('{last_day()}', 'event_signup', 'not_collected')",  # noqa: S608  # a date
         f"update analytics.settings set kept_since = '{last_day()}'",  # noqa: S608  # a date
     ):
         installed.run(f'sudo -u postgres psql --set ON_ERROR_STOP=1 -c "{statement}" analytics')
@@ -254,6 +255,8 @@ def test_upgrade_backup_and_restore(installed: Deployment) -> None:
     )
     assert rows(installed, "analytics", evidence) == [(3, 1)], "of before the backup, after it, and of this restore"
     assert rows(installed, "analytics", "select kept_since from analytics.settings") == [(last_day(),)]
+    published = "select event_date, state from published.days where event_name = 'event_signup'"
+    assert rows(installed, "analytics", published) == [(last_day(), "not_collected")], "it is never published again"
     for name in ("analytics", "dagster"):
         installed.run(f"sudo -u postgres dropdb {name}_before")
 
