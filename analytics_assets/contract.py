@@ -179,7 +179,7 @@ OTHER_RELATIONS: Final = {
                 "kept_since",
                 "date",
                 "day, YYYY-MM-DD",
-                "No day before this one is kept, however long the period is now. Absent until a setting was changed.",
+                "Days before this one are never kept, even after the period is made longer. Absent until it changed.",
             ),
         ),
     ),
@@ -363,6 +363,7 @@ METRICS: Final = (
 
 ORIGINS: Final = tuple(dict.fromkeys(metric.origin for metric in METRICS))
 """What the metrics are counted from, each once."""
+SOURCE_VIEWS: Final = tuple(origin for origin in ORIGINS if isinstance(origin, SourceView))
 
 
 def metric(asset: str) -> Metric:

@@ -63,7 +63,8 @@ def redacted_errors(doing: str) -> Iterator[None]:
     except sa.exc.DBAPIError as error:
         # `from None` keeps the original out of the context: printing the error would print the original's texts, too.
         # (Raising after the except block does not help, because the `with` statement still handles the original then.)
-        kind = UnreachableError if _is_unreachable(error) else DatabaseError
+        unreachable = error.connection_invalidated or sqlstate(error) is None
+        kind = UnreachableError if unreachable else DatabaseError
         raise kind(f"{doing}: {_structure(error)}") from None
 
 
@@ -75,10 +76,6 @@ def sqlstate(error: sa.exc.DBAPIError) -> str | None:
 def full_match(pattern: str) -> str:
     """Return a contract pattern as PostgreSQL needs it to match the whole value."""
     return f"^(?:{pattern})$"
-
-
-def _is_unreachable(error: sa.exc.DBAPIError) -> bool:
-    return error.connection_invalidated or sqlstate(error) is None
 
 
 def _structure(error: sa.exc.DBAPIError) -> str:

@@ -42,7 +42,10 @@ def build_definitions(settings: Settings, **overrides: Any) -> dg.Definitions:
     return definitions
 
 
-# Backfill policies and code references have been beta for years. A warning per metric and start would bury the others.
-warnings.filterwarnings("ignore", category=dg.BetaWarning)
+# These have been beta for years, and a warning per metric and start would bury the others. Dagster passes the sensor's
+# `owners` itself when it binds resources.
+warnings.filterwarnings(
+    "ignore", "(Parameter `(backfill_policy|owners)`|Class `(CodeReferencesMetadataValue|Local))", dg.BetaWarning
+)
 
 defs = build_definitions(Settings.from_env())

@@ -60,39 +60,27 @@ def column_text(column: Column) -> str:
 
 
 def _page() -> Iterator[str]:
-    yield "# Data dictionary"
-    yield ""
-    yield "<!-- Generated from analytics_assets/contract.py by `analytics-assets dictionary --write FILE`. -->"
-    yield ""
+    yield "# Data dictionary\n"
+    yield "<!-- Generated from analytics_assets/contract.py by `analytics-assets dictionary --write FILE`. -->\n"
     yield "Everything that is counted and stored, and what it is counted from. The Dagster UI and the comments in the"
     yield "database (`\\d+` in psql) say the same. Check `documented` fails when something has no entry here. Nothing"
-    yield "about a person is stored, and no time finer than a day."
-    yield ""
+    yield "about a person is stored, and no time finer than a day.\n"
     yield "## Metrics"
     for metric in METRICS:
-        yield ""
-        yield f"### `{metric.asset}`"
-        yield ""
+        yield f"\n### `{metric.asset}`\n"
         yield from _metric(metric)
-    yield ""
-    yield "## Sources"
+    yield "\n## Sources"
     for origin in ORIGINS:
-        yield ""
-        yield f"### `{'.'.join(origin.path)}`"
-        yield ""
+        yield f"\n### `{'.'.join(origin.path)}`\n"
         yield from _origin(origin)
         if isinstance(origin, SourceView):
             yield from _columns(origin.fields)
     for table, fields in TABLES.items():
-        yield ""
-        yield f"## `{SCHEMA}.{table}`"
-        yield ""
+        yield f"\n## `{SCHEMA}.{table}`\n"
         yield f"Metrics: {', '.join(f'`{m.asset}`' for m in METRICS if m.table == table)}."
         yield from _columns(fields)
     for relation, entry in OTHER_RELATIONS.items():
-        yield ""
-        yield f"## `{SCHEMA}.{relation}`"
-        yield ""
+        yield f"\n## `{SCHEMA}.{relation}`\n"
         yield entry.purpose
         yield from _columns(entry.columns)
 
@@ -103,8 +91,7 @@ def _metric(metric: Metric, settings: Settings | None = None) -> Iterator[str]:
     zone = settings.time_zone if settings else "UTC, unless `ANALYTICS_TIMEZONE` says otherwise"
     days = settings.retention_days if settings else RETENTION_DAYS
     otherwise = "" if settings else ", unless `ANALYTICS_RETENTION_DAYS` says otherwise"
-    yield metric.question
-    yield ""
+    yield f"{metric.question}\n"
     yield f"- owner: {metric.owner.removeprefix('team:')} team"
     yield f"- event names: {names}"
     yield f"- origin: {_origin_name(metric.origin)}"
@@ -128,8 +115,7 @@ def _origin(origin: SourceView | CounterDumps) -> Iterator[str]:
 
 
 def _columns(columns: Iterable[Column]) -> Iterator[str]:
-    yield ""
-    yield "| field | type | unit | meaning | rule | example |"
+    yield "\n| field | type | unit | meaning | rule | example |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for column in columns:
         absent, rule, example = "", "", ""

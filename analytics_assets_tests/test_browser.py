@@ -171,7 +171,7 @@ def test_a_failing_check_is_red_and_says_what_to_do_but_shows_no_value(
     found = f"{day}/{poisoned.name} line 1: (row) has a field that the contract does not allow"
     expect(page.get_by_role("listitem").get_by_text(found)).to_be_visible()
     expect(
-        page.get_by_text(re.compile("Nothing of these days was written.*then materialize these days"))
+        page.get_by_text(re.compile("Nothing was written for these days.*then materialize these days"))
     ).to_be_visible()
     expect(metadata(page, "violations")).to_have_text("1")
     picture(page, "failing-check.png", tmp_path)

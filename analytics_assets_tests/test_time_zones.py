@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from analytics_assets.contract import metric
 from analytics_assets.days import bounds, span
+from analytics_assets.defs.evaluation import open_reader
 from analytics_assets.settings import Settings
-from analytics_assets.sources.app_views import open_view
 from analytics_assets.sources.counter_dumps import open_dumps
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.host import Host
@@ -70,7 +70,7 @@ def test_both_readers_and_telemetry_agree_around_a_change(
 
     around = [day - timedelta(days=1), day, day + timedelta(days=1)]
     for source in (
-        open_view(metric("event_signups"), settings),
+        open_reader(metric("event_signups"), settings),
         open_dumps(metric("directory_searches"), settings),
     ):
         with source as opened:
@@ -87,7 +87,7 @@ def test_a_year_of_hours_is_grouped_as_postgresql_groups_it(settings: Settings, 
     grouped = host.connection.execute(
         sa.text("select (occurred_at at time zone :zone)::date, count(*) from signups group by 1"), {"zone": time_zone}
     )
-    with open_view(metric("event_signups"), replace(settings, time_zone=time_zone)) as source:
+    with open_reader(metric("event_signups"), replace(settings, time_zone=time_zone)) as source:
         counted = {
             day: rows[0]["count"]
             for day in span(date(2025, 12, 31), date(2027, 1, 1))

@@ -12,7 +12,7 @@ from typing import Final
 
 import dagster as dg
 
-from analytics_assets.contract import LEDGER_PATH, Metric
+from analytics_assets.contract import LEDGER_PATH, SOURCE_VIEWS, Metric
 from analytics_assets.database import DatabaseError, engine, redacted_errors
 from analytics_assets.defs.evaluation import (
     DOCUMENTED,
@@ -25,7 +25,7 @@ from analytics_assets.defs.evaluation import (
 from analytics_assets.defs.partitions import days_of_run
 from analytics_assets.retention.sweep import find_overdue, registry
 from analytics_assets.settings import Settings, SettingsError
-from analytics_assets.sources.app_views import find_undocumented_views, view_metrics
+from analytics_assets.sources.app_views import find_undocumented_views
 from analytics_assets.sources.login import find_excess_rights
 from analytics_assets.store import Store, open_store
 from analytics_assets.store.counts import read_latest_collected, read_window
@@ -42,8 +42,8 @@ _EXPIRED_RECOVERY: Final = (
     " Or launch `retention_job` with dry_run: false, or run `analytics-assets retention`."
 )
 _LOGIN_RECOVERY: Final = (
-    "The operator of the host's database runs the SQL. Roles of the application that used a right of PUBLIC may need it"
-    " by name afterwards. `analytics-assets grants host` prints what the pipeline's login does need."
+    "The operator of the host's database runs the SQL. If a role of the application relied on a right of PUBLIC, grant"
+    " it that right by name. `analytics-assets grants host` prints what the pipeline's login does need."
 )
 
 
@@ -119,7 +119,7 @@ def _check_documented(store: Store) -> dg.AssetCheckResult:
         found += [f"{name} is the origin of no metric" for name in find_undocumented_views(store.settings)]
         seen = True
     except (DatabaseError, SettingsError):
-        seen = False  # the gates of the metrics that are counted there say why
+        seen = False  # the gates of the views' metrics report the reason
     return make_result(DOCUMENTED, found, DOCUMENTED_RECOVERY, {"source views seen": seen})
 
 
@@ -127,10 +127,10 @@ def _check_documented(store: Store) -> dg.AssetCheckResult:
     specs=[
         dg.AssetCheckSpec(
             ONLY_VIEWS,
-            asset=dg.AssetKey(metric.origin.path),
+            asset=dg.AssetKey(view.path),
             description="The login of ANALYTICS_SOURCE_URL can read only the source views in the host's database.",
         )
-        for metric in view_metrics()
+        for view in SOURCE_VIEWS
     ],
     can_subset=True,
 )

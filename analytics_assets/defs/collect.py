@@ -16,7 +16,7 @@ from pydantic import Field
 
 from analytics_assets.contract import Metric
 from analytics_assets.database import DatabaseError, UnreachableError
-from analytics_assets.defs.evaluation import AT_SOURCE, bullet_list, evaluate, open_reader
+from analytics_assets.defs.evaluation import AT_SOURCE, bullet_list, evaluate, make_result, open_reader
 from analytics_assets.settings import Settings
 from analytics_assets.sources import OriginRefusedError, Problem, Reader
 from analytics_assets.store import Store, open_store
@@ -28,7 +28,6 @@ _RECOVERY: Final = (
     "Nothing was written for these days; the stored counts are unchanged. Correct the source (a dump: correct or remove"
     " the named line or file; a view: see `analytics-assets sources`), then materialize these days again."
 )
-_CLEAN: Final = dg.AssetCheckResult(passed=True, check_name=AT_SOURCE, metadata={"violations": 0})
 
 
 class CollectConfig(dg.Config):
@@ -36,7 +35,7 @@ class CollectConfig(dg.Config):
 
     allow_empty: bool = Field(
         default=False,
-        description="Replace a day that has counts although its source is empty now. A refused run asks for this.",
+        description="Allow an empty day to replace one that has counts. A refused run asks for this.",
     )
 
 
@@ -57,7 +56,7 @@ def collect(
     settings: Settings,
     config: CollectConfig,
 ) -> Results:
-    """Collect the days of the run, each on its own: a bad day costs no good one.
+    """Collect each day of the run separately, so that a bad day does not stop the others.
 
     Yields the gate's result and, when every day was stored, the materialization. When a day was not stored, the stored
     days are recorded and checked, and the run fails naming the others.
@@ -77,19 +76,21 @@ def collect(
                     context.log.warning(warning)
                 outcome = _collect_days(store, reader, metric, days, window=window, allow_empty=config.allow_empty)
         except OriginRefusedError as refusal:
-            context.log_event(_evaluation(metric, gate_failure(refusal.problems, refusal.recovery)))
+            context.log_event(_evaluation(metric, gate_result(refusal.problems, refusal.recovery)))
             raise dg.Failure(f"the source was refused before a row was read: {refusal}", allow_retries=False) from None
 
-        gate = gate_failure(outcome.problems, _RECOVERY) if outcome.problems else _CLEAN
+        gate = gate_result(outcome.problems, _RECOVERY)
         if outcome.failed:
             for day, stored in outcome.stored.items():
                 context.log_event(dg.AssetMaterialization(metric.asset, partition=str(day), metadata=_metadata(stored)))
             if outcome.problems or outcome.stored:
                 context.log_event(_evaluation(metric, gate))
             if not outcome.out_of_reach and len(expired) < len(days):
-                # Dagster skips the check op after a failure, and the checks would show as failed.
-                for result in evaluate(store, metric, days, compared=list(outcome.stored)):
-                    context.log_event(_evaluation(metric, result))
+                # Dagster skips the check op after a failure, and the checks would show as failed. A database that goes
+                # out of reach meanwhile must not hide which days failed.
+                with suppress(DatabaseError, OSError):
+                    for result in evaluate(store, metric, days, compared=list(outcome.stored)):
+                        context.log_event(_evaluation(metric, result))
             raise dg.Failure(format_failed_days(outcome.failed, len(days)), allow_retries=False)
     for day, stored in outcome.stored.items():
         context.add_asset_metadata(_metadata(stored), partition_key=str(day))
@@ -98,7 +99,7 @@ def collect(
 
 
 def _forget_planned(context: dg.AssetExecutionContext, metric: Metric, expired: Sequence[date]) -> None:
-    """Remove what Dagster has planned for expired days, or that would stay as a record of days that are not kept."""
+    """Delete what Dagster has planned for expired days. It would remain as a record of them."""
     if expired:
         # Another event log than the one of dagster.yaml cannot do it, and check `no_expired_days` says so.
         with suppress(NotImplementedError):
@@ -130,14 +131,9 @@ def _collect_days(
     return outcome
 
 
-def gate_failure(problems: Sequence[Problem], recovery: str) -> dg.AssetCheckResult:
-    """Return the gate's result for a source that the contract refuses."""
-    return dg.AssetCheckResult(
-        passed=False,
-        check_name=AT_SOURCE,
-        description=f"{bullet_list(problems)}\n\n{recovery}",
-        metadata={"violations": sum(problem.rows for problem in problems)},
-    )
+def gate_result(problems: Sequence[Problem], recovery: str) -> dg.AssetCheckResult:
+    """Return the gate's result: a failure where the contract refuses what the source has."""
+    return make_result(AT_SOURCE, problems, recovery, {"violations": sum(problem.rows for problem in problems)})
 
 
 def _evaluation(metric: Metric, result: dg.AssetCheckResult) -> dg.AssetCheckEvaluation:

@@ -14,8 +14,7 @@ from typing import Final
 
 import dagster as dg
 
-from analytics_assets.contract import CounterDumps, Metric
-from analytics_assets.database import DatabaseError
+from analytics_assets.contract import Metric, SourceView
 from analytics_assets.settings import Settings
 from analytics_assets.sources import OriginRefusedError, Reader
 from analytics_assets.sources.app_views import open_view
@@ -35,17 +34,18 @@ _MAX_LINES: Final = 20
 """Findings listed in a check's text. The rest is a number."""
 
 _STORED_RECOVERY: Final = (
-    "Something other than this pipeline has changed the table: find out what may write to it. A row of this metric goes"
-    " when its day is materialized again. Delete a row of no metric, or a column, in SQL with a login that may. Then"
-    " `analytics-assets init-db` restores the constraints."
+    "Something other than this pipeline has changed the table: find out which logins can write to it. To remove a wrong"
+    " row of this metric, materialize its day again. Delete a row of no metric, or a column, in SQL with a login that"
+    " may. Then `analytics-assets init-db` restores the constraints."
 )
 _MATCHES_RECOVERY: Final = (
-    "Late rows do this. The daily job collects the last three days again. Materialize an older day by hand."
+    "Rows that arrived late cause this. The daily job collects the last three days again. Materialize an older day by"
+    " hand."
 )
 DOCUMENTED_RECOVERY: Final = (
-    "Nobody has reviewed what is not in the dictionary: declare it in contract.py, where it is reviewed, or remove it"
-    " in SQL with a login that may (the host application's operator revokes or drops a source view). Then"
-    " `analytics-assets init-db` restores comments and constraints."
+    "Everything stored must be in the dictionary: declare it in contract.py, where it is reviewed, or remove it in SQL"
+    " with a login that may (the host application's operator revokes or drops a source view). Then `analytics-assets"
+    " init-db` restores comments and constraints."
 )
 
 
@@ -60,7 +60,9 @@ def bullet_list(items: Iterable[object]) -> str:
 
 def open_reader(metric: Metric, settings: Settings) -> AbstractContextManager[Reader]:
     """Open the view or the dumps that the metric is counted from."""
-    return open_dumps(metric, settings) if isinstance(metric.origin, CounterDumps) else open_view(metric, settings)
+    if isinstance(metric.origin, SourceView):
+        return open_view(metric, metric.origin, settings)
+    return open_dumps(metric, settings)
 
 
 def evaluate(
@@ -77,7 +79,7 @@ def evaluate(
     given) are counted again at the source.
 
     Raises:
-        DatabaseError: the analytics database is out of reach.
+        DatabaseError, OSError: a database is out of reach, or a dump cannot be read.
     """
     results = []
     if STORED in names:
@@ -108,10 +110,8 @@ def _compare_totals(
             with open_reader(metric, store.settings) as reader:
                 differing = [day for day, total in stored.items() if reader.total(day) != total]
             findings = [f"{day}: the stored total differs from the source" for day in differing]
-        except (OriginRefusedError, DatabaseError) as error:
-            compared, findings = [], [f"the source cannot be counted: {error}"]
-        except OSError as error:
-            compared, findings = [], [f"the source cannot be counted: {type(error).__name__}"]
+        except OriginRefusedError as refusal:
+            compared, findings = [], [f"the source cannot be counted: {refusal}"]
     result = make_result(MATCHES, findings, _MATCHES_RECOVERY, {"days checked": len(compared)})
     # Rows that arrive late are no fault.
     return result._replace(severity=dg.AssetCheckSeverity.WARN)

@@ -29,7 +29,7 @@ class RetentionConfig(dg.Config):
     seconds_to_retry: int = Field(
         default=300,
         ge=0,
-        description="Seconds before each of three more tries: somebody may be reading what could not be removed.",
+        description="Seconds before each of three retries: a reader may still hold a lock.",
     )
 
 
@@ -55,7 +55,7 @@ def remove_expired_days(
         raise dg.RetryRequested(_RETRIES, config.seconds_to_retry) from failure
 
 
-@dg.job(description="Removes expired days everywhere. A launch by hand only shows what would be removed (dry_run).")
+@dg.job(description="Removes expired days everywhere. With dry_run, the default of a launch by hand, it only looks.")
 def retention_job() -> None:
     """Remove the expired days."""
     remove_expired_days()

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from analytics_assets.contract import METRICS, ORIGINS, SourceView
+from analytics_assets.contract import METRICS, SOURCE_VIEWS
 from analytics_assets.database import engine
 from analytics_assets.days import span
 from analytics_assets.defs.checks import LEDGER_KEY, NO_EXPIRED_DAYS, ONLY_VIEWS
@@ -47,7 +47,7 @@ EXPIRED_DAYS: Final = 20
 """Days of activity that are older than the retention period, so that there is something to remove."""
 ASSETS: Final = [metric.asset for metric in METRICS]
 SHARED_CHECKS: Final = [
-    *(("/".join(origin.path), ONLY_VIEWS) for origin in ORIGINS if isinstance(origin, SourceView)),
+    *(("/".join(view.path), ONLY_VIEWS) for view in SOURCE_VIEWS),
     *((LEDGER_KEY.to_user_string(), name) for name in (NO_EXPIRED_DAYS, DOCUMENTED)),
 ]
 """(asset, check) of what concerns every metric. The daily job executes these checks once per run."""

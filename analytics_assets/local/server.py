@@ -1,7 +1,7 @@
 """Run everything on one machine: an embedded PostgreSQL for each URL that is not set, and `dagster dev`.
 
-Every process that is started here is also stopped here, unless SIGKILL ends this process. What the extra `embedded`
-installs is imported where it is used: with both URLs set, `init-db`, `sources` and `retention` need none of it.
+Every process that is started here is also stopped here, unless SIGKILL ends this process. The packages of the extra
+`embedded` are imported where they are used, because three commands do not need them when both URLs are set.
 """
 
 from __future__ import annotations

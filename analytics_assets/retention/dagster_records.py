@@ -1,7 +1,7 @@
 """Retention targets in Dagster's own database: records of partitions, check evaluations, runs, ticks.
 
-The first two expire with the day that they are about. The others expire with the day on which they were written: a run
-is only about earlier days. A record names days and says how many rows a day had, never what was in them.
+Partition records and check evaluations expire with the day they describe, runs and ticks with the day they were
+written: a run is only about earlier days. A record names days and says how many rows a day had, never what was in them.
 """
 
 from __future__ import annotations
@@ -232,17 +232,9 @@ def runs(records: Records, time_zone: str) -> WrittenRows:
             ),
             sa.delete(TAGS).where(TAGS.c.event_id.not_in(sa.select(EVENTS.c.id))),
         ),
-        covers=tuple(
-            f"dagster.{name}"
-            for name in (
-                "runs",
-                "run_tags",
-                "bulk_actions",
-                "backfill_tags",
-                "event_logs",
-                "asset_event_tags",
-                "asset_check_executions",
-            )
+        covers=(
+            *("dagster.runs", "dagster.run_tags", "dagster.bulk_actions", "dagster.backfill_tags"),
+            *("dagster.event_logs", "dagster.asset_event_tags", "dagster.asset_check_executions"),
         ),
         time_zone=time_zone,
     )

@@ -42,14 +42,14 @@ EXEMPT: Final[Mapping[str, str]] = {
     "dagster.pending_steps": "emptied when a run ends",
     "dagster.secondary_indexes": "names of migrations",
     "dagster.snapshots": "what jobs look like",
-    "data/dagster.log": "rewritten at each start; names runs and days, not what was counted",
+    "data/dagster.log": "overwritten at each start; names runs and days, not what was counted",
     "data/dagster/.logs_queue": "emptied when Dagster reads it",
     "data/dagster/dagster.yaml": "configuration",
     "data/dagster/logs": "not used: run logs are in storage",
-    "data/demo_app.log": "rewritten at each start; holds nothing of a request",
+    "data/demo_app.log": "overwritten at each start; contains no request data",
     "data/postgres": "the server's own files: its tables are listed by name",
 }
-"""Relations and parts of the data folder that keep no day -> why not."""
+"""Relation or part of the data folder that keeps no days -> the reason."""
 
 MANUAL: Final = "command line"
 """The ledger's run id of a removal that no Dagster run made."""
@@ -100,7 +100,7 @@ def apply_retention(
 
 
 def find_overdue(targets: Sequence[RetentionTarget], before: date) -> list[str]:
-    """Return a line per target that keeps a day before `before`, or cannot tell. The lines name no day."""
+    """Return one line per target that keeps an older day or cannot be read. The lines name no day."""
     found = []
     for target in targets:
         report = _attempt(target, lambda target: Report(target.name, oldest=target.oldest()))
@@ -128,15 +128,8 @@ def sweep(targets: Sequence[RetentionTarget], before: date, store: Store, run_id
 
     def write(target: RetentionTarget, removed: Amount) -> date | None:
         oldest = target.oldest()
-        write_ledger(
-            store,
-            run_id=run_id,
-            cutoff=before,
-            target=target.name,
-            days=removed.days,
-            rows=removed.rows,
-            oldest_remaining=oldest,
-        )
+        entry = {"run_id": run_id, "cutoff": before, "target": target.name, "oldest_remaining": oldest}
+        write_ledger(store, **entry, days=removed.days, rows=removed.rows)
         return oldest
 
     def remove(target: RetentionTarget) -> Report:

@@ -122,7 +122,7 @@ class Files:
     time_zone: str
     """The time zone of the day of a change."""
     only_days: bool = False
-    """True: a folder in it that is not named like a date means that the path is wrong, and nothing is removed."""
+    """If True, a subfolder without a date name means a wrong path, and nothing is removed."""
 
     def oldest(self) -> date | None:
         """Return the oldest day of anything in the folder."""

@@ -13,8 +13,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from analytics_assets.contract import EVENT_ID, METRICS, SOURCE, Metric, SourceView
-from analytics_assets.contract import SOURCE_SCHEMA as SCHEMA
+from analytics_assets.contract import EVENT_ID, SOURCE, SOURCE_SCHEMA, SOURCE_VIEWS, Metric, SourceView
 from analytics_assets.database import engine, full_match, redacted_errors
 from analytics_assets.days import bounds
 from analytics_assets.guard import Violation, row_violations
@@ -30,15 +29,15 @@ COLUMN_TYPES: Final = {
 }
 """Column of a source view -> PostgreSQL types it may have."""
 
-TURNED_ON: Final = Violation("turned_on", "must be true or false")
+_TURNED_ON_RULE: Final = Violation("turned_on", "must be true or false")
 RECOVERY: Final = (
-    "The host application's operator corrects the view, and `analytics-assets sources` says when it is right. Then"
-    " materialize these days again."
+    "The host application's operator corrects the view; `analytics-assets sources` confirms it. Then materialize these"
+    " days again."
 )
 
 
 @contextmanager
-def open_view(metric: Metric, settings: Settings) -> Iterator[Reader]:
+def open_view(metric: Metric, view: SourceView, settings: Settings) -> Iterator[Reader]:
     """Open the view of a metric for reading.
 
     Raises:
@@ -51,11 +50,11 @@ def open_view(metric: Metric, settings: Settings) -> Iterator[Reader]:
         # Each statement is a transaction: one transaction over 180 days would hold back the host's vacuum.
         database.execution_options(isolation_level="AUTOCOMMIT").connect() as connection,
     ):
-        if problems := find_view_problems(connection, metric):
+        if problems := find_view_problems(connection, view):
             raise OriginRefusedError(problems, RECOVERY)
         yield Reader(
-            count=lambda day: _count_groups(connection, metric, day, settings.time_zone),
-            total=lambda day: _count_rows(connection, metric, day, settings.time_zone),
+            count=lambda day: _count_groups(connection, metric, view, day, settings.time_zone),
+            total=lambda day: _count_rows(connection, metric, view, day, settings.time_zone),
             warnings=summarize_excess_rights(connection),
         )
 
@@ -64,10 +63,13 @@ def _redacted_reading(metric: Metric) -> AbstractContextManager[None]:
     return redacted_errors(f"reading the source of {metric.asset} (ANALYTICS_SOURCE_URL)")
 
 
-def find_view_problems(connection: sa.Connection, metric: Metric) -> list[Problem]:
-    """List what is wrong with the view of a metric. Only the catalog is read, no row."""
-    view = _view_of(metric)
-    where = f"view {SCHEMA}.{view.name}"
+def find_view_problems(connection: sa.Connection, view: SourceView) -> list[Problem]:
+    """List what is wrong with a view. Only the catalog is read, no row."""
+    return [Problem(f"view {SOURCE_SCHEMA}.{view.name}", violation) for violation in _view_violations(connection, view)]
+
+
+def _view_violations(connection: sa.Connection, view: SourceView) -> list[Violation]:
+    parameters = {"schema": SOURCE_SCHEMA, "view": view.name}
     found = connection.execute(
         sa.text(
             "select a.attname as name, format_type(a.atttypid, null) as type from pg_class c"
@@ -75,41 +77,26 @@ def find_view_problems(connection: sa.Connection, metric: Metric) -> list[Proble
             " join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
             " where c.relname = :view and c.relkind in ('v', 'm')"
         ),
-        {"schema": SCHEMA, "view": view.name},
+        parameters,
     )
     columns: dict[str, str] = {row.name: row.type for row in found}
     if not columns:
-        return [
-            Problem(
-                where,
-                Violation(
-                    "(view)", f"is missing or is not a view; create it with the columns {', '.join(view.columns)}"
-                ),
-            )
-        ]
-    readable = connection.scalar(
-        sa.text(
-            "select has_schema_privilege(:schema, 'usage')"
-            " and has_table_privilege(format('%I.%I', cast(:schema as text), cast(:view as text)), 'select')"
-        ),
-        {"schema": SCHEMA, "view": view.name},
+        expected = ", ".join(view.columns)
+        return [Violation("(view)", f"is missing or is not a view; create it with the columns {expected}")]
+    readable = sa.text(
+        "select has_schema_privilege(:schema, 'usage')"
+        " and has_table_privilege(format('%I.%I', cast(:schema as text), cast(:view as text)), 'select')"
     )
-    if not readable:
-        return [Problem(where, Violation("(view)", "cannot be read; grant usage on its schema and select on it"))]
+    if not connection.scalar(readable, parameters):
+        return [Violation("(view)", "cannot be read; grant usage on its schema and select on it")]
     unexpected = sorted(columns.keys() - set(view.columns))
-    return [
-        *(Problem(where, Violation(name, "is an unexpected column; remove it from the view")) for name in unexpected),
-        *(
-            Problem(where, Violation(name, "is a missing column; add it to the view"))
-            for name in view.columns
-            if name not in columns
-        ),
-        *(
-            Problem(where, Violation(name, f"has type {columns[name]}; {_describe_cast(name)}"))
-            for name in view.columns
-            if name in columns and columns[name] not in COLUMN_TYPES[name]
-        ),
-    ]
+    violations = [Violation(name, "is an unexpected column; remove it from the view") for name in unexpected]
+    for name in view.columns:
+        if name not in columns:
+            violations.append(Violation(name, "is a missing column; add it to the view"))
+        elif columns[name] not in COLUMN_TYPES[name]:
+            violations.append(Violation(name, f"has type {columns[name]}; {_describe_cast(name)}"))
+    return violations
 
 
 def _describe_cast(column: str) -> str:
@@ -137,43 +124,31 @@ def find_undocumented_views(settings: Settings) -> list[str]:
                 " where c.relkind in ('r', 'p', 'v', 'm', 'f') and has_schema_privilege(n.oid, 'usage')"
                 " and has_any_column_privilege(c.oid, 'select') order by 1"
             ),
-            {"schema": SCHEMA},
+            {"schema": SOURCE_SCHEMA},
         ).all()
-    documented = {_view_of(metric).name for metric in view_metrics()}
-    return [f"{SCHEMA}.{name}" for name in readable if name not in documented]
+    documented = {view.name for view in SOURCE_VIEWS}
+    return [f"{SOURCE_SCHEMA}.{name}" for name in readable if name not in documented]
 
 
-def view_metrics() -> list[Metric]:
-    """Return the metrics that are counted from a view."""
-    return [metric for metric in METRICS if isinstance(metric.origin, SourceView)]
-
-
-def _view_of(metric: Metric) -> SourceView:
-    if not isinstance(metric.origin, SourceView):
-        raise TypeError(f"{metric.asset} is not counted from a view")
-    return metric.origin
-
-
-def _happened_on(view: sa.TableClause, day: date, time_zone: str) -> sa.ColumnElement[bool]:
+def _happened_on(table: sa.TableClause, day: date, time_zone: str) -> sa.ColumnElement[bool]:
     # A half-open range on the bare column lets PostgreSQL use the host's index.
     start, end = bounds(day, time_zone)
-    return (view.c.occurred_at >= start) & (view.c.occurred_at < end)
+    return (table.c.occurred_at >= start) & (table.c.occurred_at < end)
 
 
-def _view_table(metric: Metric) -> sa.TableClause:
-    origin = _view_of(metric)
-    return sa.table(origin.name, *(sa.column(name) for name in origin.columns), schema=SCHEMA)
+def _table_of(view: SourceView) -> sa.TableClause:
+    return sa.table(view.name, *(sa.column(name) for name in view.columns), schema=SOURCE_SCHEMA)
 
 
-def _count_groups(connection: sa.Connection, metric: Metric, day: date, time_zone: str) -> Counted:
-    view = _view_table(metric)
-    event_id = sa.cast(view.c.event_id, sa.Text)
-    source = sa.cast(view.c.source, sa.Text)
-    switch = view.c.turned_on if _view_of(metric).switch else sa.true()
+def _count_groups(connection: sa.Connection, metric: Metric, view: SourceView, day: date, time_zone: str) -> Counted:
+    table = _table_of(view)
+    event_id = sa.cast(table.c.event_id, sa.Text)
+    source = sa.cast(table.c.source, sa.Text)
+    switch = table.c.turned_on if view.switch else sa.true()
     refused = sa.case(
         (event_id.is_(None) | event_id.op("!~")(full_match(EVENT_ID.pattern or "")), EVENT_ID.name),
         (source.not_in(SOURCE.choices or ()), SOURCE.name),
-        (switch.is_(None), TURNED_ON.field),
+        (switch.is_(None), _TURNED_ON_RULE.field),
     )
     classified = (
         sa.select(
@@ -182,17 +157,15 @@ def _count_groups(connection: sa.Connection, metric: Metric, day: date, time_zon
             sa.case((refused.is_(None), source)).label("source"),
             sa.case((refused.is_(None), switch)).label("turned_on"),
         )
-        .where(_happened_on(view, day, time_zone))
+        .where(_happened_on(table, day, time_zone))
         .subquery()
     )
     query = sa.select(*classified.c, sa.func.count().label("rows")).group_by(*classified.c)
     with _redacted_reading(metric):
         groups = connection.execute(query).all()
 
-    where = f"{day}: view {SCHEMA}.{view.name}"
-    rules = {field.name: Violation(field.name, field.rule) for field in (EVENT_ID, SOURCE)} | {
-        TURNED_ON.field: TURNED_ON
-    }
+    where = f"{day}: view {SOURCE_SCHEMA}.{view.name}"
+    rules = {rule.field: rule for rule in (*(Violation(f.name, f.rule) for f in (EVENT_ID, SOURCE)), _TURNED_ON_RULE)}
     problems = [Problem(where, rules[g.refused], g.rows) for g in groups if g.refused]
     rows: list[dict[str, Any]] = [
         {
@@ -213,8 +186,8 @@ def _count_groups(connection: sa.Connection, metric: Metric, day: date, time_zon
     return Counted(rows, problems)
 
 
-def _count_rows(connection: sa.Connection, metric: Metric, day: date, time_zone: str) -> int:
-    view = _view_table(metric)
-    query = sa.select(sa.func.count()).select_from(view).where(_happened_on(view, day, time_zone))
+def _count_rows(connection: sa.Connection, metric: Metric, view: SourceView, day: date, time_zone: str) -> int:
+    table = _table_of(view)
+    query = sa.select(sa.func.count()).select_from(table).where(_happened_on(table, day, time_zone))
     with _redacted_reading(metric):
         return connection.scalar(query) or 0

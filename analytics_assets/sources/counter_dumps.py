@@ -1,7 +1,7 @@
 """Reading the counter dumps of a day: `<dump dir>/<event_date>/<hex>.ndjson`, one JSON object per line.
 
 A day's total is the sum over its files. Every line is read strictly, even where a lenient JSON reader would accept it.
-A line of another metric is that metric's business. A line that belongs to no known metric (broken, or with an unknown
+Each metric skips the lines of the others. A line that belongs to no known metric (broken, or with an unknown
 event name) may belong to any of them, so none of the day is counted until somebody corrects or removes that line.
 """
 
@@ -45,8 +45,8 @@ def open_dumps(metric: Metric, settings: Settings) -> Iterator[Reader]:
     """Open the dump folder for reading.
 
     Raises:
-        OriginRefusedError: the dump folder does not exist or cannot be read, so that it cannot say that nothing was
-            counted.
+        OriginRefusedError: the dump folder does not exist or cannot be read. An empty result would look like a day
+            without events.
     """
     folder = settings.dump_dir
     if problem := find_folder_problem(folder):
@@ -121,7 +121,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         while line := file.readline(_MAX_LINE + 1):
             number += 1
             while not line.endswith(b"\n") and (rest := file.readline(_MAX_LINE)):
-                line = b"?" + rest[-1:]  # no dump line is this long; cut down like this, it can never be valid JSON
+                line = b"?" + rest[-1:]  # too long for a dump line: replaced by text that is never valid JSON
             if line.strip(b"\n"):
                 yield number, line
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from analytics_assets.contract import METRICS, SCHEMA, SOURCE_SCHEMA, SourceView
+from analytics_assets.contract import SCHEMA, SOURCE_SCHEMA, SOURCE_VIEWS
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Excess:
         return f"{self.what}: {self.recovery}"
 
 
-_VIEWS: Final = {m.origin.name: m.origin.columns for m in METRICS if isinstance(m.origin, SourceView)}
+_VIEWS: Final = {view.name: view.columns for view in SOURCE_VIEWS}
 
 # The login, and the roles that it can become by `set role`. A superuser can become every role, so it is listed alone.
 _ROLES = """
@@ -102,6 +102,15 @@ order by 1
 """  # noqa: S608  # built from constants
 
 
+_GRANTED: Final = (
+    ("function", "routine", _FUNCTIONS),
+    ("large object", "large object", _LARGE_OBJECTS),
+    ("foreign server", "foreign server", _SERVERS),
+)
+_COMPAT: Final = "select quote_ident(current_database()) where current_setting('lo_compat_privileges') = 'on'"
+_COMPAT_OFF: Final = "set lo_compat_privileges = off;"
+
+
 def find_excess_rights(connection: sa.Connection) -> list[Excess]:
     """List what the login, or a role it can become, can read without need. Schema `analytics` is ours and left out."""
     roles = connection.execute(sa.text(_ROLES)).all()
@@ -141,23 +150,14 @@ def find_excess_rights(connection: sa.Connection) -> list[Excess]:
             for view, column in columns
             if column not in _VIEWS[view]
         ),
-        *(Excess(f"function {name}", f"revoke all on routine {name} from {whom};") for name in found(_FUNCTIONS)),
         *(
-            Excess(f"large object {name}", f"revoke all on large object {name} from {whom};")
-            for name in found(_LARGE_OBJECTS)
+            Excess(f"{kind} {name}", f"revoke all on {privilege} {name} from {whom};")
+            for kind, privilege, query in _GRANTED
+            for name in found(query)
         ),
         *(
-            Excess(f"foreign server {name}", f"revoke all on foreign server {name} from {whom};")
-            for name in found(_SERVERS)
-        ),
-        *(
-            Excess(
-                "every large object (lo_compat_privileges is on)",
-                f"alter database {name} set lo_compat_privileges = off;",
-            )
-            for name in found(
-                "select quote_ident(current_database()) where current_setting('lo_compat_privileges') = 'on'"
-            )
+            Excess("every large object (lo_compat_privileges is on)", f"alter database {name} {_COMPAT_OFF}")
+            for name in found(_COMPAT)
         ),
     ]
 

@@ -43,7 +43,7 @@ def read_comments(connection: sa.Connection) -> dict[Name, str | None]:
 
 
 def write_comments(connection: sa.Connection, settings: Settings) -> None:
-    """Comment every table, view and column with its entry. A right comment is left alone, which takes no lock."""
+    """Comment every table, view and column with its entry. Unchanged comments are skipped, so no lock is taken."""
     entries = database_comments(settings)
     for row in connection.execute(sa.text(_LIVE)).all():
         entry = entries.get((row.relation, row.column))

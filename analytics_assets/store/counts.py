@@ -79,8 +79,8 @@ def read_window(store: Store) -> Window:
 def replace_day(store: Store, metric: Metric, day: date, rows: Sequence[Row], *, allow_empty: bool = False) -> Stored:
     """Replace what `metric` has on `day` by `rows`, and note the day as collected.
 
-    `rows` have every field of the metric's table; an absent source is None. Two callers at once take turns, and the
-    later one wins whole.
+    `rows` have every field of the metric's table; an absent source is None. Concurrent calls are serialized, and the
+    later one replaces the whole day.
 
     Raises:
         DayRefusedError: `rows` is empty, the stored day is not, and `allow_empty` is false.

@@ -42,8 +42,8 @@ def drop_day(store: Store, day: date) -> int:
     """Drop the partitions of a day. Returns how many rows were collected of it.
 
     Raises:
-        DatabaseError: the day is still kept; or somebody has been reading the tables for ten seconds, and waiting
-            longer would keep everybody else from reading.
+        DatabaseError: the day is still kept; or a reader held a lock for ten seconds, and waiting longer would block
+            all others.
     """
     with store.transaction("dropping the partition of a day") as connection:
         return int(connection.scalar(sa.select(sa.func.analytics.drop_day(day))) or 0)

@@ -1,7 +1,7 @@
 """Who may do what in the two databases, as SQL.
 
 `setup.init_db` runs the part for the analytics database, and `analytics-assets grants` prints both parts. Nothing else
-grants anything. Each text may be run again at any time and holds no password. It revokes what it does not grant, from
+grants anything. Each text may be run again at any time and holds no password. It also revokes every other right from
 the roles it names and from PUBLIC. It holds no percent sign, because the driver would take it for a parameter.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from analytics_assets.contract import METRICS, SCHEMA, SOURCE_SCHEMA, TABLES, SourceView
+from analytics_assets.contract import SCHEMA, SOURCE_SCHEMA, SOURCE_VIEWS, TABLES, SourceView
 from analytics_assets.store.tables import COLLECTED_DAYS, RETENTION_LEDGER
 
 OWNER: Final = "analytics_owner"
@@ -90,7 +90,7 @@ end $$;
 revoke all on schema {SOURCE_SCHEMA} from public, {SOURCE_READER};
 revoke all on all tables in schema {SOURCE_SCHEMA} from public, {SOURCE_READER};
 grant usage on schema {SOURCE_SCHEMA} to {SOURCE_READER};
-{"".join(_select(metric.origin) for metric in METRICS if isinstance(metric.origin, SourceView))}\
+{"".join(map(_select, SOURCE_VIEWS))}\
 -- Password, in psql: \\password {SOURCE_READER}
 -- By default every login may create temporary tables, may connect to the server's other databases, and before
 -- PostgreSQL 15 may create tables in schema public. Revoke that where nothing relies on it:

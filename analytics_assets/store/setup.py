@@ -28,7 +28,7 @@ _DIALECT: Final[sa.Dialect] = postgresql.dialect()  # type: ignore[no-untyped-ca
 def init_db(admin_url: str, settings: Settings, *, keep_period: bool = False) -> None:
     """Create or upgrade schema `analytics` and its roles, and set time zone and retention period.
 
-    With `keep_period`, a database that has these two settings keeps them: a shorter period cannot be taken back.
+    With `keep_period`, existing settings are kept, because shortening the period deletes days.
 
     Raises:
         DatabaseError: the login may not create roles, stored rows break a rule of the contract, or the server is older
@@ -47,7 +47,10 @@ def init_db(admin_url: str, settings: Settings, *, keep_period: bool = False) ->
         if keep_period and enforced:
             settings = replace(settings, retention_days=enforced.retention_days, time_zone=enforced.time_zone)
         apply_contract(connection, settings)
-        _grant(connection)
+        # The rights come last, because they name every table. The login grants them itself, because analytics_owner
+        # does not own the database.
+        connection.exec_driver_sql("reset role")
+        connection.exec_driver_sql(RIGHTS)
 
 
 def _create_roles(connection: sa.Connection) -> None:
@@ -99,10 +102,3 @@ def apply_contract(connection: sa.Connection, settings: Settings) -> None:
         ),
         {"days": settings.retention_days, "zone": settings.time_zone},
     )
-
-
-def _grant(connection: sa.Connection) -> None:
-    # The rights come last, because they name every table. The login grants them itself, because analytics_owner does
-    # not own the database.
-    connection.exec_driver_sql("reset role")
-    connection.exec_driver_sql(RIGHTS)

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 
 from analytics_assets.contract import EVENT_ID, SOURCE, metric
 from analytics_assets.database import DatabaseError
+from analytics_assets.defs.evaluation import open_reader
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.sources import OriginRefusedError
-from analytics_assets.sources.app_views import open_view
 from analytics_assets_tests.support.host import Host, moments
 from analytics_assets_tests.support.pipeline import Pipeline, everything_said, failures, gate
 
@@ -38,13 +38,13 @@ def replace_view(host: Host, columns: str, rest: str = " from signups") -> None:
 
 
 def refusal_of(settings: Settings, name: str = "event_signups") -> str:
-    with pytest.raises(OriginRefusedError) as refusal, open_view(metric(name), settings):
+    with pytest.raises(OriginRefusedError) as refusal, open_reader(metric(name), settings):
         pass
     return str(refusal.value)
 
 
 def warnings_of(settings: Settings) -> list[str]:
-    with open_view(SIGNUPS, settings) as source:
+    with open_reader(SIGNUPS, settings) as source:
         return list(source.warnings)
 
 
@@ -91,7 +91,7 @@ def test_a_view_of_another_shape_is_refused_before_a_row_is_read(
 
 def test_the_view_behind_these_refusals_cannot_be_read(host: Host, reading: Settings, yesterday: date) -> None:
     replace_view(host, "event_id, occurred_at, source", UNREADABLE)
-    with pytest.raises(DatabaseError, match="DivisionByZero"), open_view(SIGNUPS, reading) as source:
+    with pytest.raises(DatabaseError, match="DivisionByZero"), open_reader(SIGNUPS, reading) as source:
         source.count(yesterday)
 
 
@@ -138,7 +138,7 @@ def test_a_materialized_view_is_one(host: Host, reading: Settings, yesterday: da
     host.sql("drop view analytics_source.signups")
     host.sql("create materialized view analytics_source.signups as select event_id, occurred_at, source from signups")
     host.sql(f"grant select on analytics_source.signups to {READER}")
-    with open_view(SIGNUPS, reading) as source:
+    with open_reader(SIGNUPS, reading) as source:
         assert source.total(yesterday) == 3
 
 
@@ -196,7 +196,7 @@ def test_an_id_of_any_usual_type_is_counted_canonically(
 ) -> None:
     host.occur("signups", moments(yesterday, "UTC", 3))
     replace_view(host, f"'{stored.upper()}'::{sql_type} as event_id, occurred_at, source")
-    with open_view(SIGNUPS, reading) as source:
+    with open_reader(SIGNUPS, reading) as source:
         counted = source.count(yesterday)
     assert counted.problems == []
     row = {"event_date": yesterday, "event_name": "event_signup", "event_id": stored, "source": "web", "count": 3}
@@ -247,7 +247,7 @@ def test_the_reader_writes_nothing(host: Host, reading: Settings, yesterday: dat
              " 'insert into signups (event_id) values (''1'') returning event_id'")  # fmt: skip
     host.occur("signups", moments(yesterday, "UTC", 1))
     replace_view(host, "spoil() as event_id, occurred_at, source")
-    with pytest.raises(DatabaseError, match="ReadOnlySqlTransaction"), open_view(SIGNUPS, reading) as source:
+    with pytest.raises(DatabaseError, match="ReadOnlySqlTransaction"), open_reader(SIGNUPS, reading) as source:
         source.count(yesterday)
 
 
@@ -316,7 +316,7 @@ def test_each_reason_is_counted_by_itself(host: Host, reading: Settings, yesterd
     host.occur("consent", moments(yesterday, "UTC", 4), source="canary", turned_on=False)
     host.occur("consent", moments(yesterday, "UTC", 5), turned_on=None)
     host.occur("consent", moments(yesterday, "UTC", 6), turned_on=False)
-    with open_view(CONSENT, reading) as source:
+    with open_reader(CONSENT, reading) as source:
         counted = source.count(yesterday)
     assert {problem.violation.field: problem.rows for problem in counted.problems} == {
         "event_id": 3,
@@ -368,7 +368,7 @@ def test_a_host_out_of_reach_is_said_without_its_password(
 def test_an_unset_source_is_said(reading: Settings) -> None:
     with (
         pytest.raises(SettingsError, match="ANALYTICS_SOURCE_URL is not set"),
-        open_view(SIGNUPS, replace(reading, source_url=None)),
+        open_reader(SIGNUPS, replace(reading, source_url=None)),
     ):
         pass
 
@@ -399,7 +399,7 @@ def test_a_day_is_one_statement_that_uses_an_index_on_the_bare_column(
     )
     host.sql("create index by_moment on signups (occurred_at)")
     host.sql("analyze signups")
-    with statements() as sent, open_view(SIGNUPS, reading) as source:
+    with statements() as sent, open_reader(SIGNUPS, reading) as source:
         source.count(yesterday - timedelta(days=3))
         source.total(yesterday - timedelta(days=3))
     assert len(sent) == 2

@@ -419,6 +419,46 @@ def test_an_upgrade_from_the_first_migration_keeps_data(
     engine.dispose()
 
 
+def test_an_upgrade_keeps_the_ledger_whose_column_is_renamed(
+    settings: Settings, make_database: Callable[[str], sa.URL]
+) -> None:
+    """From the previous version: its column was called `store`, with a check and a grant of that name."""
+    url = make_database("upgraded")
+    config = Config()
+    config.set_main_option("script_location", str(Path(setup.__file__).parent / "migrations"))
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        setup._create_roles(connection)
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        connection.exec_driver_sql(
+            "insert into analytics.settings values (true, 180, 'UTC');"
+            " insert into analytics.retention_ledger (run_id, cutoff, store, days, rows)"
+            " values ('command line', '2026-01-02', 'daily counts', 3, 70);"
+            " alter table analytics.retention_ledger"
+            " add constraint retention_ledger_store check (char_length(store) <= 40);"
+            " grant insert (run_id, cutoff, store, days, rows) on analytics.retention_ledger to analytics_writer"
+        )
+    init_db(url.render_as_string(hide_password=False), replace(settings, time_zone="UTC"))
+    with engine.connect() as connection:
+        entries = "select run_id, target, days, rows from analytics.retention_ledger"
+        assert connection.exec_driver_sql(entries).all() == [("command line", "daily counts", 3, 70)]
+        checks = sa.inspect(connection).get_check_constraints("retention_ledger", "analytics")
+        assert {check["name"] for check in checks} == {
+            f"retention_ledger_{column}" for column in ("days", "rows", "run_id", "target")
+        }
+    engine.dispose()
+    written = sa.create_engine(url.set(username=WRITER))
+    with written.begin() as connection:
+        insert = (
+            "insert into analytics.retention_ledger (run_id, cutoff, target, days, rows) values ('x', now(), {}, 0, 0)"
+        )
+        connection.exec_driver_sql(insert.format("'runs'"))
+        with pytest.raises(sa.exc.IntegrityError, match="retention_ledger_target"):
+            connection.exec_driver_sql(insert.format("repeat('x', 41)"))
+    written.dispose()
+
+
 def test_a_second_set_up_changes_nothing(database: Database) -> None:
     def state() -> list[Any]:
         with database.login(SUPERUSER) as connection:

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.server
+
 ROOT = Path(__file__).parents[2]
 LEANEST = "ours / leanest peer"
 COMPARISONS = {
