@@ -12,6 +12,7 @@ from analytics_assets.contract import RETENTION_DAYS
 from analytics_assets.days import bounds, span
 from analytics_assets.defs.evaluation import AT_SOURCE, CHECK_NAMES
 from analytics_assets.defs.sensors import retention_sensor
+from analytics_assets.publication.publish import publish_closed
 from analytics_assets.retention.sweep import MANUAL, apply_retention
 from analytics_assets.settings import Settings
 from analytics_assets.store import open_store
@@ -62,10 +63,12 @@ def test_a_day_is_kept_for_180_days_and_then_leaves_every_target(
     days = span(yesterday - timedelta(days=2), yesterday)
     fill(host, settings, days)
     assert pipeline.run(ALL, days[0], days[-1]).success
+    with open_store(settings) as store:
+        assert len(publish_closed(store)) == 3, "event names; of the weeks none is closed"
     assert pipeline.retain().success
     assert collected(pipeline) == set(days)
     today = settings.today()
-    oldest = [days[0], days[0], days[0], days[0], yesterday, today, today, None]
+    oldest = [days[0], days[0], days[0], days[0], days[0], days[0], yesterday, today, today, None]
     assert ledger(pipeline) == {target: (0, 0, day) for target, day in zip(TARGETS, oldest, strict=True)}
 
     # The oldest of the three is now 181 days old, the others 180 and 179.
@@ -74,6 +77,8 @@ def test_a_day_is_kept_for_180_days_and_then_leaves_every_target(
     assert collected(pipeline) == set(days[1:])
     assert ledger(pipeline)["daily counts"] == (1, 7, days[1])
     assert ledger(pipeline)["collected days"] == (1, 6, days[1])
+    assert ledger(pipeline)["published days"] == (1, 2 + 3 + 3, None), "steps, states, notes"
+    assert ledger(pipeline)["published carries"] == (1, 3, None)
     assert ledger(pipeline)["counter dumps"] == (1, 1, days[1])
     assert ledger(pipeline)["partition records"][::2] == (1, days[1])
     assert said_of(pipeline, days[0]) == []
