@@ -242,7 +242,7 @@ def publish(day: datetime | None) -> None:
 
 @main.command()
 @click.option("--port", default=3002, show_default=True, help="Port of the pages, on 127.0.0.1.")
-@_explained
+@_report_errors
 def serve(port: int) -> None:
     """Show the pages on this machine only, with the headers that the documentation gives nginx.
 
