@@ -14,7 +14,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from analytics_assets.contract import CORE_FIELDS, FUNNEL, METRICS, Metric, Published, published_names
+from analytics_assets.contract import CORE_FIELDS, FUNNEL, METRICS, TARGETS, Metric, Published, published_names
 from analytics_assets.days import span
 from analytics_assets.dictionary import origin_name
 from analytics_assets.publication.pages import core, published
@@ -85,6 +85,7 @@ def read_core(connection: sa.Connection, window: Window, settings: Settings, hea
         responses=responses,
         endpoints=endpoints,
         events=events,
+        targets=[core.Target(target, every[target.numerator], every[target.denominator]) for target in TARGETS],
         dictionary=[
             core.Entry(
                 metric.asset,
