@@ -1,14 +1,15 @@
 """The contract: what may be counted, and for how long.
 
-A privacy reviewer reads this page. It holds data: the fields, the vocabulary, the metrics. Assets, tables, constraints,
-checks, telemetry and the data dictionary are derived from it. No input, output or database code belongs here. Only the
-standard library is imported, because the web application loads this module too.
+A privacy reviewer reads this page. It holds data: the fields, the vocabulary, the metrics, the targets. Assets, tables,
+constraints, checks, telemetry, pages and the data dictionary are derived from it. No input, output or database code
+belongs here. Only the standard library is imported, because the web application loads this module too.
 
 A day is a calendar day in one configured time zone (UTC unless set). No finer time is kept.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from datetime import date
@@ -358,6 +359,13 @@ class Published(Enum):
     NEVER = "never"
 
 
+def _refuse_unclear(declared: str, question: str, owner: str) -> None:
+    if not re.fullmatch(r"\w.*\w.*\?", question):
+        raise ContractError(f"{declared}: state the question it answers, ending in a question mark")
+    if not re.fullmatch(r"team:[a-z][a-z-]*", owner):
+        raise ContractError(f"{declared}: the owner is a team, written team:name")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """One metric: one Dagster asset. Every attribute is required.
@@ -381,10 +389,7 @@ class Metric:
     """The day it was agreed on."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w.*\w.*\?", self.question):
-            raise ContractError(f"metric {self.asset!r}: state the question it answers, ending in a question mark")
-        if not re.fullmatch(r"team:[a-z][a-z-]*", self.owner):
-            raise ContractError(f"metric {self.asset!r}: the owner is a team, written team:name")
+        _refuse_unclear(f"metric {self.asset!r}", self.question, self.owner)
         for name in (self.asset, *self.event_names):
             if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
                 raise ContractError(f"metric {self.asset!r}: {name!r} is not lower_snake_case")
@@ -493,6 +498,106 @@ def metric(asset: str) -> Metric:
 def vocabulary(table: str) -> tuple[str, ...]:
     """Return every event name whose counts `table` keeps."""
     return tuple(name for m in METRICS if m.table == table for name in m.event_names)
+
+
+class Direction(Enum):
+    """On which side of its threshold a target is met."""
+
+    AT_LEAST = "at least"
+    AT_MOST = "at most"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A success metric: one count per another, over all events, with the threshold that says success.
+
+    It is shown to the core team. Every attribute is required.
+
+    Raises:
+        ContractError: the name is not written `... per ...`, the question or the owner is not as a metric's, a count is
+            not one of events, both are the same, the window is not whole weeks inside the retention period, or the
+            threshold or the direction is none.
+    """
+
+    name: str
+    """Both counts in words, as `Views per sign-up`. Counts are not people, so it never says who."""
+    question: str
+    """The question it answers, in one sentence."""
+    owner: str
+    """The team that answers for it, as `team:name`."""
+    numerator: str
+    """Event name of the count above the line."""
+    denominator: str
+    """Event name of the count below the line."""
+    window_days: int
+    """How many days are summed, up to the newest collected day. Whole weeks, so that no weekday weighs more."""
+    threshold: float
+    direction: Direction
+    since: date
+    """The day it was agreed on."""
+
+    def __post_init__(self) -> None:
+        declared = f"target {self.name!r}"
+        if not re.fullmatch(r"\w.* per \w.*", self.name):
+            raise ContractError(f"{declared}: name both counts, as in `Views per sign-up`")
+        _refuse_unclear(declared, self.question, self.owner)
+        of_events = {name for table in TABLES if "event_id" in _names(table) for name in vocabulary(table)}
+        if not {self.numerator, self.denominator} <= of_events or self.numerator == self.denominator:
+            raise ContractError(f"{declared}: numerator and denominator are two event names of counts of events")
+        if self.window_days not in range(7, RETENTION_DAYS // 2 + 1, 7):
+            raise ContractError(
+                f"{declared}: the window is whole weeks, at most half of the {RETENTION_DAYS} days kept"
+            )
+        if isinstance(self.threshold, bool) or not (0 < self.threshold < math.inf):
+            raise ContractError(f"{declared}: the threshold is a number above 0")
+        if not isinstance(self.direction, Direction):
+            raise ContractError(f"{declared}: say whether it is met from the threshold on, or up to it")
+
+    def is_met(self, ratio: float) -> bool:
+        """Whether a ratio meets it. The threshold itself does."""
+        return ratio >= self.threshold if self.direction is Direction.AT_LEAST else ratio <= self.threshold
+
+
+def _names(table: str) -> set[str]:
+    return {field.name for field in TABLES[table]}
+
+
+TARGETS: Final = (
+    Target(
+        name="Views per sign-up",
+        question="Is the directory looked at more than once for each sign-up?",
+        owner="team:core",
+        numerator="directory_page_viewed",
+        denominator="event_signup",
+        window_days=28,
+        threshold=3,
+        direction=Direction.AT_LEAST,
+        since=_PHASE_1,
+    ),
+    Target(
+        name="Searches per view",
+        question="Is the directory searched, not only opened?",
+        owner="team:core",
+        numerator="directory_searched",
+        denominator="directory_page_viewed",
+        window_days=28,
+        threshold=0.25,
+        direction=Direction.AT_LEAST,
+        since=_PHASE_1,
+    ),
+    Target(
+        name="Consents withdrawn per consent given",
+        question="Is consent withdrawn rarely, compared with how often it is given?",
+        owner="team:core",
+        numerator="consent_turned_off",
+        denominator="consent_turned_on",
+        window_days=28,
+        threshold=0.1,
+        direction=Direction.AT_MOST,
+        since=_PHASE_1,
+    ),
+)
+"""The success metrics of Phase 1. May be empty."""
 
 
 FUNNEL: Final = ("directory_page_viewed", "directory_searched", "event_signup")

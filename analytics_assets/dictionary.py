@@ -22,12 +22,14 @@ from analytics_assets.contract import (
     SCHEMA,
     SOURCE_SCHEMA,
     TABLES,
+    TARGETS,
     Column,
     CounterDumps,
     Field,
     Metric,
     Published,
     SourceView,
+    Target,
 )
 from analytics_assets.settings import Settings
 
@@ -76,6 +78,12 @@ def _page() -> Iterator[str]:
     for metric in METRICS:
         yield f"\n### `{metric.asset}`\n"
         yield from _metric(metric)
+    yield "\n## Targets\n"
+    yield "Success metrics: one count per another, over all events. They are judged on exact counts, on the core team's"
+    yield "pages. Counts are not people."
+    for target in TARGETS:
+        yield f"\n### {target.name}\n"
+        yield from _target(target)
     yield "\n## Sources"
     for origin in ORIGINS:
         yield f"\n### `{'.'.join(origin.path)}`\n"
@@ -109,6 +117,14 @@ def _metric(metric: Metric, settings: Settings | None = None) -> Iterator[str]:
     yield f"- time zone of the days: {zone}"
     yield f"- retention: {days} days (day D is kept on day T while D >= T - {days} days){otherwise}"
     yield f"- since: {metric.since}"
+
+
+def _target(target: Target) -> Iterator[str]:
+    yield f"{target.question}\n"
+    yield f"- owner: {target.owner.removeprefix('team:')} team"
+    yield f"- value: `{target.numerator}` per `{target.denominator}`, over the last {target.window_days} days"
+    yield f"- met: {target.direction.value} {target.threshold:g}"
+    yield f"- since: {target.since}"
 
 
 def _published() -> Iterator[str]:

@@ -13,12 +13,15 @@ from analytics_assets.contract import (
     METRICS,
     RESPONSE_FIELDS,
     TABLES,
+    TARGETS,
     ContractError,
     CounterDumps,
+    Direction,
     Field,
     Metric,
     Published,
     SourceView,
+    Target,
     metric,
     vocabulary,
 )
@@ -32,6 +35,17 @@ COMPLETE: dict[str, Any] = {
     "fields": CORE_FIELDS,
     "origin": CounterDumps(),
     "published": Published.NEVER,
+    "since": date(2026, 11, 24),
+}
+TARGET: dict[str, Any] = {
+    "name": "Views per sign-up",
+    "question": "Is the directory looked at?",
+    "owner": "team:core",
+    "numerator": "directory_page_viewed",
+    "denominator": "event_signup",
+    "window_days": 28,
+    "threshold": 3,
+    "direction": Direction.AT_LEAST,
     "since": date(2026, 11, 24),
 }
 FIELDS = sorted({field.name: field for fields in TABLES.values() for field in fields}.items())
@@ -97,6 +111,57 @@ def test_what_is_published_of_each_metric() -> None:
         "consent_changes": Published.BY_WEEK,
         "endpoint_error_rates": Published.NEVER,
     }
+
+
+@pytest.mark.parametrize("attribute", TARGET)
+def test_nothing_of_a_target_can_be_left_out(attribute: str) -> None:
+    assert Target(**TARGET).owner == "team:core"
+    with pytest.raises(TypeError, match=attribute):
+        Target(**{name: value for name, value in TARGET.items() if name != attribute})
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("name", ""),
+        ("name", "views_per_signup"),
+        ("name", "People who look"),
+        ("name", "per sign-up"),
+        ("question", "Views of the directory"),
+        ("owner", "core"),
+        ("numerator", "page_printed"),
+        ("numerator", "event_signup"),
+        ("numerator", "http_response"),
+        ("denominator", ""),
+        ("denominator", "directory_page_viewed"),
+        ("window_days", 0),
+        ("window_days", 30),
+        ("window_days", 91),
+        ("threshold", 0),
+        ("threshold", -1),
+        ("threshold", float("inf")),
+        ("threshold", float("nan")),
+        ("threshold", True),
+        ("direction", "at least"),
+        ("direction", None),
+    ],
+)
+def test_a_target_is_one_count_of_events_per_another(attribute: str, value: object) -> None:
+    with pytest.raises(ContractError, match="target '"):
+        Target(**TARGET | {attribute: value})
+
+
+@pytest.mark.parametrize(
+    ("direction", "met"), [(Direction.AT_LEAST, [False, True, True]), (Direction.AT_MOST, [True, True, False])]
+)
+def test_a_target_is_met_from_its_threshold_on_or_up_to_it(direction: Direction, met: list[bool]) -> None:
+    target = Target(**TARGET | {"direction": direction})
+    assert [target.is_met(ratio) for ratio in (2.99, 3, 3.01)] == met
+
+
+def test_phase_1_has_three_targets() -> None:
+    assert len({target.name for target in TARGETS}) == len(TARGETS) == 3
+    assert {target.window_days for target in TARGETS} == {28}
 
 
 def test_an_event_name_and_an_asset_belong_to_one_metric() -> None:

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from analytics_assets import contract
-from analytics_assets.contract import METRICS, OTHER_RELATIONS, TABLES, ContractError
+from analytics_assets.contract import METRICS, OTHER_RELATIONS, TABLES, TARGETS, ContractError
 from analytics_assets.definitions import build_definitions
 from analytics_assets.dictionary import asset_descriptions, column_text, database_comments, markdown
 from analytics_assets.settings import Settings
@@ -135,6 +135,15 @@ def test_the_page_has_every_metric_and_every_column() -> None:
         for column in columns:
             assert f"| `{column.name}` | {column.type}" in section
             assert f"| {column.unit} | {column.meaning} |" in section
+
+
+def test_the_page_has_every_target() -> None:
+    for target in TARGETS:
+        entry = markdown().split(f"### {target.name}\n")[1].split("\n#")[0]
+        assert entry.startswith(f"\n{target.question}\n")
+        assert f"`{target.numerator}` per `{target.denominator}`, over the last 28 days" in entry
+        assert f"{target.direction.value} {target.threshold}\n" in entry
+        assert str(target.since) in entry
 
 
 # --- no asset without an entry

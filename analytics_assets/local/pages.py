@@ -10,7 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
-from analytics_assets.local.server import HOST, refuse_taken
+from analytics_assets.local.server import HOST, require_free_port
 from analytics_assets.publication.pages.html import HEADERS
 
 INDEXES: Final = ("core/", "overview/")
@@ -49,6 +49,6 @@ class _Handler(SimpleHTTPRequestHandler):
 def serve(folder: Path, port: int) -> Iterator[ThreadingHTTPServer]:
     """Yield a server of the pages on loopback; the caller lets it serve. Raises ServerError when the port is taken."""
     if port:
-        refuse_taken(port, "--port")
+        require_free_port(port, "--port")
     with ThreadingHTTPServer((HOST, port), partial(_Handler, directory=str(folder))) as server:
         yield server

@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from analytics_assets.contract import FUNNEL, METRICS
+from analytics_assets.contract import FUNNEL, METRICS, TARGETS
 from analytics_assets.defs.checks import SAY_ONLY_WHAT_IS_PUBLISHED
 from analytics_assets.defs.pages import CORE, PUBLISHED
 from analytics_assets.publication.pages.core import Health
@@ -22,9 +22,11 @@ from analytics_assets.publication.pages.publish import find_untrue_pages, write_
 from analytics_assets.publication.pages.published import HOW_TO_READ
 from analytics_assets.publication.pages.reading import MARGIN, label, read_published
 from analytics_assets.publication.pages.writing import write_pages
+from analytics_assets.publication.publish import publish_closed
 from analytics_assets.retention.targets import Pages
 from analytics_assets.settings import Settings
 from analytics_assets.store import Store, open_store
+from analytics_assets.store.counts import replace_day
 from analytics_assets_tests.support.database import admin_url, as_superuser, event, insert, set_up
 from analytics_assets_tests.support.pages import BUSY, EVENTS, QUIET, UUID, Tables, days_of, files, published
 from analytics_assets_tests.support.pipeline import Pipeline, run_check
@@ -148,6 +150,51 @@ def test_every_cell_of_the_core_pages_equals_the_tables(store: Store, folder: Pa
     (endpoint,) = tables["Endpoint"][1:]
     assert endpoint[:3] == ["GET /events", exact(store, "Responses", *now), exact(store, "Errors", *now)]
     assert {row[0] for row in tables["Metric"][1:]} == {metric.asset for metric in METRICS}
+
+
+def test_every_target_is_shown_with_value_threshold_verdict_and_trend(store: Store, folder: Path) -> None:
+    last = store.settings.today() - timedelta(days=1)
+    index = (folder / "core/index.html").read_text()
+    verdicts = set()
+    for target in TARGETS:
+        card = index.split(f"<h3>{target.name}</h3>")[1].split("</article>")[0]
+        shown = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", card))
+        ratios = []
+        for end in (last, last - timedelta(days=28)):
+            totals = [
+                scalar(
+                    store,
+                    "select sum(count) from analytics.daily_event_counts"
+                    " where event_name = :name and event_date between :first and :last",
+                    name=name,
+                    first=end - timedelta(days=27),
+                    last=end,
+                )
+                for name in (target.numerator, target.denominator)
+            ]
+            ratios.append(totals[0] / totals[1])
+        verdict = "Met" if target.is_met(ratios[0]) else "Not met"
+        # On one of the days before, searches were not collected.
+        before = NOT_COLLECTED if "directory_searched" in {target.numerator, target.denominator} else f"{ratios[1]:.2f}"
+        assert shown.startswith(f" {target.question} {ratios[0]:.2f} {verdict} : {target.direction.value}")
+        assert f"{target.direction.value} {target.threshold} in 28 days; in the 28 days before: {before} " in (
+            shown.replace("&ndash;", NOT_COLLECTED)
+        )
+        assert len(re.findall(r"\d+,\d+", card.split("polyline points=")[1])) >= 8, "a point per week"
+        verdicts.add(verdict)
+    assert verdicts == {"Met", "Not met"}
+
+
+def test_a_target_is_not_judged_while_a_day_is_missing(changing: Store) -> None:
+    day = changing.settings.today() - timedelta(days=5)
+    as_superuser(
+        changing.settings,
+        f"delete from analytics.collected_days where asset = 'consent_changes' and event_date = '{day}'",  # noqa: S608
+    )
+    write_core_pages(changing, Health(checks=3))
+    index = (changing.settings.publish_dir / "core/index.html").read_text()
+    cards = {target.name: index.split(f"<h3>{target.name}</h3>")[1].split("</article>")[0] for target in TARGETS}
+    assert [name for name, card in cards.items() if "Not judged" in card] == ["Consents withdrawn per consent given"]
 
 
 def test_every_cell_of_the_published_pages_equals_the_published_tables(store: Store, folder: Path) -> None:
@@ -363,6 +410,16 @@ def test_without_a_collected_day_there_is_no_page(settings: Settings) -> None:
         write_pages(settings.publish_dir, ["overview"], [Page("overview/index.html", b"of before")])
         assert write_core_pages(store, Health()).pages == 0
         assert write_published_pages(store).removed == 1
+        assert find_untrue_pages(store) == []
+
+
+def test_days_without_any_number_have_an_overview(settings: Settings) -> None:
+    with open_store(settings) as store:
+        for metric in METRICS:
+            replace_day(store, metric, settings.today() - timedelta(days=3), [])
+        publish_closed(store)
+        assert write_core_pages(store, Health()).pages == 1
+        assert write_published_pages(store).pages == 1
         assert find_untrue_pages(store) == []
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from typing import Final
 
+from analytics_assets import contract
 from analytics_assets.publication.pages.html import Page, render
 from analytics_assets.publication.pages.series import Period, Series, funnel, period_to
 
@@ -57,30 +58,33 @@ class Responses:
 
 @dataclass(frozen=True)
 class Target:
-    """A success metric: a ratio of counts over 28 days, with the threshold that it should reach."""
+    """A target of the contract with its two counts."""
 
-    name: str
-    question: str
+    declared: contract.Target
     numerator: Series
     denominator: Series
-    threshold: float
-    at_least: bool
-    """True: met from the threshold on. False: met up to it."""
+
+    @property
+    def period(self) -> Period:
+        """The days on which it is judged."""
+        last = self.numerator.period.last
+        return Period(last - timedelta(days=self.declared.window_days - 1), last)
 
     def ratio(self, period: Period) -> float | None:
-        """Return the ratio over a period, None when nothing is in its denominator."""
-        whole = self.denominator.total(period).value
-        return self.numerator.total(period).value / whole if whole else None
+        """Return the ratio over a period, None when a day of it was not collected or nothing is in its denominator."""
+        part, whole = self.numerator.total(period), self.denominator.total(period)
+        return part.value / whole.value if part.complete and whole.complete and whole.value else None
 
-    def met(self, period: Period) -> bool | None:
-        """Whether it is met over a period; None when it cannot be told."""
-        ratio = self.ratio(period)
-        return None if ratio is None else ratio >= self.threshold if self.at_least else ratio <= self.threshold
+    @property
+    def met(self) -> bool | None:
+        """Whether it is met; None when it cannot be told."""
+        ratio = self.ratio(self.period)
+        return None if ratio is None else self.declared.is_met(ratio)
 
     def trend(self) -> list[float]:
-        """Return the ratio of each week, 0 for a week without a denominator."""
-        weeks = zip(self.numerator.weeks(), self.denominator.weeks(), strict=True)
-        return [part.value / whole.value if whole.value else 0.0 for part, whole in weeks]
+        """Return the ratio of each week, without the weeks that have none."""
+        ratios = (self.ratio(week.period) for week in self.numerator.weeks())
+        return [ratio for ratio in ratios if ratio is not None]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from analytics_assets.contract import CORE_FIELDS, FUNNEL, METRICS, Metric, Published, published_names
+from analytics_assets.contract import CORE_FIELDS, FUNNEL, METRICS, TARGETS, Metric, Published, published_names
 from analytics_assets.days import span
 from analytics_assets.dictionary import origin_name
 from analytics_assets.publication.pages import core, published
@@ -85,6 +85,7 @@ def read_core(connection: sa.Connection, window: Window, settings: Settings, hea
         responses=responses,
         endpoints=endpoints,
         events=events,
+        targets=[core.Target(target, every[target.numerator], every[target.denominator]) for target in TARGETS],
         dictionary=[
             core.Entry(
                 metric.asset,
@@ -119,6 +120,10 @@ def read_published(connection: sa.Connection, settings: Settings) -> published.P
     return published.Published(
         period=period,
         time_zone=settings.time_zone,
+        everything=[
+            Series(name, label(name), _fill(_add(event[name] for event in counts.values()), period, known[name]))
+            for name in names
+        ],
         events=[
             published.PublishedEvent(
                 event_id, [Series(name, label(name), _fill(of_event[name], period, known[name])) for name in names]
