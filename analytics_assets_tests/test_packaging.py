@@ -164,7 +164,11 @@ def third_party(path: Path) -> set[str]:
 
 def test_every_folder_imports_what_its_extra_installs() -> None:
     extras = command.EXTRAS
-    allowed = {"local": ["pipeline", "embedded"], "demo": ["pipeline", "embedded", "demo"]}
+    allowed = {
+        "local": ["pipeline", "embedded"],
+        "publication": ["pipeline", "pages"],
+        "demo": ["pipeline", "embedded", "demo"],
+    }
     used = set()
     for path in PACKAGE.rglob("*.py"):
         folder = path.relative_to(PACKAGE).parts[0]
