@@ -24,7 +24,7 @@ lint: .venv/test-installed  ## ruff and mypy --strict.
 	$(BIN)/mypy
 
 check: lint  ## In less than two minutes: lint, and the tests that need no server and no browser.
-	$(BIN)/pytest -m "not server" --numprocesses 2
+	$(BIN)/pytest -m "not server" --numprocesses 2 --dist loadfile
 
 test: test-programs lint  ## Everything: lint, the definitions, all tests with their coverage.
 	$(VALIDATE)

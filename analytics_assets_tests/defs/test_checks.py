@@ -189,7 +189,7 @@ def test_what_comes_late_is_a_warning_until_the_day_is_collected_again(
         assert not evaluation.passed
         assert evaluation.severity is dg.AssetCheckSeverity.WARN
         assert f"- {yesterday}: the stored total differs from the source" in (evaluation.description or "")
-        assert "Late rows do this" in (evaluation.description or "")
+        assert "Rows that arrived late cause this" in (evaluation.description or "")
         assert run_check(pipeline, asset, STORED).passed
 
 

@@ -497,17 +497,22 @@ def test_the_live_tables_are_those_of_the_contract(database: Database) -> None:
             assert live == {c.name for c in table.constraints if isinstance(c, sa.CheckConstraint)}
 
 
+def set_up_as_of(connection: sa.Connection, revision: str) -> None:
+    """Set the schema up as the version did whose newest migration this was, without checks and rights."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(setup.__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    setup._create_roles(connection)
+    command.upgrade(config, revision)
+
+
 def test_an_upgrade_from_the_first_migration_keeps_data(
     settings: Settings, make_database: Callable[[str], sa.URL]
 ) -> None:
     url = make_database("upgraded")
-    config = Config()
-    config.set_main_option("script_location", str(Path(setup.__file__).parent / "migrations"))
     engine = sa.create_engine(url)
     with engine.begin() as connection:
-        setup._create_roles(connection)
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
+        set_up_as_of(connection, "0001")
         connection.exec_driver_sql("insert into analytics.settings values (true, 90, 'Asia/Tokyo')")
         connection.exec_driver_sql("select analytics.create_day(analytics.today() - 1)")
         connection.exec_driver_sql(
@@ -531,13 +536,9 @@ def test_an_upgrade_keeps_the_ledger_whose_column_is_renamed(
 ) -> None:
     """From the previous version: its column was called `store`, with a check and a grant of that name."""
     url = make_database("upgraded")
-    config = Config()
-    config.set_main_option("script_location", str(Path(setup.__file__).parent / "migrations"))
     engine = sa.create_engine(url)
     with engine.begin() as connection:
-        setup._create_roles(connection)
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0002")
+        set_up_as_of(connection, "0002")
         connection.exec_driver_sql(
             "insert into analytics.settings values (true, 180, 'UTC');"
             " insert into analytics.retention_ledger (run_id, cutoff, store, days, rows)"
