@@ -228,7 +228,8 @@ def publish(day: datetime | None) -> None:
             made = publish_closed(store) if day is None else fill(store, day.date())
         except PublicationError as error:
             raise click.ClickException(str(error)) from None
-        written = write_published_pages(store) if INSTALLED else None
+        if INSTALLED:
+            write_published_pages(store)
     for each in made:
         missing = f", {each.not_collected} not collected" if each.not_collected else ""
         click.echo(
@@ -236,8 +237,6 @@ def publish(day: datetime | None) -> None:
         )
     if not made:
         click.echo("Nothing to publish: every closed day is published.")
-    if written and (written.changed or written.removed):
-        click.echo(f"Pages: {written.changed} written, {written.removed} removed.")
 
 
 @main.command()

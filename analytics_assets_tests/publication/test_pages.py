@@ -22,9 +22,11 @@ from analytics_assets.publication.pages.publish import find_untrue_pages, write_
 from analytics_assets.publication.pages.published import HOW_TO_READ
 from analytics_assets.publication.pages.reading import MARGIN, label, read_published
 from analytics_assets.publication.pages.writing import write_pages
+from analytics_assets.publication.publish import publish_closed
 from analytics_assets.retention.targets import Pages
 from analytics_assets.settings import Settings
 from analytics_assets.store import Store, open_store
+from analytics_assets.store.counts import replace_day
 from analytics_assets_tests.support.database import admin_url, as_superuser, event, insert, set_up
 from analytics_assets_tests.support.pages import BUSY, EVENTS, QUIET, UUID, Tables, days_of, files, published
 from analytics_assets_tests.support.pipeline import Pipeline, run_check
@@ -408,6 +410,16 @@ def test_without_a_collected_day_there_is_no_page(settings: Settings) -> None:
         write_pages(settings.publish_dir, ["overview"], [Page("overview/index.html", b"of before")])
         assert write_core_pages(store, Health()).pages == 0
         assert write_published_pages(store).removed == 1
+        assert find_untrue_pages(store) == []
+
+
+def test_days_without_any_number_have_an_overview(settings: Settings) -> None:
+    with open_store(settings) as store:
+        for metric in METRICS:
+            replace_day(store, metric, settings.today() - timedelta(days=3), [])
+        publish_closed(store)
+        assert write_core_pages(store, Health()).pages == 1
+        assert write_published_pages(store).pages == 1
         assert find_untrue_pages(store) == []
 
 

@@ -20,6 +20,8 @@ from analytics_assets.database import DatabaseError, UnreachableError
 from analytics_assets.defs.checks import NO_EXPIRED_DAYS, check_expired_days
 from analytics_assets.defs.jobs import retention_job
 from analytics_assets.local.server import dagster_instance
+from analytics_assets.publication.pages.html import Page
+from analytics_assets.publication.pages.writing import write_pages
 from analytics_assets.retention.event_log import EventLogStorage
 from analytics_assets.retention.sweep import EXEMPT, MANUAL, apply_retention, preview, registry, sweep
 from analytics_assets.retention.targets import Amount, Files, RetentionTarget
@@ -109,6 +111,13 @@ def old_stray_link(pipeline: Pipeline, noon: datetime) -> None:
     os.utime(link, (noon.timestamp(),) * 2, follow_symlinks=False)
 
 
+def old_page(pipeline: Pipeline, noon: datetime) -> None:
+    folder = pipeline.settings.publish_dir
+    page = Page("events/7/data.csv", f"event_date\n{noon.date()}\n{noon.date() + timedelta(days=9)}\n".encode())
+    kept = Page("events/8/data.csv", f"event_date\n{noon.date() + timedelta(days=9)}\n".encode())
+    write_pages(folder, ["events"], [page, kept])
+
+
 def old_empty_folder(pipeline: Pipeline, noon: datetime) -> None:
     folder = Path(pipeline.instance.storage_directory()) / "empty" / "2026-13-45"
     folder.mkdir(parents=True)
@@ -194,6 +203,7 @@ EXPIRED: list[tuple[Put, str]] = [
     (old_dumps, "counter dumps"),
     (old_stray_file, "counter dumps"),
     (old_stray_link, "counter dumps"),
+    (old_page, "pages"),
     (old_materialization, "partition records"),
     (old_planned_check, "partition records"),
     (old_evaluation, "check evaluations"),

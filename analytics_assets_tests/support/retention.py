@@ -14,6 +14,7 @@ TARGETS = [
     "published days",
     "published carries",
     "counter dumps",
+    "pages",
     "partition records",
     "check evaluations",
     "runs",

@@ -12,7 +12,7 @@ from analytics_assets.publication.pages import core as core_pages
 from analytics_assets.publication.pages.audit import Facts, find_differences, read_facts
 from analytics_assets.publication.pages.core import Health, render_core
 from analytics_assets.publication.pages.html import Numbers
-from analytics_assets.publication.pages.published import FOLDERS, add_up, render_published
+from analytics_assets.publication.pages.published import FOLDERS, render_published
 from analytics_assets.publication.pages.reading import read_core, read_published
 from analytics_assets.publication.pages.series import Series, period_to
 from analytics_assets.publication.pages.writing import Written, write_pages
@@ -48,7 +48,7 @@ def write_published_pages(store: Store) -> Written:
     if published is None:
         return write_pages(settings.publish_dir, FOLDERS, ())
     written = write_pages(settings.publish_dir, FOLDERS, render_published(published))
-    return replace(written, preview=preview(add_up(published), Numbers(BASE)))
+    return replace(written, preview=preview(published.everything, Numbers(BASE)))
 
 
 def find_untrue_pages(store: Store) -> list[str]:

@@ -40,6 +40,8 @@ class Published:
     period: Period
     """The days shown. The last one is the newest that was published."""
     time_zone: str
+    everything: Sequence[Series]
+    """The sums over all events, in the order of the funnel."""
     events: Sequence[PublishedEvent]
     weekly: Sequence[Weeks]
     """What is published by week, over all events only."""
@@ -48,7 +50,7 @@ class Published:
 def render_published(published: Published) -> Iterator[Page]:
     """Render the overview; for each event a page and its data as CSV and JSON."""
     now = period_to(published.period.last)
-    everything = add_up(published)
+    everything = list(published.everything)
     yield render(
         "overview.html",
         "overview/index.html",
@@ -74,18 +76,6 @@ def render_published(published: Published) -> Iterator[Page]:
         )
         yield Page(f"{folder}/data.csv", to_csv(event))
         yield Page(f"{folder}/data.json", to_json(event, published))
-
-
-def add_up(published: Published) -> list[Series]:
-    """Return the sums over all events, in the order of the funnel."""
-    found: dict[str, Series] = {}
-    for event in published.events:
-        for series in event.series:
-            sums = dict(found[series.name].days) if series.name in found else dict.fromkeys(series.days)
-            for day, count in series.days.items():
-                sums[day] = None if count is None else (sums[day] or 0) + count
-            found[series.name] = Series(series.name, series.label, sums)
-    return list(found.values())
 
 
 def find_bounds(published: Published, name: str, period: Period) -> Bounds:

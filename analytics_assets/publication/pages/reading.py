@@ -120,6 +120,10 @@ def read_published(connection: sa.Connection, settings: Settings) -> published.P
     return published.Published(
         period=period,
         time_zone=settings.time_zone,
+        everything=[
+            Series(name, label(name), _fill(_add(event[name] for event in counts.values()), period, known[name]))
+            for name in names
+        ],
         events=[
             published.PublishedEvent(
                 event_id, [Series(name, label(name), _fill(of_event[name], period, known[name])) for name in names]
