@@ -174,6 +174,9 @@ _PUBLISHED_WEEK: Final = Column("week_start", "date", "day, YYYY-MM-DD", "The Mo
 _PUBLISHED_NAME: Final = Column("event_name", "text", "name", "What happened.")
 _PUBLISHED_EVENT: Final = Column("event_id", "text", "identifier", "The event of the directory, never a person.")
 
+FRICTION_KINDS: Final = ("spike", "drop", "error spike", "drop-off")
+"""What friction can be: `docs/friction.md` defines each."""
+
 OTHER_RELATIONS: Final = {
     f"{SCHEMA}.collected_days": Relation(
         "Which day of which metric was collected. It tells a day with zero from a day that was not collected.",
@@ -245,6 +248,22 @@ OTHER_RELATIONS: Final = {
             ),
         ),
     ),
+    f"{SCHEMA}.friction": Relation(
+        "Friction: days on which a count departs from what its own history lets expect, for the core team. A reason to"
+        " look, not a fault.",
+        (
+            Column("event_date", "date", "day, YYYY-MM-DD", "The day, or the last day of the week or four weeks."),
+            Column("event_name", "text", "name", "What happened; of a drop-off, the later step of the funnel."),
+            Column("series", "text", "identifier", "The event of the directory, or the endpoint."),
+            Column(
+                "kind",
+                "text",
+                "name",
+                "`spike` and `error spike`: more than expected. `drop`: less. `drop-off`: less per step before.",
+            ),
+            Column("score", "number", "standard deviations", "How far from the expectation, to rank by."),
+        ),
+    ),
     f"{PUBLISHED_SCHEMA}.daily_counts": Relation(
         "Steps of running totals in fives, per day and event. A day, week or sum may be up to four above or below the"
         " count; a day without a row had less than five or was not collected: see `published.daily`.",
@@ -309,6 +328,9 @@ PAGES: Final = {
 
 PUBLISHED_PATH: Final = ("published_counts",)
 """The path of the asset key of everything in schema `published`."""
+
+FRICTION_PATH: Final = ("product_friction",)
+"""The path of the asset key of `analytics.friction`."""
 
 LEDGER_PATH: Final = (SCHEMA, "retention_ledger")
 """The path of the ledger's asset key. What concerns the whole database is checked there, once per run."""

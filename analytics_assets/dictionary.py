@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from analytics_assets.contract import (
+    FRICTION_PATH,
     LEDGER_PATH,
     METRICS,
     ORIGINS,
@@ -45,7 +46,11 @@ def asset_descriptions(settings: Settings) -> dict[tuple[str, ...], str]:
         {(m.asset,): "\n".join(_metric(m, settings)) for m in METRICS}
         | {origin.path: "\n".join(_origin(origin)) for origin in ORIGINS}
         | {(asset,): purpose for asset, purpose in PAGES.items()}
-        | {LEDGER_PATH: OTHER_RELATIONS[".".join(LEDGER_PATH)].purpose, PUBLISHED_PATH: "\n".join(_published())}
+        | {
+            LEDGER_PATH: OTHER_RELATIONS[".".join(LEDGER_PATH)].purpose,
+            FRICTION_PATH: OTHER_RELATIONS[f"{SCHEMA}.friction"].purpose,
+            PUBLISHED_PATH: "\n".join(_published()),
+        }
     )
 
 

@@ -372,7 +372,7 @@ def test_the_check_of_the_views_is_executed_by_itself(serving: Deployment) -> No
     """As the button in the UI does it; there is nothing to materialize."""
     webserver = ui(serving, TEAM)
     views = [(asset, name) for asset, name in SHARED_CHECKS if name == ONLY_VIEWS]
-    run_id = webserver.execute_checks(views)
+    run_id = webserver.launch_run([], views)
     assert settled(lambda: webserver.run_status(run_id), "SUCCESS") == "SUCCESS"
     assert webserver.check_statuses([view for view, _ in views]) == {
         view: {ONLY_VIEWS: "SUCCEEDED"} for view, _ in views

@@ -20,7 +20,7 @@ LIVE_TYPES = {
     "date": {"date"},
     "text": {"text", "character varying(32)"},
     "integer": {"bigint", "integer"},
-    "number": {"numeric"},
+    "number": {"numeric", "double precision"},
     "timestamp": {"timestamp with time zone"},
     "boolean": {"boolean"},
 }

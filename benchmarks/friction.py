@@ -123,7 +123,7 @@ def frame(counts: Array) -> pd.DataFrame:
     return pd.DataFrame(counts, index=pd.date_range(FIRST_DAY.isoformat(), periods=len(counts)))
 
 
-def spikes_by_mad(counts: pd.DataFrame, asset: str, days: Sequence[date]) -> list[Finding]:
+def spikes_by_mad(counts: pd.DataFrame, event_name: str, days: Sequence[date]) -> list[Finding]:
     """The alternative, at the thresholds of a spike: more than 4 deviations and at least 10 occurrences above."""
     same_weekday = np.stack([counts.shift(7 * week).to_numpy() for week in range(1, 5)])
     middle = np.median(same_weekday, axis=0)
@@ -131,7 +131,7 @@ def spikes_by_mad(counts: pd.DataFrame, asset: str, days: Sequence[date]) -> lis
     excess = counts.to_numpy() - middle
     found = (excess > SPIKE_Z * spread) & (excess >= SPIKE_EXCESS)
     return [
-        Finding("spike", asset, str(series), day, 0.0)
+        Finding("spike", event_name, str(series), day, 0.0)
         for day in days
         for series in np.flatnonzero(found[(day - FIRST_DAY).days])
     ]

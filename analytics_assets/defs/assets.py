@@ -1,10 +1,11 @@
 """The assets, derived from the contract: one per metric, and an external one per origin.
 
-What is published is one asset downstream of them. The retention ledger is an external asset. The checks that concern
-the whole database belong to it.
+What is published is one asset downstream of them, and friction is another. The retention ledger is an external asset.
+The checks that concern the whole database belong to it.
 """
 
 import ast
+from collections import Counter
 from pathlib import Path
 from typing import Final, cast
 
@@ -12,6 +13,8 @@ import dagster as dg
 
 from analytics_assets import contract
 from analytics_assets.contract import (
+    FRICTION_KINDS,
+    FRICTION_PATH,
     LEDGER_PATH,
     METRICS,
     ORIGINS,
@@ -28,7 +31,9 @@ from analytics_assets.contract import (
 from analytics_assets.defs.collect import CollectConfig, Results, collect
 from analytics_assets.defs.evaluation import AT_SOURCE
 from analytics_assets.defs.pages import PAGE_ASSETS
+from analytics_assets.defs.partitions import days_of_run
 from analytics_assets.dictionary import asset_descriptions, column_text
+from analytics_assets.publication.findings import refresh_friction
 from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.publication.publish import publish_closed
 from analytics_assets.settings import Settings
@@ -57,6 +62,7 @@ def make_assets(settings: Settings, partitions: dg.PartitionsDefinition) -> list
             kinds={"postgres"},
         ),
         _published_asset(descriptions[PUBLISHED_PATH]),
+        _friction_asset(descriptions[FRICTION_PATH]),
     ]
 
 
@@ -123,6 +129,31 @@ def _published_asset(description: str) -> dg.AssetsDefinition:
         )
 
     return published_counts
+
+
+def _friction_asset(description: str) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=dg.AssetKey(FRICTION_PATH),
+        description=description,
+        group_name=PUBLICATION_GROUP,
+        deps=[metric.asset for metric in METRICS],
+        kinds={"postgres", "pandas"},
+        owners=["team:core"],
+        tags={"personal_data": "none"},
+        metadata={"dagster/table_name": f"{SCHEMA}.friction"},
+    )
+    def product_friction(
+        context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]
+    ) -> dg.MaterializeResult[None]:
+        with open_store(settings) as store:
+            judged, found = refresh_friction(store, days_of_run(context.run.tags))
+        kinds = Counter(finding.kind for finding in found)
+        # No day is named, for the reason above.
+        return dg.MaterializeResult(
+            metadata={"days judged": len(judged)} | {f"findings: {kind}": kinds[kind] for kind in FRICTION_KINDS}
+        )
+
+    return product_friction
 
 
 def _origin_asset(origin: SourceView | CounterDumps, description: str) -> dg.AssetSpec:

@@ -15,6 +15,8 @@ from typing import Final
 import dagster as dg
 
 from analytics_assets.contract import Metric, SourceView
+from analytics_assets.publication.findings import find_friction
+from analytics_assets.publication.friction import strongest
 from analytics_assets.settings import Settings
 from analytics_assets.sources import OriginRefusedError, Reader
 from analytics_assets.sources.app_views import open_view
@@ -27,7 +29,8 @@ AT_SOURCE: Final = "only_allowlisted_fields_at_source"
 STORED: Final = "only_allowlisted_fields_stored"
 MATCHES: Final = "counts_match_source"
 DOCUMENTED: Final = "documented"
-CHECK_NAMES: Final = (AT_SOURCE, STORED, MATCHES, DOCUMENTED)
+NO_FRICTION: Final = "no_friction"
+CHECK_NAMES: Final = (AT_SOURCE, STORED, MATCHES, DOCUMENTED, NO_FRICTION)
 """The checks of every metric. The first is the gate, evaluated in `collect`."""
 
 _MAX_LINES: Final = 20
@@ -41,6 +44,10 @@ _STORED_RECOVERY: Final = (
 _MATCHES_RECOVERY: Final = (
     "Rows that arrived late cause this. The daily job collects the last three days again. Materialize an older day by"
     " hand."
+)
+_FRICTION_RECOVERY: Final = (
+    "A finding is a reason to look, not a fault. The core team's page ranks the findings of the last four weeks, and"
+    " docs/friction.md says what they mean and what is never found."
 )
 DOCUMENTED_RECOVERY: Final = (
     "Everything stored must be in the dictionary: declare it in contract.py, where it is reviewed, or remove it in SQL"
@@ -88,6 +95,8 @@ def evaluate(
         results.append(_compare_totals(store, metric, days, days if compared is None else compared))
     if DOCUMENTED in names:
         results.append(make_result(DOCUMENTED, find_undocumented(store, metric), DOCUMENTED_RECOVERY))
+    if NO_FRICTION in names:
+        results.append(_check_friction(store, metric, days))
     return results
 
 
@@ -114,6 +123,12 @@ def _compare_totals(
             compared, findings = [], [f"the source cannot be counted: {refusal}"]
     result = make_result(MATCHES, findings, _MATCHES_RECOVERY, {"days checked": len(compared)})
     # Rows that arrive late are no fault.
+    return result._replace(severity=dg.AssetCheckSeverity.WARN)
+
+
+def _check_friction(store: Store, metric: Metric, days: Sequence[date]) -> dg.AssetCheckResult:
+    found = strongest(find_friction(store, metric, days)) if days else []
+    result = make_result(NO_FRICTION, [finding.text for finding in found], _FRICTION_RECOVERY)
     return result._replace(severity=dg.AssetCheckSeverity.WARN)
 
 

@@ -6,7 +6,7 @@ from typing import Final
 import dagster as dg
 from pydantic import Field
 
-from analytics_assets.contract import METRICS
+from analytics_assets.contract import FRICTION_PATH, METRICS
 from analytics_assets.defs.checks import PUBLISHED_KEY, database_checks, login_checks
 from analytics_assets.defs.evaluation import bullet_list
 from analytics_assets.defs.pages import CORE, PUBLISHED
@@ -19,10 +19,14 @@ _RETRIES: Final = 3
 daily_metrics_job = dg.define_asset_job(
     "daily_metrics_job",
     selection=dg.AssetSelection.assets(
-        *(metric.asset for metric in METRICS), PUBLISHED_KEY, *((CORE, PUBLISHED) if INSTALLED else ())
+        *(metric.asset for metric in METRICS),
+        PUBLISHED_KEY,
+        dg.AssetKey(FRICTION_PATH),
+        *((CORE, PUBLISHED) if INSTALLED else ()),
     )
     | dg.AssetSelection.checks(database_checks, login_checks),
-    description="Collects the days of the run for every metric, publishes what is closed, and executes every check.",
+    description="Collects the days of the run for every metric, publishes what is closed, finds friction, writes the"
+    " pages, and executes every check.",
 )
 
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import dagster as dg
 
-from analytics_assets.contract import METRICS, PAGES, PUBLISHED_PATH
+from analytics_assets.contract import FRICTION_PATH, METRICS, PAGES, PUBLISHED_PATH
 from analytics_assets.publication.pages.core import FOLDER, Health
 from analytics_assets.publication.pages.publish import write_core_pages, write_published_pages
 from analytics_assets.publication.pages.writing import Written
@@ -26,7 +26,7 @@ _ENDED: Final = {"SUCCEEDED", "FAILED"}
     name=CORE,
     description=PAGES[CORE],
     group_name=GROUP,
-    deps=[metric.asset for metric in METRICS],
+    deps=[*(metric.asset for metric in METRICS), dg.AssetKey(FRICTION_PATH)],
     kinds={"html"},
     owners=["team:core"],
 )

@@ -1,4 +1,4 @@
-"""The demonstration: a made-up application, its activity, a backfill of every retained day, a summary, and the UI.
+"""The demonstration: a made-up application, its activity, a backfill of every retained day, pages, a summary, the UI.
 
 It uses Dagster as people do from the UI: the webserver launches the backfill, and the daemon runs it.
 """
@@ -20,11 +20,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from analytics_assets.contract import METRICS, SOURCE_VIEWS
+from analytics_assets.contract import FRICTION_PATH, METRICS, PAGES, PUBLISHED_PATH, SOURCE_VIEWS
 from analytics_assets.database import engine
 from analytics_assets.days import span
-from analytics_assets.defs.checks import LEDGER_KEY, NO_EXPIRED_DAYS, ONLY_VIEWS
-from analytics_assets.defs.evaluation import DOCUMENTED
+from analytics_assets.defs.checks import (
+    LEDGER_KEY,
+    NO_EXPIRED_DAYS,
+    NOT_RECOVERABLE,
+    ONLY_FIVES,
+    ONLY_VIEWS,
+    SAY_ONLY_WHAT_IS_PUBLISHED,
+)
+from analytics_assets.defs.evaluation import DOCUMENTED, NO_FRICTION
+from analytics_assets.defs.pages import PUBLISHED
 from analytics_assets.demo.activity import click_through, create_demo_app, missing_days, record_activity
 from analytics_assets.demo.webserver import Webserver
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
@@ -38,6 +46,7 @@ from analytics_assets.local.server import (
     stop,
     wait_until_ready,
 )
+from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.retention.sweep import MANUAL, apply_retention
 from analytics_assets.settings import Settings
 from analytics_assets.store import open_store
@@ -46,11 +55,20 @@ from analytics_assets.store.counts import count_collected_since, read_day, read_
 EXPIRED_DAYS: Final = 20
 """Days of activity that are older than the retention period, so that there is something to remove."""
 ASSETS: Final = [metric.asset for metric in METRICS]
+PUBLICATION: Final = [PUBLISHED_PATH[0], FRICTION_PATH[0], *(PAGES if INSTALLED else ())]
 SHARED_CHECKS: Final = [
     *(("/".join(view.path), ONLY_VIEWS) for view in SOURCE_VIEWS),
     *((LEDGER_KEY.to_user_string(), name) for name in (NO_EXPIRED_DAYS, DOCUMENTED)),
+    *((PUBLISHED_PATH[0], name) for name in (ONLY_FIVES, NOT_RECOVERABLE)),
+    *([(PUBLISHED, SAY_ONLY_WHAT_IS_PUBLISHED)] if INSTALLED else []),
 ]
 """(asset, check) of what concerns every metric. The daily job executes these checks once per run."""
+PAGES_TO_SEE: Final = {
+    "the core team": "core/index.html",
+    "everybody": "overview/index.html",
+    "the organizer of event 1": "events/1/index.html",
+}
+"""Who a page is for -> its path below the folder of the pages."""
 _FINAL_RUN_STATUSES: Final = {"SUCCESS", "FAILURE", "CANCELED"}
 _FINAL_BACKFILL_STATUSES: Final = {"COMPLETED_SUCCESS", "COMPLETED_FAILED", "COMPLETED", "CANCELED", "FAILED"}
 
@@ -66,7 +84,13 @@ def run(settings: Settings, port: int, app_port: int, *, once: bool) -> bool:
     console = Console()
     data_dir = settings.data_dir / "demo"
     settings = replace(
-        settings, database_url=None, source_url=None, dagster_url=None, data_dir=data_dir, dump_dir=data_dir / "dumps"
+        settings,
+        database_url=None,
+        source_url=None,
+        dagster_url=None,
+        data_dir=data_dir,
+        dump_dir=data_dir / "dumps",
+        publish_dir=data_dir / "pages",
     )
     try:
         with (
@@ -82,11 +106,12 @@ def run(settings: Settings, port: int, app_port: int, *, once: bool) -> bool:
                 with _step(progress, "Demo application"):
                     wait_until_ready(app, app_port, name="The application", path="/events")
                 webserver = Webserver(f"http://{HOST}:{port}")
-                _backfill(webserver, ready, filled_days, progress)
-                with _step(progress, "Checks of what concerns every metric"):
-                    _execute_shared_checks(webserver)
+                backfilled = _backfill(webserver, ready, filled_days, progress)
+                with _step(progress, "What is published, friction, pages, and the checks of all of it"):
+                    published = _publish(webserver, anew=backfilled)
                 progress.stop()
-                green = _print_summary(webserver, ready, console)
+                green = _print_summary(webserver, ready, console) and published
+                _print_pages(ready, console)
                 app_url = f"http://{HOST}:{app_port}"
                 if not once:
                     console.print(f"Demo application: {app_url} (today's clicks appear tomorrow)")
@@ -191,8 +216,8 @@ def _host_application(settings: Settings, progress: Progress) -> Iterator[tuple[
         yield replace(settings, source_url=reader), owner, missing
 
 
-def _backfill(webserver: Webserver, settings: Settings, filled: list[date], progress: Progress) -> None:
-    """Materialize the retained days that are not materialized or were filled now."""
+def _backfill(webserver: Webserver, settings: Settings, filled: list[date], progress: Progress) -> bool:
+    """Materialize the retained days that are not materialized or were filled now. Returns whether there were any."""
     with open_store(settings) as store:
         window = read_window(store)
         kept = span(window.first, window.last)
@@ -202,21 +227,23 @@ def _backfill(webserver: Webserver, settings: Settings, filled: list[date], prog
         task = progress.add_task("Backfill: days x assets", total=len(kept) * len(ASSETS))
         progress.update(task, completed=already)
         if not days:
-            return
+            return False
         launched = datetime.now(UTC)
         backfill = webserver.launch_backfill(ASSETS, days)
         while webserver.backfill_status(backfill) not in _FINAL_BACKFILL_STATUSES:
             progress.update(task, completed=already + count_collected_since(store, launched))
             time.sleep(0.5)
+        return True
 
 
-def _execute_shared_checks(webserver: Webserver) -> None:
-    """Execute the checks of what concerns every metric; the daily job would do so only tomorrow."""
-    if not _failing_shared_checks(webserver):
-        return
-    run_id = webserver.execute_checks(SHARED_CHECKS)
-    while webserver.run_status(run_id) not in _FINAL_RUN_STATUSES:
+def _publish(webserver: Webserver, *, anew: bool) -> bool:
+    """Do what the daily job does after the metrics, unless nothing has changed. Returns whether it succeeded."""
+    if not anew and not _failing_shared_checks(webserver):
+        return True
+    run_id = webserver.launch_run(PUBLICATION, SHARED_CHECKS)
+    while (status := webserver.run_status(run_id)) not in _FINAL_RUN_STATUSES:
         time.sleep(0.5)
+    return status == "SUCCESS"
 
 
 def _failing_shared_checks(webserver: Webserver) -> list[str]:
@@ -238,20 +265,35 @@ def _print_summary(webserver: Webserver, settings: Settings, console: Console) -
         for metric in METRICS:
             stored = [read_day(store, metric, day) for day in kept]
             days = len(materialized[metric.asset] & set(kept))
-            failing = [f"{name}: {status}" for name, status in checks[metric.asset].items() if status != "SUCCEEDED"]
+            statuses = dict(checks[metric.asset])
+            friction = statuses.get(NO_FRICTION) == "WARNED"  # expected: some is planted
+            if friction:
+                del statuses[NO_FRICTION]
+            failing = [f"{name}: {status}" for name, status in statuses.items() if status != "SUCCEEDED"]
             green = green and days == len(kept) and bool(checks[metric.asset]) and not failing
             table.add_row(
                 metric.asset,
                 f"{days} of {len(kept)}",
                 f"{sum(day.rows for day in stored):,}",
                 f"{sum(day.total for day in stored):,}",
-                "[red]" + ", ".join(failing) if failing else f"[green]{len(checks[metric.asset])} passed",
+                "[red]" + ", ".join(failing)
+                if failing
+                else f"[green]{len(statuses)} passed" + (", [yellow]friction found" if friction else ""),
             )
     console.print(table)
     failing = _failing_shared_checks(webserver)
     console.print(
         f"[red]Not passed: {', '.join(failing)}."
         if failing
-        else "The pipeline's login can read only the source views. No expired day is left. Everything is documented."
+        else "The pipeline's login can read only the source views. No expired day is left. Everything is documented.\n"
+        "From what is published, no day can be worked out."
     )
     return green and not failing
+
+
+def _print_pages(settings: Settings, console: Console) -> None:
+    for reader, path in PAGES_TO_SEE.items():
+        page = settings.publish_dir.resolve() / path
+        if page.exists():
+            # In one line, so that it can be clicked and copied.
+            console.print(f"Page for {reader}: {page.as_uri()}", soft_wrap=True)

@@ -44,7 +44,9 @@ query Checks($keys: [AssetKeyInput!]!) {
   assetNodes(assetKeys: $keys) {
     assetKey { path }
     assetChecksOrError {
-      ... on AssetChecks { checks { name executionForLatestMaterialization { status } } }
+      ... on AssetChecks {
+        checks { name executionForLatestMaterialization { status evaluation { severity } } }
+      }
     }
   }
 }
@@ -81,18 +83,21 @@ class Webserver:
         """REQUESTED, COMPLETED_SUCCESS, COMPLETED_FAILED, FAILED, CANCELED or an intermediate status."""
         return str(self.query(_BACKFILL, id=backfill_id)["partitionBackfillOrError"]["status"])
 
-    def execute_checks(self, checks: Iterable[tuple[str, str]]) -> str:
-        """Execute only these checks, each an asset and a name. Returns the id of the run."""
+    def launch_run(self, assets: Sequence[str], checks: Iterable[tuple[str, str]]) -> str:
+        """Materialize these assets, none of them partitioned, and execute only these checks. Returns the run's id.
+
+        A check is an asset and a name.
+        """
         selector = {
             "repositoryLocationName": "analytics_assets",
             "repositoryName": "__repository__",
             "jobName": "__ASSET_JOB",
-            "assetSelection": [],
+            "assetSelection": _asset_keys(assets),
             "assetCheckSelection": [{"assetKey": _asset_key(asset), "name": name} for asset, name in checks],
         }
         result = self.query(_EXECUTE, params={"selector": selector, "runConfigData": "{}"})["launchRun"]
         if "run" not in result:
-            raise WebserverError(f"the checks were not executed: {result['__typename']}")
+            raise WebserverError(f"the run was not launched: {result['__typename']}")
         return str(result["run"]["runId"])
 
     def run_status(self, run_id: str) -> str:
@@ -113,15 +118,22 @@ class Webserver:
         }
 
     def check_statuses(self, assets: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Asset -> check -> SUCCEEDED, FAILED, EXECUTION_FAILED, IN_PROGRESS, SKIPPED or NOT EXECUTED."""
+        """Asset -> check -> SUCCEEDED, WARNED, FAILED, EXECUTION_FAILED, IN_PROGRESS, SKIPPED or NOT EXECUTED."""
         nodes = self.query(_CHECKS, keys=_asset_keys(assets))["assetNodes"]
         return {
             "/".join(node["assetKey"]["path"]): {
-                check["name"]: (check["executionForLatestMaterialization"] or {"status": "NOT EXECUTED"})["status"]
+                check["name"]: _status(check["executionForLatestMaterialization"])
                 for check in node["assetChecksOrError"]["checks"]
             }
             for node in nodes
         }
+
+
+def _status(execution: Any) -> str:
+    if not execution:
+        return "NOT EXECUTED"
+    warned = execution["status"] == "FAILED" and execution["evaluation"]["severity"] == "WARN"
+    return "WARNED" if warned else str(execution["status"])
 
 
 def _asset_keys(assets: Sequence[str]) -> list[dict[str, list[str]]]:

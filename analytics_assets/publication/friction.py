@@ -66,6 +66,7 @@ MIN_SHARE_DAYS: Final = 14
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Kind = Literal["spike", "drop", "error spike", "drop-off"]
+"""As in `contract.FRICTION_KINDS`."""
 
 _EACH_DAY_ALIKE: Final = np.ones((1, 1, 1))
 
@@ -75,8 +76,8 @@ class Finding:
     """One departure of one series."""
 
     kind: Kind
-    asset: str
-    """The metric; of a drop-off, that of the later step."""
+    event_name: str
+    """Of a drop-off, the later step."""
     series: str
     """Event id or endpoint."""
     day: date
@@ -84,7 +85,7 @@ class Finding:
     score: float
     """|z|, to rank by. It follows from counts, so `text` leaves it out."""
     per: str | None = None
-    """Of a drop-off: the metric of the step before."""
+    """Of a drop-off: the event name of the step before."""
 
     @property
     def direction(self) -> Literal["up", "down"]:
@@ -103,18 +104,26 @@ class Finding:
                 what = f"more errors per request than usual on {self.day}"
             case "drop-off":
                 what = f"less per {self.per} in the four weeks to {self.day} than in the four weeks before"
-        return f"{self.asset}, {self.series}: {what}"
+        return f"{self.event_name}, {self.series}: {what}"
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
     """Largest score first; equal scores in an order that does not depend on that of `findings`."""
-    return sorted(findings, key=lambda f: (-f.score, f.kind, f.asset, f.series, f.day))
+    return sorted(findings, key=lambda f: (-f.score, f.kind, f.event_name, f.series, f.day))
+
+
+def strongest(findings: Iterable[Finding]) -> list[Finding]:
+    """The finding with the largest score of each kind and series, ranked. One cause makes findings on several days."""
+    found: dict[tuple[str, str, str], Finding] = {}
+    for finding in ranked(findings):
+        found.setdefault((finding.kind, finding.event_name, finding.series), finding)
+    return list(found.values())
 
 
 def daily_matrix(
     counts: pd.DataFrame, days: Sequence[date], collected: Collection[date], series: Sequence[str]
 ) -> pd.DataFrame:
-    """The matrix of a metric: 0 for a collected day without a row, NaN for a day that was not collected.
+    """The matrix of an event name: 0 for a collected day without a row, NaN for a day that was not collected.
 
     Args:
         counts: columns `event_date`, `series` and `count`; rows of the same day and series are added up.
@@ -132,38 +141,40 @@ def daily_matrix(
     return matrix
 
 
-def spikes(counts: pd.DataFrame, asset: str, days: Collection[date]) -> list[Finding]:
+def spikes(counts: pd.DataFrame, event_name: str, days: Collection[date]) -> list[Finding]:
     """Findings for those of `days` that have far more than the 56 days before let expect of their weekday.
 
     Raises:
         ValueError: the rows are not consecutive days, or lack one of `days`.
     """
-    return _judge("spike", asset, days, _score_spike, BASELINE_DAYS + 1, _since_first_count(counts))
+    return _judge("spike", event_name, days, _score_spike, BASELINE_DAYS + 1, _since_first_count(counts))
 
 
-def drops(counts: pd.DataFrame, asset: str, days: Collection[date]) -> list[Finding]:
+def drops(counts: pd.DataFrame, event_name: str, days: Collection[date]) -> list[Finding]:
     """Findings for those of `days` that end a week with far less than the median of the twelve weeks before.
 
     Raises:
         ValueError: the rows are not consecutive days, or lack one of `days`.
     """
-    return _judge("drop", asset, days, _score_drop, 7 * (DROP_WEEKS + 1), _since_first_count(counts))
+    return _judge("drop", event_name, days, _score_drop, 7 * (DROP_WEEKS + 1), _since_first_count(counts))
 
 
-def error_spikes(errors: pd.DataFrame, requests: pd.DataFrame, asset: str, days: Collection[date]) -> list[Finding]:
+def error_spikes(
+    errors: pd.DataFrame, requests: pd.DataFrame, event_name: str, days: Collection[date]
+) -> list[Finding]:
     """Findings for those of `days` with far more errors than their requests had in the 28 days before.
 
     Raises:
         ValueError: the matrices differ in rows or columns, or the rows are not consecutive days, or lack one of `days`.
     """
-    return _judge("error spike", asset, days, _score_error_spike, BASELINE_DAYS + 1, errors, requests)
+    return _judge("error spike", event_name, days, _score_error_spike, BASELINE_DAYS + 1, errors, requests)
 
 
 def drop_offs(steps: Mapping[str, pd.DataFrame], days: Collection[date]) -> list[Finding]:
     """Findings for those of `days` that end 28 days with far less of a step, per step before, than the 28 days before.
 
     Args:
-        steps: metric and matrix of each step of the funnel, in order.
+        steps: event name and matrix of each step of the funnel, in order.
         days: the days to judge.
 
     Raises:
@@ -171,8 +182,8 @@ def drop_offs(steps: Mapping[str, pd.DataFrame], days: Collection[date]) -> list
     """
     return [
         finding
-        for (entry, entered), (asset, taken) in pairwise(steps.items())
-        for finding in _judge("drop-off", asset, days, _score_drop_off, 2 * SHARE_DAYS, taken, entered, per=entry)
+        for (entry, entered), (event_name, taken) in pairwise(steps.items())
+        for finding in _judge("drop-off", event_name, days, _score_drop_off, 2 * SHARE_DAYS, taken, entered, per=entry)
     ]
 
 
@@ -308,7 +319,7 @@ def _is_open(window: Array) -> Mask:
 
 def _judge(
     kind: Kind,
-    asset: str,
+    event_name: str,
     days: Collection[date],
     score: Callable[..., tuple[Array, Mask]],
     length: int,
@@ -321,6 +332,8 @@ def _judge(
         raise ValueError("the matrices differ in their days or their series")
     if (np.diff(index.to_numpy()) != np.timedelta64(1, "D")).any():
         raise ValueError("the rows of the matrix are not consecutive days")
+    if not series:
+        return []
     position = {timestamp.date(): row for row, timestamp in enumerate(index)}
     if not position.keys() >= set(days):
         raise ValueError("the matrix lacks a day that is to be judged")
@@ -329,5 +342,5 @@ def _judge(
     for day in sorted(days):
         row = position[day]
         z, found = score(*(values[row : row + length] for values in padded))
-        findings += [Finding(kind, asset, series[n], day, abs(float(z[n])), per) for n in np.flatnonzero(found)]
+        findings += [Finding(kind, event_name, series[n], day, abs(float(z[n])), per) for n in np.flatnonzero(found)]
     return findings

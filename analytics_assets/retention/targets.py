@@ -156,6 +156,28 @@ class PublishedCarries:
         yield Amount(*expiry.forget_carries(self.store, before))
 
 
+@dataclass(frozen=True)
+class Friction:
+    """What friction has found. It is dated by the day that departs from its history."""
+
+    store: Store
+    name = "friction"
+    covers = ("analytics.friction",)
+
+    def oldest(self) -> date | None:
+        """Return the oldest day of a finding."""
+        return expiry.summarize_friction(self.store, date.min)[2]
+
+    def expired(self, before: date) -> Amount:
+        """Return days, and findings."""
+        days, rows, _ = expiry.summarize_friction(self.store, before)
+        return Amount(days, rows)
+
+    def remove(self, before: date) -> Iterator[Amount]:
+        """Delete the findings."""
+        yield Amount(*expiry.forget_friction(self.store, before))
+
+
 _DAY_FOLDER: Final = re.compile(r"\d{4}-\d\d-\d\d")
 
 

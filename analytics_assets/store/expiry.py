@@ -1,6 +1,7 @@
 """Removing expired days from the analytics database, and the ledger that says so.
 
-Functions of the database remove, and they refuse every day that is still kept. `retention` decides when, and what else
+Functions of the database remove, and they refuse every day that is still kept. Only findings of friction are deleted by
+the service account itself, because it replaces them anyway. `retention` decides when, and what else
 keeps days.
 """
 
@@ -18,6 +19,7 @@ from analytics_assets.store.tables import (
     COLLECTED_DAYS,
     DAILY_COUNTS,
     DAYS,
+    FRICTION,
     PUBLICATIONS,
     PUBLISHED_CARRIES,
     RETENTION_LEDGER,
@@ -75,6 +77,11 @@ def summarize_carries(store: Store, before: date) -> tuple[int, int, date | None
     return _summarize(store, "reading the carries", sa.select(PUBLISHED_CARRIES.c.event_date), before)
 
 
+def summarize_friction(store: Store, before: date) -> tuple[int, int, date | None]:
+    """Return days and rows of the findings before a day, and the oldest day of all."""
+    return _summarize(store, "reading the findings", sa.select(FRICTION.c.event_date), before)
+
+
 def _summarize(
     store: Store, doing: str, days: sa.Select[date] | sa.CompoundSelect[date], before: date
 ) -> tuple[int, int, date | None]:
@@ -106,6 +113,14 @@ def forget_published(store: Store, before: date) -> tuple[int, int]:
 def forget_carries(store: Store, before: date) -> tuple[int, int]:
     """Delete the carries that no day since `before` has added to. Returns as above. Raises as `drop_day` does."""
     return _forget(store, "deleting carries", "forget_carries", before)
+
+
+def forget_friction(store: Store, before: date) -> tuple[int, int]:
+    """Delete the findings before a day. Returns days and rows."""
+    query = sa.delete(FRICTION).where(FRICTION.c.event_date < before).returning(FRICTION.c.event_date)
+    with store.transaction("deleting findings") as connection:
+        days = connection.scalars(query).all()
+    return len(set(days)), len(days)
 
 
 def _forget(store: Store, doing: str, function: str, before: date) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from analytics_assets.store.tables import (
     COLLECTED_DAYS,
     DAILY_COUNTS,
     DAYS,
+    FRICTION,
     PUBLICATIONS,
     PUBLISHED_CARRIES,
     RETENTION_LEDGER,
@@ -49,7 +50,7 @@ ROLES: Final = f"""\
 {_role(PUBLISHED_READER, "login")}"""
 
 _COUNTS = ", ".join(f"{SCHEMA}.{table}" for table in TABLES)
-_READ = f"{_COUNTS}, {SCHEMA}.daily_error_rates, {COLLECTED_DAYS}, {RETENTION_LEDGER}, {SCHEMA}.settings"
+_READ = f"{_COUNTS}, {SCHEMA}.daily_error_rates, {COLLECTED_DAYS}, {FRICTION}, {RETENTION_LEDGER}, {SCHEMA}.settings"
 _ENTRY = ", ".join(column.name for column in RETENTION_LEDGER.columns if column.name not in {"id", "removed_at"})
 _NOTE = ", ".join(column.name for column in PUBLICATIONS.columns if column.name != "published_at")
 _PUBLISHED = ", ".join(map(str, (DAILY_COUNTS, DAYS, WEEKLY_COUNTS, WEEKS)))
@@ -65,7 +66,7 @@ grant execute on function {SCHEMA}.today(), {SCHEMA}.first_kept_day() to {_ANALY
 grant select on {_READ} to {_ANALYSTS};
 -- Functions create and drop days, because the service account owns no table.
 grant execute on function {SCHEMA}.create_day(date), {SCHEMA}.drop_day(date), {SCHEMA}.forget_days(date) to {WRITER};
-grant insert, delete on {_COUNTS} to {WRITER};
+grant insert, delete on {_COUNTS}, {FRICTION} to {WRITER};
 grant insert, update (rows, collected_at) on {COLLECTED_DAYS} to {WRITER};
 -- Append-only, and the database says when.
 grant insert ({_ENTRY}) on {RETENTION_LEDGER} to {WRITER};

@@ -13,6 +13,8 @@ from sqlalchemy.sql.type_api import TypeEngine
 
 from analytics_assets.contract import (
     COUNT,
+    ENDPOINT,
+    FRICTION_KINDS,
     METRICS,
     PUBLISHED_BASE,
     PUBLISHED_SCHEMA,
@@ -181,6 +183,24 @@ PUBLISHED_CARRIES: Final = sa.Table(
     sa.CheckConstraint(_BASE_RULE, name="published_carries_base"),
 )
 
+EVERY_NAME: Final = tuple(name for m in METRICS for name in m.event_names)
+
+FRICTION: Final = sa.Table(
+    "friction",
+    METADATA,
+    sa.Column("event_date", sa.Date, primary_key=True),
+    sa.Column("event_name", sa.Text, primary_key=True),
+    sa.Column("series", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("score", sa.Double, nullable=False),
+    _only("friction", EVERY_NAME),
+    sa.CheckConstraint(sa.column("kind", sa.Text).in_(FRICTION_KINDS), name="friction_kind"),
+    # An event id is shorter.
+    sa.CheckConstraint(
+        sa.func.char_length(sa.column("series", sa.Text)) <= ENDPOINT.max_length, name="friction_series"
+    ),
+)
+
 NAMES_OF: Final = {
     DAILY_COUNTS: DAILY_NAMES,
     DAYS: DAILY_NAMES,
@@ -188,5 +208,6 @@ NAMES_OF: Final = {
     WEEKS: WEEKLY_NAMES,
     PUBLICATIONS: DAILY_NAMES + WEEKLY_NAMES,
     PUBLISHED_CARRIES: DAILY_NAMES + WEEKLY_NAMES,
+    FRICTION: EVERY_NAME,
 }
-"""Table about what is published -> the only event names in it."""
+"""Table beside the counts -> the only event names in it."""

@@ -8,10 +8,17 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from analytics_assets.contract import METRICS, SourceView, metric
+from analytics_assets.contract import METRICS, PUBLISHED_PATH, SourceView, metric
 from analytics_assets.definitions import build_definitions
-from analytics_assets.defs.checks import NO_EXPIRED_DAYS, ONLY_VIEWS
+from analytics_assets.defs.checks import (
+    NO_EXPIRED_DAYS,
+    NOT_RECOVERABLE,
+    ONLY_FIVES,
+    ONLY_VIEWS,
+    SAY_ONLY_WHAT_IS_PUBLISHED,
+)
 from analytics_assets.defs.evaluation import AT_SOURCE, CHECK_NAMES, DOCUMENTED, MATCHES, STORED
+from analytics_assets.defs.pages import PUBLISHED
 from analytics_assets.settings import Settings
 from analytics_assets.store import open_store
 from analytics_assets.store.counts import DayRefusedError, read_window
@@ -399,6 +406,8 @@ def test_every_metric_has_every_check_and_shared_facts_are_checked_once() -> Non
         *((m.asset, name) for m in METRICS for name in CHECK_NAMES),
         *((LEDGER, name) for name in (NO_EXPIRED_DAYS, DOCUMENTED)),
         *(("/".join(m.origin.path), ONLY_VIEWS) for m in METRICS if isinstance(m.origin, SourceView)),
+        *((PUBLISHED_PATH[0], name) for name in (ONLY_FIVES, NOT_RECOVERABLE)),
+        (PUBLISHED, SAY_ONLY_WHAT_IS_PUBLISHED),
     }
     assert metric("event_signups").asset in EVENT_FED
 

@@ -11,7 +11,7 @@ from dagster._utils.schedules import schedule_execution_time_iterator
 from analytics_assets.contract import LOOKBACK_DAYS
 from analytics_assets.days import span
 from analytics_assets.definitions import build_definitions
-from analytics_assets.defs.checks import database_checks, login_checks, published_checks
+from analytics_assets.defs.checks import database_checks, login_checks, published_checks, published_pages_check
 from analytics_assets.defs.evaluation import CHECK_NAMES
 from analytics_assets.defs.jobs import daily_metrics_job
 from analytics_assets.defs.partitions import days_of_run
@@ -87,5 +87,6 @@ def test_what_it_asks_for_is_what_runs(pipeline: Pipeline, yesterday: date) -> N
     (published,) = pipeline.sql("select min(event_date), max(event_date) from published.days")
     assert published == (yesterday - timedelta(days=LOOKBACK_DAYS),) * 2, "the day that it will not collect again"
     assert len(result.get_asset_check_evaluations()) == len(CHECK_NAMES) * len(ALL) + sum(
-        len(list(shared.check_specs)) for shared in (database_checks, published_checks, login_checks)
+        len(list(shared.check_specs))
+        for shared in (database_checks, published_checks, login_checks, published_pages_check)
     )

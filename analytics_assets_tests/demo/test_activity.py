@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import pytest
 import sqlalchemy as sa
 from starlette.routing import Route
@@ -20,6 +21,8 @@ from analytics_assets import contract, guard
 from analytics_assets.days import bounds
 from analytics_assets.demo.activity import (
     CROWDS,
+    ERROR_SPIKE_CYCLE,
+    OPENING_CYCLE,
     PROCESSES,
     _move_dumps,
     create_demo_app,
@@ -35,6 +38,7 @@ from analytics_assets.demo.directory import (
     profile_row,
     utc_now,
 )
+from analytics_assets.publication.friction import daily_matrix, error_spikes, spikes
 from analytics_assets.telemetry import Telemetry
 
 ZONE = "Europe/Berlin"
@@ -296,6 +300,43 @@ def test_two_events_have_nothing_for_weeks(
         if max((len([*days]) for is_active, days in groupby(active) if not is_active), default=0) >= 21:
             silent_for_weeks.add(crowd)
     assert silent_for_weeks == {crowd for crowd in CROWDS if crowd.quiet}
+
+
+def matrix(counts: list[tuple[date, str, int]]) -> pd.DataFrame:
+    frame = pd.DataFrame(counts, columns=["event_date", "series", "count"])
+    return daily_matrix(frame, WINDOW, WINDOW, sorted(set(frame["series"])))
+
+
+def test_friction_finds_where_signup_opens_and_no_quiet_week(window_signups: dict[date, Counter[int]]) -> None:
+    counts = [(day, str(event), count) for day, of_day in window_signups.items() for event, count in of_day.items()]
+    judged = WINDOW[56:]
+    found = {(f.series, f.day) for f in spikes(matrix(counts), "event_signup", judged)}
+    openings = {
+        (str(crowd.event_id), day)
+        for crowd in CROWDS
+        for day in judged
+        if crowd.opens_on is not None and (day.toordinal() - crowd.opens_on) % OPENING_CYCLE == 0
+    }
+    assert len(openings) > 8
+    assert openings <= found
+    # The two days after an opening are high, too; nothing else is.
+    assert found <= {(event, day + timedelta(days=n)) for event, day in openings for n in range(3)}
+    assert not {str(crowd.event_id) for crowd in CROWDS if crowd.quiet} & {event for event, _ in found}
+
+
+def test_friction_finds_the_outage_and_nothing_else(window_lines: dict[date, list[Line]]) -> None:
+    responses = [
+        (day, line["endpoint"], line["count"], line["status_code"])
+        for day, lines in window_lines.items()
+        for line in lines
+        if "endpoint" in line
+    ]
+    requests = matrix([(day, endpoint, count) for day, endpoint, count, _ in responses])
+    errors = matrix([(day, endpoint, count if status >= 400 else 0) for day, endpoint, count, status in responses])
+    judged = WINDOW[56:]
+    outages = {(SEARCH, day) for day in judged if day.toordinal() % ERROR_SPIKE_CYCLE == 0}
+    assert outages
+    assert {(f.series, f.day) for f in error_spikes(errors, requests, "http_response", judged)} == outages
 
 
 def test_the_same_date_brings_the_same_activity_in_any_order(demo: Demo) -> None:

@@ -145,6 +145,14 @@ def test_an_expectation_below_one_is_taken_for_one() -> None:
     assert deviation(np.array([8.0, 8.0, 8.0]), np.array([0.0, 0.01, 1.0]), np.ones(3)) == pytest.approx([4.5] * 3)
 
 
+def test_nothing_is_found_where_nothing_was_ever_counted() -> None:
+    nothing = daily_matrix(pd.DataFrame({"event_date": [], "series": [], "count": []}), [FIRST], [FIRST], [])
+    for find in (spikes, drops):
+        assert find(nothing, "signups", [FIRST]) == []
+    assert error_spikes(nothing, nothing, "responses", [FIRST]) == []
+    assert drop_offs({"views": nothing, "searches": nothing}, [FIRST]) == []
+
+
 def test_a_steady_history_by_hand() -> None:
     # mu = 20, phi = 1, n = 8: ((45/20)^(2/3) - 1) / ((2/3) sqrt(1/20 x 9/8)) = 0.71707 / 0.15811
     (finding,) = spikes(frame([20] * 56 + [45]), "signups", [on(56)])
@@ -371,7 +379,7 @@ def test_a_step_that_fewer_take_is_found_and_fewer_entries_are_not() -> None:
 def test_each_step_is_compared_with_the_one_before() -> None:
     views, searches, signups = frame([100] * 56), frame([50] * 28 + [20] * 28), frame([20] * 28 + [8] * 28)
     found = drop_offs({"views": views, "searches": searches, "signups": signups}, [on(55)])
-    assert [(finding.asset, finding.per) for finding in found] == [("searches", "views")]
+    assert [(finding.event_name, finding.per) for finding in found] == [("searches", "views")]
 
 
 @pytest.mark.parametrize("phi", [1, 2, 4])

@@ -89,6 +89,13 @@ def old_carry(pipeline: Pipeline, noon: datetime) -> None:
     )
 
 
+def old_finding(pipeline: Pipeline, noon: datetime) -> None:
+    past_the_trigger(
+        pipeline,
+        f"insert into analytics.friction values ('{noon.date()}', 'event_signup', '7', 'spike', 4.5)",  # noqa: S608
+    )
+
+
 def past_the_trigger(pipeline: Pipeline, *statements: str) -> None:
     """Insert what the database refuses as expired."""
     as_superuser(pipeline.settings, "set session_replication_role = replica", *statements)
@@ -200,6 +207,7 @@ EXPIRED: list[tuple[Put, str]] = [
     (old_published_week, "published days"),
     (old_publication, "published days"),
     (old_carry, "published carries"),
+    (old_finding, "friction"),
     (old_dumps, "counter dumps"),
     (old_stray_file, "counter dumps"),
     (old_stray_link, "counter dumps"),

@@ -53,6 +53,7 @@ IN_THE_ANALYTICS_DATABASE: Rights = {
     "function analytics.drop_day(date)": {WRITER: "execute"},
     "function analytics.forget_days(date)": {WRITER: "execute"},
     "function analytics.refuse_expired()": {},
+    "table analytics.friction": {WRITER: "select insert delete", READER: "select"},
     "table analytics.publications": {WRITER: "select insert"},
     "table analytics.published_carries": {WRITER: "select insert update"},
     "function analytics.mark_filled(date,text)": {WRITER: "execute"},
@@ -146,6 +147,7 @@ ROWS = {
     "analytics.daily_event_counts": "values ('{day}', 'event_signup', '7', 'web', 1)",
     "analytics.daily_response_counts": "values ('{day}', 'GET /', 200, 1)",
     "analytics.collected_days": "values ('event_signups', '{day}', 0, now())",
+    "analytics.friction": "values ('{day}', 'event_signup', '7', 'spike', 4.5)",
     "analytics.publications": "(event_name, event_date, filled, base, fingerprint)"
     " values ('event_signup', '{day}', false, 5, md5(''))",
     "analytics.published_carries": "values ('event_signup', '7', 4, 5, '{day}')",

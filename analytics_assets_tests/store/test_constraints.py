@@ -29,6 +29,7 @@ from analytics_assets.store.tables import (
     COUNTS,
     DAILY_COUNTS,
     DAYS,
+    FRICTION,
     METADATA,
     PUBLICATIONS,
     PUBLISHED_CARRIES,
@@ -257,6 +258,37 @@ def test_nothing_expired_is_published(database: Database, table: sa.Table) -> No
         connection.rollback()
         with pytest.raises(sa.exc.DBAPIError, match="only a day inside the retention period can be published"):
             connection.execute(sa.insert(table).values(published_row(database, table, first - timedelta(days=1))))
+
+
+def found_row(database: Database, day: date | None = None) -> Row:
+    return {
+        "event_date": day or database.day,
+        "event_name": "event_signup",
+        "series": "7",
+        "kind": "spike",
+        "score": 4.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("event_name", "canary"), ("kind", "canary"), ("kind", ""), ("series", "x" * 201)]
+)
+def test_what_is_no_finding_is_refused(database: Database, column: str, value: str) -> None:
+    with database.login(WRITER) as connection:
+        assert connection.execute(sa.insert(FRICTION).values(found_row(database))).rowcount == 1
+        connection.rollback()
+        with pytest.raises(sa.exc.IntegrityError) as refusal:
+            connection.execute(sa.insert(FRICTION).values(found_row(database) | {column: value}))
+    assert constraint(refusal) == f"friction_{column}"
+
+
+def test_nothing_is_found_of_an_expired_day(database: Database) -> None:
+    with database.login(WRITER) as connection:
+        first: date = connection.execute(sa.select(sa.func.analytics.first_kept_day())).scalar_one()
+        assert connection.execute(sa.insert(FRICTION).values(found_row(database, first))).rowcount == 1
+        connection.rollback()
+        with pytest.raises(sa.exc.DBAPIError, match="inside the retention period"):
+            connection.execute(sa.insert(FRICTION).values(found_row(database, first - timedelta(days=1))))
 
 
 @pytest.mark.parametrize("table", PUBLISHED_ROWS, ids=lambda table: table.name)

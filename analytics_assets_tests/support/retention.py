@@ -13,6 +13,7 @@ TARGETS = [
     "collected days",
     "published days",
     "published carries",
+    "friction",
     "counter dumps",
     "pages",
     "partition records",

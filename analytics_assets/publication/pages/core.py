@@ -14,6 +14,8 @@ from analytics_assets.publication.pages.series import Period, Series, funnel, pe
 FOLDER: Final = "core"
 MAX_EVENTS: Final = 300
 """Events, and endpoints, that the core page lists: those with the most going on in the last 28 days."""
+MAX_FINDINGS: Final = 30
+"""Findings that the core page lists."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ def render_core(core: Core) -> Iterator[Page]:
         core=core,
         now=now,
         funnel=funnel(list(core.steps), now),
+        findings=core.findings[:MAX_FINDINGS],
+        more_findings=max(0, len(core.findings) - MAX_FINDINGS),
         events=[
             (event, {s.name: s.total(now) for s in event.series if s.name in names}) for event in events[:MAX_EVENTS]
         ],

@@ -17,8 +17,10 @@ import sqlalchemy as sa
 from analytics_assets.contract import CORE_FIELDS, FUNNEL, METRICS, TARGETS, Metric, Published, published_names
 from analytics_assets.days import span
 from analytics_assets.dictionary import origin_name
+from analytics_assets.publication.findings import read_findings
+from analytics_assets.publication.friction import strongest
 from analytics_assets.publication.pages import core, published
-from analytics_assets.publication.pages.series import Period, Series, Total, Weeks
+from analytics_assets.publication.pages.series import Period, Series, Total, Weeks, period_to
 from analytics_assets.settings import Settings
 from analytics_assets.store.counts import Window
 
@@ -73,6 +75,7 @@ def read_core(connection: sa.Connection, window: Window, settings: Settings, hea
         name: _event_series(name, _add(event[name] for event in counts.values()), period, collected) for name in _NAMES
     }
     responses, endpoints = _read_responses(connection, period, collected)
+    findings = strongest(read_findings(connection, *period_to(period.last)))
     return core.Core(
         period=period,
         time_zone=settings.time_zone,
@@ -85,6 +88,10 @@ def read_core(connection: sa.Connection, window: Window, settings: Settings, hea
         responses=responses,
         endpoints=endpoints,
         events=events,
+        findings=[
+            core.Finding(finding.text, finding.day, finding.series if finding.series in counts else None)
+            for finding in findings
+        ],
         targets=[core.Target(target, every[target.numerator], every[target.denominator]) for target in TARGETS],
         dictionary=[
             core.Entry(
