@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from analytics_assets.days import span
-from analytics_assets.defs.assets import CONTRACT_FILE, find_entries
+from analytics_assets.defs.assets import CONTRACT_FILE, GROUP, find_entries
 from analytics_assets.defs.evaluation import AT_SOURCE, CHECK_NAMES, STORED
 from analytics_assets.local.server import ROOT
 from analytics_assets_tests.support.browser import (
@@ -103,9 +103,8 @@ def test_a_backfill_of_a_range_is_launched_by_clicking(site: Site, page: Page) -
     last = site.day(1 if SCREENSHOTS else 2)
     first = last - timedelta(days=site.settings.retention_days - 1 if SCREENSHOTS else 4)
     days = span(first, last)
-    page.goto("/")
-    page.get_by_role("link", name="Lineage").click()
-    materialize(page, "Materialize all (6)…", type_days(first, last), days=len(days))
+    page.goto(f"/locations/analytics_assets/asset-groups/{GROUP}/lineage")
+    materialize(page, f"Materialize all ({len(ALL)})…", type_days(first, last), days=len(days))
     # The status, and the heading of a column.
     patience = 600 if SCREENSHOTS else 2 * PATIENCE
     expect(page.get_by_text("Succeeded", exact=True)).to_have_count(2, timeout=patience * 1000)
