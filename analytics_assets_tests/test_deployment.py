@@ -283,17 +283,17 @@ def test_what_has_expired_goes_before_anybody_reads() -> None:
 @pytest.mark.parametrize("name", [TEAM, VIEWERS])
 def test_without_a_password_nothing_is_shown(serving: Deployment, name: str) -> None:
     for path in ("/", "/graphql", "/server_info", "/assets/event_signups"):
-        assert requests.post(address(serving, name) + path, timeout=30).status_code == 401
+        assert requests.post(address(serving, name) + path, timeout=PATIENCE).status_code == 401
     other = PEOPLE[VIEWERS if name == TEAM else TEAM]
-    assert requests.get(address(serving, name), auth=other, timeout=30).status_code == 401
-    page = requests.get(address(serving, name), auth=PEOPLE[name], timeout=30)
+    assert requests.get(address(serving, name), auth=other, timeout=PATIENCE).status_code == 401
+    page = requests.get(address(serving, name), auth=PEOPLE[name], timeout=PATIENCE)
     assert page.status_code == 200
     assert "dagster" in page.text.lower()
 
 
 @pytest.mark.parametrize("name", [TEAM, VIEWERS])
 def test_plain_http_leads_to_https(serving: Deployment, name: str) -> None:
-    answer = requests.get(address(serving, name, "http") + "/assets", allow_redirects=False, timeout=30)
+    answer = requests.get(address(serving, name, "http") + "/assets", allow_redirects=False, timeout=PATIENCE)
     assert (answer.status_code, answer.headers["Location"]) == (301, address(serving, name) + "/assets")
 
 
@@ -306,9 +306,10 @@ def subscribe(deployment: Deployment, name: str, **headers: str) -> Any:
         ssl=trusted,
         subprotocols=[websockets.Subprotocol("graphql-ws")],
         additional_headers=given,
+        open_timeout=PATIENCE,
     ) as socket_:
         socket_.send('{"type": "connection_init", "payload": {}}')
-        return socket_.recv(timeout=30)
+        return socket_.recv(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("name", [TEAM, VIEWERS])
@@ -325,10 +326,10 @@ def test_what_another_site_makes_a_browser_request_is_refused(serving: Deploymen
     graphql = address(serving, name) + "/graphql"
     query = {"query": "{ version }"}
     for origin, status in (address(serving, name), 200), ("https://elsewhere.example", 403), ("null", 403):
-        answer = requests.post(graphql, json=query, auth=PEOPLE[name], headers={"Origin": origin}, timeout=30)
+        answer = requests.post(graphql, json=query, auth=PEOPLE[name], headers={"Origin": origin}, timeout=PATIENCE)
         assert answer.status_code == status
     for path in ("/graphql", "//graphql", "/%67raphql"):
-        answer = requests.get(address(serving, name) + path, params=query, auth=PEOPLE[name], timeout=30)
+        answer = requests.get(address(serving, name) + path, params=query, auth=PEOPLE[name], timeout=PATIENCE)
         assert answer.status_code == 405
 
 
@@ -388,4 +389,4 @@ def test_viewers_change_nothing(serving: Deployment) -> None:
     with pytest.raises(WebserverError, match="UnauthorizedError"):
         ui(serving, VIEWERS).launch_backfill(ALL, [last_day()])
     report = address(serving, VIEWERS) + "/report_asset_materialization/event_signups"
-    assert requests.post(report, auth=PEOPLE[VIEWERS], timeout=30).status_code in {401, 403}
+    assert requests.post(report, auth=PEOPLE[VIEWERS], timeout=PATIENCE).status_code in {401, 403}

@@ -33,7 +33,7 @@ from analytics_assets_tests.support.database import pipeline_settings
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, failures
 from analytics_assets_tests.support.processes import free_port
 
-PATIENCE = 60
+PATIENCE = 120
 THREADS = 4
 
 ASGI_APP = "analytics_assets_tests.support.served:asgi_app"

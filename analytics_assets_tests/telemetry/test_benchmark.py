@@ -26,7 +26,7 @@ COMPARISONS = {
 def run(**environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "benchmarks/telemetry.py"), "--rounds", "2", "--calls", "3"]
     return subprocess.run(
-        command, env={**os.environ, **environment}, check=False, capture_output=True, text=True, timeout=120
+        command, env={**os.environ, **environment}, check=False, capture_output=True, text=True, timeout=300
     )
 
 

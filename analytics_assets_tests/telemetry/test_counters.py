@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 def run(script: str, *arguments: object) -> str:
     command = [sys.executable, "-W", "error", "-c", script, *map(str, arguments)]
     return subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True, text=True, timeout=60
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True, text=True, timeout=300
     ).stdout
 
 
@@ -765,7 +765,7 @@ def isolated(script: str, *arguments: object) -> str:
     """Output of a script in an interpreter without site-packages, with this package's folder alone to import from."""
     script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{script}"
     command = [sys.executable, "-I", "-S", "-W", "error", "-c", script, *map(str, arguments)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 

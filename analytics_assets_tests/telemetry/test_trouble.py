@@ -102,7 +102,7 @@ def in_a_process(scenario: Callable[[Path, str], None], folder: Path, trouble: s
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
