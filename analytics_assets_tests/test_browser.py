@@ -125,8 +125,7 @@ def test_a_backfill_of_a_range_is_launched_by_clicking(site: Site, page: Page) -
 def test_the_lineage_shows_sources_assets_and_checks(browser: Browser, site: Site, tmp_path: Path) -> None:
     # In a narrower window the graph is smaller, and cuts long names.
     with new_page(browser, site, width=1440, height=1200) as page:
-        page.goto("/")
-        page.get_by_role("link", name="Lineage").click()
+        page.goto(f"/locations/analytics_assets/asset-groups/{GROUP}/lineage")
         for name in (*OTHERS, *ALL):
             both = 2 if name in OTHERS and name in ALL else 1
             expect(page.get_by_role("button", name=re.compile(rf"(^| ){name}$"))).to_have_count(both)

@@ -10,7 +10,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from analytics_assets.contract import SCHEMA, SOURCE_SCHEMA, SOURCE_VIEWS
+from analytics_assets.contract import PUBLISHED_SCHEMA, SCHEMA, SOURCE_SCHEMA, SOURCE_VIEWS
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ where c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') and case n.nspname
     when 'information_schema' then false
     when :source_schema then not (c.relname = any(:views) and c.relkind in ('v', 'm'))
     when :our_schema then pg_get_userbyid(n.nspowner) <> 'analytics_owner'
+    when :published_schema then pg_get_userbyid(n.nspowner) <> 'analytics_owner'
     else n.nspname !~ '^pg_' end
 and exists (
     select from roles r where has_schema_privilege(r.oid, n.oid, 'usage') and case c.relkind
@@ -132,7 +133,12 @@ def find_excess_rights(connection: sa.Connection) -> list[Excess]:
     ]
     if any(role.superuser or role.rolname == "pg_read_all_data" for role in roles):
         return powers  # otherwise the whole database would be listed, too
-    parameters = {"source_schema": SOURCE_SCHEMA, "our_schema": SCHEMA, "views": list(_VIEWS)}
+    parameters = {
+        "source_schema": SOURCE_SCHEMA,
+        "our_schema": SCHEMA,
+        "published_schema": PUBLISHED_SCHEMA,
+        "views": list(_VIEWS),
+    }
 
     def found(query: str) -> list[str]:
         return list(connection.scalars(sa.text(query), parameters))

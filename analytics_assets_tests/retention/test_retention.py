@@ -68,7 +68,7 @@ def test_a_day_is_kept_for_180_days_and_then_leaves_every_target(
     assert pipeline.retain().success
     assert collected(pipeline) == set(days)
     today = settings.today()
-    oldest = [*[days[0]] * 5, None, days[0], yesterday, today, today, None]
+    oldest = [*[days[0]] * 4, None, days[0], None, days[0], yesterday, today, today, None]
     assert ledger(pipeline) == {target: (0, 0, day) for target, day in zip(TARGETS, oldest, strict=True)}
 
     # The oldest of the three is now 181 days old, the others 180 and 179.
