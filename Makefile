@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
+# Of the whole test suite. Two per core: half of a test's time is waiting for servers.
+WORKERS ?= 4
 
 .PHONY: help install demo up lint check test test-programs supported-python \
 	bench-telemetry bench-storage bench-publish bench-friction lock clean
@@ -28,7 +30,7 @@ check: lint  ## In less than two minutes: lint, and the tests that need no serve
 
 test: test-programs lint  ## Everything: lint, the definitions, all tests with their coverage.
 	$(VALIDATE)
-	$(BIN)/pytest --numprocesses 2 --cov
+	$(BIN)/pytest --numprocesses $(WORKERS) --cov
 
 # From another folder: beside dagster.yaml, it asks for the database of Dagster's records. Its advice to use the command
 # `dg` is for projects of another layout.
