@@ -1,8 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-# Of the whole test suite. Two per core: half of a test's time is waiting for servers.
-WORKERS ?= 4
+# Of the whole test suite, one per core of the smallest machine it runs on.
+WORKERS ?= 2
 
 .PHONY: help install demo up lint check test test-programs supported-python \
 	bench-telemetry bench-storage bench-publish bench-friction lock clean
