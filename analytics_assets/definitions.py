@@ -31,15 +31,16 @@ def build_definitions(settings: Settings, **overrides: Any) -> dg.Definitions:
     Raises:
         ContractError: an asset has no entry in the data dictionary.
     """
+    checks = [
+        *map(metric_checks, METRICS),
+        database_checks,
+        published_checks,
+        login_checks,
+        *([published_pages_check] if INSTALLED else []),
+    ]
     arguments: dict[str, Any] = {
-        "assets": make_assets(settings, daily_partitions(settings)),
-        "asset_checks": [
-            *map(metric_checks, METRICS),
-            database_checks,
-            published_checks,
-            login_checks,
-            *([published_pages_check] if INSTALLED else []),
-        ],
+        "assets": make_assets(settings, daily_partitions(settings), checks),
+        "asset_checks": checks,
         "jobs": [daily_metrics_job, retention_job],
         "schedules": [make_daily_schedule(settings.time_zone)],
         "sensors": [retention_sensor],

@@ -251,9 +251,9 @@ class Table:
         lines = [f"**{self.title}**", ""]
         lines += [f"| {' | '.join(cells)} |" for cells in (self.head, ["--:"] * len(self.head), *rows)]
         if self.aim:
-            missed = [f"{row[0]} with phi {row[1]}" for row in rows if float(row[2]) > AIM]
+            missed = [f"{row[0]} with phi {row[1]}" for row in rows if int(row[0]) in MEANS and float(row[2]) > AIM]
             verdict = f"missed in the rows {', '.join(missed)}" if missed else "met in every row"
-            lines += ["", f"Aim (at most {AIM:g} false alarm per 1,000): {verdict}."]
+            lines += ["", f"Aim (at most {AIM:g} false alarm per 1,000, from {MEANS[0]} a day on): {verdict}."]
         return "\n".join(lines)
 
 

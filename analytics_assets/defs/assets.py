@@ -6,6 +6,7 @@ The checks that concern the whole database belong to it.
 
 import ast
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, cast
 
@@ -30,7 +31,7 @@ from analytics_assets.contract import (
 )
 from analytics_assets.defs.collect import CollectConfig, Results, collect
 from analytics_assets.defs.evaluation import AT_SOURCE
-from analytics_assets.defs.pages import PAGE_ASSETS
+from analytics_assets.defs.pages import make_core_pages, published_pages
 from analytics_assets.defs.partitions import days_of_run
 from analytics_assets.dictionary import asset_descriptions, column_text
 from analytics_assets.publication.findings import refresh_friction
@@ -46,13 +47,17 @@ PUBLICATION_GROUP: Final = "publication"
 CONTRACT_FILE: Final = Path(contract.__file__).resolve()
 
 
-def make_assets(settings: Settings, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition | dg.AssetSpec]:
-    """Return every asset, described by its entry in the data dictionary."""
+def make_assets(
+    settings: Settings, partitions: dg.PartitionsDefinition, checks: Iterable[dg.AssetChecksDefinition]
+) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+    """Return every asset, described by its entry in the data dictionary. `checks` are those outside the assets."""
     descriptions = asset_descriptions(settings)
     lines = find_entries(CONTRACT_FILE)
+    metrics = [_metric_asset(m, partitions, descriptions[m.asset,], lines[m.asset]) for m in METRICS]
+    every_check = [key for definition in (*metrics, *checks) for key in definition.check_keys]
     return [
-        *(_metric_asset(m, partitions, descriptions[m.asset,], lines[m.asset]) for m in METRICS),
-        *(PAGE_ASSETS if INSTALLED else ()),
+        *metrics,
+        *((make_core_pages(every_check), published_pages) if INSTALLED else ()),
         *(_origin_asset(origin, descriptions[origin.path]) for origin in ORIGINS),
         dg.AssetSpec(
             dg.AssetKey(LEDGER_PATH),

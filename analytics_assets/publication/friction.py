@@ -44,6 +44,8 @@ MIN_EXPECTED: Final = 1
 """A smaller expectation is taken for one: z is then defined for a baseline of zeros, and tame for a sparse series."""
 
 SPIKE_Z: Final = 4.0
+ERROR_SPIKE_Z: Final = 4.2
+"""Higher than SPIKE_Z: with 4.0, ten clumped errors a day raise more than one false alarm per 1,000 series-days."""
 SPIKE_EXCESS: Final = 10
 """Occurrences, or errors, above the expectation that a spike has at least."""
 
@@ -271,7 +273,7 @@ def _score_drop(window: Array) -> tuple[Array, Mask]:
 
 def _score_error_spike(errors: Array, requests: Array) -> tuple[Array, Mask]:
     z, excess = _compare_shares(errors, requests, days=1)
-    return z, (z > SPIKE_Z) & (excess >= SPIKE_EXCESS)
+    return z, (z > ERROR_SPIKE_Z) & (excess >= SPIKE_EXCESS)
 
 
 def _score_drop_off(taken: Array, entered: Array) -> tuple[Array, Mask]:

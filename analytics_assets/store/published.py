@@ -134,14 +134,14 @@ with periods as (
     left join (select * from analytics.published_carries where base = :base and not :filled) kept
         using (event_name, event_id)
     where collected
-    window series as (partition by event_name, event_id order by start rows unbounded preceding)
+    window series as (partition by event_id, event_name order by start rows unbounded preceding)
 ), steps as (
     select event_name, event_id, start, last, cast(total % :base as integer) as carry,
            cast(total - total % :base - (total - count - (total - count) % :base) as bigint) as step
     from totals
 ), stated as (
-    insert into {states} ({start}, event_name, state)
-    select start, event_name, case when collected then 'published' else 'not_collected' end from periods
+    insert into {states} ({start}, event_name, state, filled)
+    select start, event_name, case when collected then 'published' else 'not_collected' end, :filled from periods
     {on_conflict}
 ), kept as (
     insert into analytics.published_carries as kept (event_name, event_id, carry, base, event_date)
@@ -156,12 +156,13 @@ select {columns_of_steps}, step from steps where step > 0 order by 1, 2
 # Whatever changes a published number or state later changes this.
 _FINGERPRINTS: Final = """
 select states.event_name, states.{start} as start, md5(states.state || coalesce(
-           string_agg(' ' || {series} || '=' || counts.count, '' order by {series} collate "C"), '')) as fingerprint
+           string_agg(' ' || {series} || '=' || counts.count, '' order by {series} collate "C"), '')) as fingerprint,
+       states.filled
 from {states} states
 left join {counts} counts on counts.event_name = states.event_name and counts.{start} = states.{start}
     and counts.{start} between :first and :last
 where states.{start} between :first and :last
-group by 1, 2, states.state
+group by 1, 2, states.state, states.filled
 """
 
 _NOTE: Final = """
@@ -220,12 +221,12 @@ def _fingerprints(grain: Grain) -> str:
 # The newest note of a period is the one that holds: a period may be filled after it was noted as not collected.
 _ALTERED: Final = """
 with notes as (
-    select distinct on (event_name, event_date) event_name, event_date as start, base, fingerprint
+    select distinct on (event_name, event_date) event_name, event_date as start, base, fingerprint, filled
     from analytics.publications where event_name = any(:names) order by event_name, event_date, filled desc
 ), live as ({fingerprints})
 select :periods || ' that are not as they were published' as what,
        (select count(*) from notes full join live using (event_name, start)
-        where notes.fingerprint is distinct from live.fingerprint) as number
+        where (notes.fingerprint, notes.filled) is distinct from (live.fingerprint, live.filled)) as number
 union all
 select 'counts of ' || :periods || ' that were not published',
        (select count(*) from {counts} counts where not exists (

@@ -667,10 +667,13 @@ def test_a_small_simulation_meets_the_aim_and_fills_the_page(tmp_path: Path) -> 
 
 def test_the_simulation_tells_a_detector_that_misses_the_aim(tmp_path: Path) -> None:
     # Python imports this module at start.
-    loose = "from analytics_assets.publication import friction\nfriction.SPIKE_Z = friction.DROP_Z = 1.5\n"
+    loose = (
+        "from analytics_assets.publication import friction\n"
+        "friction.SPIKE_Z = friction.ERROR_SPIKE_Z = friction.DROP_Z = 1.5\n"
+    )
     (tmp_path / "sitecustomize.py").write_text(loose)
     printed = simulate("--series", "14", "--days", "105", PYTHONPATH=str(tmp_path))
-    assert len(re.findall(r"^Aim .* missed in the rows 10 with phi 1,", printed, re.MULTILINE)) == 3
+    assert len(re.findall(r"^Aim .* missed in the rows 10 with phi 1,", printed, re.MULTILINE)) == 4
     assert "met in every row" not in printed
 
 

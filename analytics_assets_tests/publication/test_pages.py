@@ -14,21 +14,25 @@ import pytest
 import sqlalchemy as sa
 
 from analytics_assets.contract import FUNNEL, METRICS, TARGETS
+from analytics_assets.days import span
 from analytics_assets.defs.checks import SAY_ONLY_WHAT_IS_PUBLISHED
 from analytics_assets.defs.pages import CORE, PUBLISHED
+from analytics_assets.publication.fives import BASE
 from analytics_assets.publication.pages.core import Health
 from analytics_assets.publication.pages.html import NOT_COLLECTED, Page
 from analytics_assets.publication.pages.publish import find_untrue_pages, write_core_pages, write_published_pages
-from analytics_assets.publication.pages.published import HOW_TO_READ
+from analytics_assets.publication.pages.published import FILLED, HOW_TO_READ, find_bounds
 from analytics_assets.publication.pages.reading import MARGIN, label, read_published
+from analytics_assets.publication.pages.series import period_to
 from analytics_assets.publication.pages.writing import write_pages
+from analytics_assets.publication.publish import fill as publish_day_later
 from analytics_assets.publication.publish import publish_closed
 from analytics_assets.retention.targets import Pages
 from analytics_assets.settings import Settings
 from analytics_assets.store import Store, open_store
-from analytics_assets.store.counts import replace_day
+from analytics_assets.store.counts import read_window, replace_day
 from analytics_assets_tests.support.database import admin_url, as_superuser, event, insert, set_up
-from analytics_assets_tests.support.pages import BUSY, EVENTS, QUIET, UUID, Tables, days_of, files, published
+from analytics_assets_tests.support.pages import BUSY, EVENTS, QUIET, UUID, Tables, days_of, files, fill, published
 from analytics_assets_tests.support.pipeline import Pipeline, run_check
 
 
@@ -383,6 +387,42 @@ def test_whatever_is_drawn_differently_is_found(store: Store, folder: Path) -> N
     ]
 
 
+def test_days_that_were_filled_later_are_said_and_widen_the_bounds(settings: Settings) -> None:
+    with open_store(settings) as store:
+        last = read_window(store).last
+        filled = last - timedelta(days=10)
+        fill(store, last - timedelta(days=34), last)
+        forget = f"delete from analytics.collected_days where asset = 'event_signups' and event_date = '{filled}'"  # noqa: S608
+        as_superuser(settings, forget)
+        publish_closed(store)
+        write_published_pages(store)
+        overview = settings.publish_dir / "overview/index.html"
+        assert FILLED not in overview.read_text()
+        fill(store, filled, filled)
+        publish_day_later(store, filled)
+        write_published_pages(store)
+        assert find_untrue_pages(store) == []
+        assert FILLED in overview.read_text()
+        assert FILLED in (settings.publish_dir / INDEX).read_text()
+        first = last - timedelta(days=29)
+        query = (
+            "select event_id, sum(count) from analytics.daily_event_counts where event_name = 'event_signup'"
+            " and event_date between :first and :last group by 1"
+        )
+        with store.transaction("reading") as connection:
+            found = read_published(connection, settings)
+            exact = connection.execute(sa.text(query), {"first": first, "last": first + timedelta(days=27)}).all()
+        assert found
+        bounds = find_bounds(found, "event_signup", period_to(found.period.last))
+        assert bounds.low <= sum(count for _, count in exact) <= bounds.high
+        with_numbers = [one for one in found.events if any(one.series[-1].days.values())]
+        assert bounds.high - sum(found.everything[-1].days[day] or 0 for day in span(first, found.period.last)) == (
+            len(with_numbers) * 2 * (BASE - 1)
+        )
+        say(settings.publish_dir, "overview/index.html", ", at most ", ", at most 1")
+        assert find_untrue_pages(store)
+
+
 # --- Dagster
 
 
@@ -397,12 +437,17 @@ def test_the_assets_write_the_pages_and_show_a_preview(changing: Store, pipeline
     assert metadata[CORE]["index"].value == str(changing.settings.publish_dir / "core/index.html")
     assert metadata[CORE]["pages"].value == 4
     assert "| Event signups | " in str(metadata[CORE]["preview"].value)
+    index = changing.settings.publish_dir / "core/index.html"
+    assert "0 checks executed, none failing" in index.read_text()
     assert metadata[PUBLISHED]["pages"].value == 10
     assert run_check(pipeline, PUBLISHED, SAY_ONLY_WHAT_IS_PUBLISHED).passed
     say(changing.settings.publish_dir, INDEX, "Nothing here", "4711")
     failed = run_check(pipeline, PUBLISHED, SAY_ONLY_WHAT_IS_PUBLISHED)
     assert not failed.passed
     assert "4711" not in str(failed)
+    job.execute_in_process(instance=pipeline.instance, asset_selection=[dg.AssetKey(CORE)])
+    failing = f'failing checks: <span class="mono">{PUBLISHED}: {SAY_ONLY_WHAT_IS_PUBLISHED}</span>;'
+    assert failing in index.read_text(), "also a check of another job"
 
 
 def test_without_a_collected_day_there_is_no_page(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""docs/publication-access.md carried out: the real nginx, and the views of the page in Starlette and Django."""
+"""docs/publication.md carried out: the real nginx, and the views of the page in Starlette and Django."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from analytics_assets.publication.pages.writing import write_pages
 from analytics_assets_tests.support.deployment import program
 from analytics_assets_tests.support.processes import free_port, wait_until
 
-PAGE = (ROOT / "docs/publication-access.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/publication.md").read_text(encoding="utf-8")
 CONFIGURATIONS = dict(re.findall(r"^```nginx\n# (/\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
 VIEWS = dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
 

@@ -119,6 +119,10 @@ FAULTS: dict[str, tuple[str, str]] = {
         "update published.days set state = 'not_collected' where {series}",
         "published.daily_counts: 1 counts of days that were not published",
     ),
+    "a day that is said to be filled": (
+        "update published.days set filled = true where {series}",
+        f"published.daily_counts: 1 days {CHANGED}",
+    ),
     "a number of a day that is not closed": (
         "insert into published.daily_counts values ('{yesterday}', 'event_signup', '1', 5)",
         "published.daily_counts: 1 counts of days that were not published",

@@ -34,6 +34,8 @@ class Facts:
     """(event name, event id) -> day -> number. Without event id: over all events, a week's number on its Sunday."""
     published: Mapping[str, frozenset[date]]
     """Event name -> days that were published; of what is published by week, the Sundays."""
+    filled: Mapping[str, frozenset[date]]
+    """Event name -> those that were filled later."""
 
 
 _DATE: Final = re.compile(r"\b\d{1,2} (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)(?: \d{4})?\b")
@@ -59,14 +61,17 @@ def read_facts(connection: sa.Connection, first: date) -> Facts:
         for key in {(name, event_id), (name, None)}:
             steps[key][day] += count
     query = sa.text(
-        "select event_name, event_date from published.days where state = 'published' and event_date >= :first"
-        " union all select event_name, week_start + 6 from published.weeks"
+        "select event_name, event_date, filled from published.days where state = 'published' and event_date >= :first"
+        " union all select event_name, week_start + 6, filled from published.weeks"
         " where state = 'published' and week_start >= :first"
     )
     published: dict[str, set[date]] = defaultdict(set)
-    for name, day in connection.execute(query, {"first": first}):
+    filled: dict[str, set[date]] = defaultdict(set)
+    for name, day, is_filled in connection.execute(query, {"first": first}):
         published[name].add(day)
-    return Facts(steps, {name: frozenset(days) for name, days in published.items()})
+        if is_filled:
+            filled[name].add(day)
+    return Facts(steps, *({name: frozenset(days) for name, days in found.items()} for found in (published, filled)))
 
 
 def find_differences(folder: Path, pages: Iterator[Page], facts: Facts) -> Iterator[str]:
@@ -239,12 +244,18 @@ class _Reader(HTMLParser):
     def _bound(self, kind: str, name: str, first: str, last: str) -> int:
         """Return the least or most that the true sum over the events with a number can be."""
         days = Period(date.fromisoformat(first), date.fromisoformat(last))
-        sums = [
-            _sum_within(steps, days)
-            for (of, event_id), steps in self.facts.steps.items()
-            if of == name and event_id is not None
-        ]
-        return sum(max(0, value - BASE + 1) if kind == "least" else value + BASE - 1 for value in sums)
+        filled = [day for day in self.facts.filled.get(name, ()) if days.first <= day <= days.last]
+        bound = 0
+        for (of, event_id), steps in self.facts.steps.items():
+            if of != name or event_id is None:
+                continue
+            value = _sum_within(steps, days)
+            if kind == "most":
+                bound += value + (BASE - 1) * (1 + len(filled))
+            else:
+                by_themselves = sum(steps.get(day, 0) for day in filled)
+                bound += by_themselves + max(0, value - by_themselves - BASE + 1)
+        return bound
 
 
 def _sum_within(steps: Mapping[date, int], days: Period) -> int:

@@ -56,7 +56,7 @@ def find_untrue_pages(store: Store) -> list[str]:
     settings = store.settings
     with store.transaction("reading what is published for the pages") as connection:
         published = read_published(connection, settings)
-        facts = read_facts(connection, published.period.first) if published else Facts({}, {})
+        facts = read_facts(connection, published.period.first) if published else Facts({}, {}, {})
     pages = render_published(published) if published else iter(())
     return list(find_differences(settings.publish_dir, pages, facts))
 

@@ -12,17 +12,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from analytics_assets.publication.fives import BASE, Bounds, state, true_sum
+from analytics_assets.days import span
+from analytics_assets.publication.fives import BASE, NOTHING, Bounds, state, true_sum
 from analytics_assets.publication.pages.html import Page, render
 from analytics_assets.publication.pages.series import Period, Series, Weeks, funnel, period_to
 
 FOLDERS: Final = ("overview", "events")
 
 HOW_TO_READ: Final = (
-    "Numbers move in steps of five: a running total is at most four below the count, any other number is at most four"
-    " away from it, and <5 means 0 to 4."
+    "Numbers of one event move in steps of five and are at most four away from the count, and <5 means 0 to 4."
 )
 """The one sentence that every published page has."""
+FILLED: Final = (
+    "Some of these days were published after their turn, each by itself:"
+    " for each of them, a number may be up to four further below the count."
+)
+"""What a page says, too, when days in it were filled later."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Published:
     events: Sequence[PublishedEvent]
     weekly: Sequence[Weeks]
     """What is published by week, over all events only."""
+    filled: bool = False
+    """Whether any of these days or weeks was filled later."""
 
 
 def render_published(published: Published) -> Iterator[Page]:
@@ -56,6 +63,7 @@ def render_published(published: Published) -> Iterator[Page]:
         "overview/index.html",
         base=BASE,
         how_to_read=HOW_TO_READ,
+        filled=FILLED if published.filled else "",
         published=published,
         now=now,
         series=everything,
@@ -69,6 +77,7 @@ def render_published(published: Published) -> Iterator[Page]:
             f"{folder}/index.html",
             base=BASE,
             how_to_read=HOW_TO_READ,
+            filled=FILLED if any(series.filled for series in event.series) else "",
             published=published,
             event=event,
             now=now,
@@ -79,10 +88,24 @@ def render_published(published: Published) -> Iterator[Page]:
 
 
 def find_bounds(published: Published, name: str, period: Period) -> Bounds:
-    """Return what the true sum can be, over the events that have a step in the days shown: their bounds add up."""
-    of_events = (series for event in published.events for series in event.series if series.name == name)
-    totals = [series.total(period) for series in of_events if any(series.days.values())]
-    return sum((true_sum(total.value, from_start=False) for total in totals), Bounds(0, 0))
+    """Return what the true sum can be, over the events that have a step in the days shown: their bounds add up.
+
+    A day that was filled later is a stretch of its own.
+    """
+    of_events = [series for event in published.events for series in event.series if series.name == name]
+    bounds = NOTHING
+    for series in of_events:
+        if not any(series.days.values()):
+            continue
+        in_turn = 0
+        for day in span(*period):
+            step = series.days.get(day) or 0
+            if day in series.filled:
+                bounds += true_sum(step, from_start=True)
+            else:
+                in_turn += step
+        bounds += true_sum(in_turn, from_start=False)
+    return bounds
 
 
 def to_csv(event: PublishedEvent) -> bytes:

@@ -108,12 +108,11 @@ def read_core(connection: sa.Connection, window: Window, settings: Settings, hea
 
 def read_published(connection: sa.Connection, settings: Settings) -> published.Published | None:
     """Return what the published pages show, None before the first published day. Reads schema `published` only."""
-    states: dict[str, dict[date, str]] = defaultdict(dict)
-    for name, day, state in connection.execute(sa.text("select event_name, event_date, state from published.days")):
-        states[name][day] = state
-    days = [day for of_name in states.values() for day in of_name]
-    if not days:
+    query = sa.text("select event_name, event_date, state, filled from published.days")
+    rows = connection.execute(query).all()
+    if not rows:
         return None
+    days = [row.event_date for row in rows]
     period = shown(max(days), settings.retention_days, min(days))
     counts: dict[str, dict[str, dict[date, int]]] = defaultdict(lambda: defaultdict(dict))
     query = sa.text(
@@ -123,35 +122,46 @@ def read_published(connection: sa.Connection, settings: Settings) -> published.P
     for event_id, name, day, count in connection.execute(query, period._asdict()):
         counts[event_id][name][day] = count
     names = _in_funnel_order(published_names(Published.BY_DAY_AND_EVENT))
-    known = {name: {day for day, state in states[name].items() if state == "published"} for name in names}
+    known: dict[str, set[date]] = defaultdict(set)
+    filled: dict[str, set[date]] = defaultdict(set)
+    for row in rows:
+        if row.state == "published":
+            known[row.event_name].add(row.event_date)
+        if row.filled and period.first <= row.event_date <= period.last:
+            filled[row.event_name].add(row.event_date)
+
+    def series(name: str, steps: Mapping[date, int]) -> Series:
+        return Series(name, label(name), _fill(steps, period, known[name]), frozenset(filled[name]))
+
+    weekly, filled_weeks = _read_weekly(connection, period)
     return published.Published(
         period=period,
         time_zone=settings.time_zone,
-        everything=[
-            Series(name, label(name), _fill(_add(event[name] for event in counts.values()), period, known[name]))
-            for name in names
-        ],
+        everything=[series(name, _add(event[name] for event in counts.values())) for name in names],
         events=[
-            published.PublishedEvent(
-                event_id, [Series(name, label(name), _fill(of_event[name], period, known[name])) for name in names]
-            )
+            published.PublishedEvent(event_id, [series(name, of_event[name]) for name in names])
             for event_id, of_event in sorted(counts.items())
         ],
-        weekly=_read_weekly(connection, period),
+        weekly=weekly,
+        filled=filled_weeks or any(filled.values()),
     )
 
 
-def _read_weekly(connection: sa.Connection, period: Period) -> list[Weeks]:
+def _read_weekly(connection: sa.Connection, period: Period) -> tuple[list[Weeks], bool]:
+    """Return what is published by week, and whether a week of it was filled later."""
     query = sa.text(
-        "select event_name, week_start, state, coalesce(count, 0) from published.weeks"
+        "select event_name, week_start, state, filled, coalesce(count, 0) from published.weeks"
         " left join published.weekly_counts using (event_name, week_start)"
         " where week_start >= :first and week_start + 6 <= :last order by week_start"
     )
     totals: dict[str, list[Total]] = defaultdict(list)
-    for name, monday, state, count in connection.execute(query, period._asdict()):
+    any_filled = False
+    for name, monday, state, filled, count in connection.execute(query, period._asdict()):
         week = Period(monday, monday + timedelta(days=6))
         totals[name].append(Total(name, week, count, week.days if state == "published" else 0))
-    return [Weeks(name, label(name), totals[name]) for name in published_names(Published.BY_WEEK) if totals[name]]
+        any_filled |= filled
+    names = published_names(Published.BY_WEEK)
+    return [Weeks(name, label(name), totals[name]) for name in names if totals[name]], any_filled
 
 
 def _read_responses(

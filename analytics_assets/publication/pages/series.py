@@ -67,6 +67,8 @@ class Series:
     label: str
     days: Mapping[date, int | None]
     """Consecutive days, oldest first. None: the day was not collected."""
+    filled: frozenset[date] = frozenset()
+    """Days that were published later than in their turn, each by itself."""
 
     @property
     def period(self) -> Period:
