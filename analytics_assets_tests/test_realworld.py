@@ -25,9 +25,13 @@ from analytics_assets.defs.evaluation import CHECK_NAMES, NO_FRICTION, open_read
 from analytics_assets.local.server import dagster_home
 from analytics_assets.publication import fives
 from analytics_assets.publication.audit import find_recoverable
+from analytics_assets.publication.findings import refresh_friction
+from analytics_assets.publication.pages.core import Health
+from analytics_assets.publication.pages.publish import find_untrue_pages, write_core_pages, write_published_pages
 from analytics_assets.publication.publish import publish_closed
 from analytics_assets.store import open_store
 from analytics_assets.store.published import find_altered
+from analytics_assets_tests.support.attacker import Attacker, between, figure, running_totals
 from analytics_assets_tests.support.database import pipeline_settings
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, everything_said
 
@@ -170,6 +174,63 @@ def test_what_is_published_are_the_running_totals_of_independent_sql(backfilled:
     assert weekly
 
 
+def write_pages(backfilled: Backfilled) -> Path:
+    """Publish, write every page, and return their folder."""
+    settings = backfilled.pipeline.settings
+    with open_store(settings) as store:
+        publish_closed(store)
+        refresh_friction(store)
+        write_core_pages(store, Health())
+        write_published_pages(store)
+        assert find_untrue_pages(store) == []
+    return settings.publish_dir
+
+
+def test_the_pages_tell_an_attacker_nothing_that_is_not_published(backfilled: Backfilled) -> None:
+    folder = write_pages(backfilled)
+    expected = read_expected(backfilled)
+    closed = backfilled.days[: len(backfilled.days) - LOOKBACK_DAYS]
+    position = {day: number for number, day in enumerate(closed)}
+    name = "event_signup"
+    counts = {
+        event: [expected[day, name, event] for day in closed]
+        for event in sorted({e for _, n, e in expected if n == name})
+    }
+    steps = {event: fives.publish_days(of_event)[0] for event, of_event in counts.items()}
+    every_cell = {event: [(event, number) for number in range(len(closed))] for event in counts}
+    statements = [s for event in counts for s in running_totals(every_cell[event], steps[event])]
+    read = 0
+    for event in counts:
+        page = folder / f"events/{event}/index.html"
+        if not any(steps[event]):
+            assert not page.exists()
+            continue
+        for first, last, text in SUMS.findall(page.read_text()):
+            window = slice(position[date.fromisoformat(first)], position[date.fromisoformat(last or first)] + 1)
+            shown = 0 if text == "&lt;5" else int(text.replace(",", ""))
+            statements += figure(every_cell[event][window], shown, sum(step or 0 for step in steps[event][window]))
+            read += 1
+    overview = (folder / "overview/index.html").read_text()
+    ((first, last, low, high),) = BOUND.findall(overview)
+    window = slice(position[date.fromisoformat(first)], position[date.fromisoformat(last)] + 1)
+    with_numbers = [event for event in counts if any(steps[event])]
+    in_window = [cell for event in with_numbers for cell in every_cell[event][window]]
+    statements.append(between(in_window, int(low.replace(",", "")), int(high.replace(",", ""))))
+    attacker = Attacker(statements)
+    for event in with_numbers[::4]:
+        left = fives.possible_values(steps[event])
+        some = range(0, len(closed), 12)
+        assert {n: attacker.possible((event, n)) for n in some} == {n: left[n] for n in some}
+    assert read > 1000
+
+
+SUMS = re.compile(r'data-of="sum event_signup (\d{4}-\d\d-\d\d)(?:/(\d{4}-\d\d-\d\d))?">((?:&lt;)?[\d,]+)')
+"""First day, last day and text of each number of sign-ups that a published page shows."""
+BOUND = re.compile(
+    r'data-of="least event_signup (\S+)/(\S+);most [^"]*">At least ([\d,]+), at most ([\d,]+), over the events'
+)
+
+
 def test_the_login_reads_nothing_but_the_views(backfilled: Backfilled) -> None:
     for metric in VIEW_METRICS:
         with open_reader(metric, backfilled.pipeline.settings) as source:
@@ -178,6 +239,7 @@ def test_the_login_reads_nothing_but_the_views(backfilled: Backfilled) -> None:
 
 def test_no_personal_value_is_left_anywhere(backfilled: Backfilled, tmp_path: Path) -> None:
     settings, instance = backfilled.pipeline.settings, backfilled.pipeline.instance
+    pages = write_pages(backfilled)
     assert settings.database_url
     assert settings.dagster_url
     analytics = sa.make_url(settings.database_url).set(username="postgres")
@@ -199,6 +261,7 @@ def test_no_personal_value_is_left_anywhere(backfilled: Backfilled, tmp_path: Pa
     assert b"COPY analytics.daily_event_counts_" in dumps[0].read_bytes()
     assert b"COPY public.event_logs" in dumps[1].read_bytes()
     assert any(path.suffix == ".err" for path in left)
+    assert len([path for path in left if path.is_relative_to(pages)]) > 50
     assert "RUN_SUCCESS" in backfilled.output
     pretalx = _dump(backfilled.pretalx, tmp_path)
     assert _with_canary([*searched, pretalx]) == [pretalx]

@@ -329,6 +329,22 @@ def test_on_the_real_weeks_of_all_events_it_finds_exactly_the_closed_form(event_
 
 
 @realworld
+@pytest.mark.parametrize(("length", "what"), [(7, "event-weeks"), (28, "spans of 28 days")])
+def test_the_page_states_how_much_of_what_goes_on_shows_a_number(length: int, what: str) -> None:
+    days, signups = real_counts("event_signup")
+    starts = [n for n in range(len(days) - length + 1) if length != 7 or days[n].weekday() == 0]
+    windows = [slice(start, start + length) for start in starts]
+    active = [(counts, window) for counts in signups.values() for window in windows if sum(counts[window])]
+    shown = sum(sum(steps_of(counts)[window]) > 0 for counts, window in active)
+    stated = re.search(rf"(\d+)% of the ([\d,]+) {what}", PAGE.read_text(encoding="utf-8"))
+    assert stated
+    assert (stated[1], stated[2]) == (f"{100 * shown / len(active):.0f}", f"{len(active):,}")
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "publication.md"
+
+
+@realworld
 def test_days_and_windows_that_are_rounded_one_by_one_would_give_real_days_away() -> None:
     days, signups = real_counts("event_signup")
     counts = signups["2"]

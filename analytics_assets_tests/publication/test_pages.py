@@ -17,6 +17,7 @@ from analytics_assets.contract import FUNNEL, METRICS, TARGETS
 from analytics_assets.days import span
 from analytics_assets.defs.checks import SAY_ONLY_WHAT_IS_PUBLISHED
 from analytics_assets.defs.pages import CORE, PUBLISHED
+from analytics_assets.publication.findings import refresh_friction
 from analytics_assets.publication.fives import BASE
 from analytics_assets.publication.pages.core import Health
 from analytics_assets.publication.pages.html import NOT_COLLECTED, Page
@@ -27,10 +28,12 @@ from analytics_assets.publication.pages.series import period_to
 from analytics_assets.publication.pages.writing import write_pages
 from analytics_assets.publication.publish import fill as publish_day_later
 from analytics_assets.publication.publish import publish_closed
+from analytics_assets.retention.sweep import MANUAL, apply_retention
 from analytics_assets.retention.targets import Pages
 from analytics_assets.settings import Settings
 from analytics_assets.store import Store, open_store
 from analytics_assets.store.counts import read_window, replace_day
+from analytics_assets_tests.support.clock import noon_of, set_clock
 from analytics_assets_tests.support.database import admin_url, as_superuser, event, insert, set_up
 from analytics_assets_tests.support.pages import BUSY, EVENTS, QUIET, UUID, Tables, days_of, files, fill, published
 from analytics_assets_tests.support.pipeline import Pipeline, run_check
@@ -469,6 +472,35 @@ def test_days_without_any_number_have_an_overview(settings: Settings) -> None:
 
 
 # --- retention
+
+
+KEPT_DAYS = """
+select 'published' as place, event_date from published.daily union all
+select 'published', week_start from published.weekly_counts union all
+select 'days', event_date from published.days union all
+select 'days', week_start from published.weeks union all
+select 'notes', event_date from analytics.publications union all
+select 'carries', event_date from analytics.published_carries union all
+select 'friction', event_date from analytics.friction
+"""
+
+
+def test_after_200_days_nothing_is_left_of_a_day(pipeline: Pipeline) -> None:
+    settings = pipeline.settings
+    with published(settings, days=100) as store:
+        burst = settings.today() - timedelta(days=1)
+        rows = [event(burst, event_name="event_signup", event_id=QUIET, source="web", count=400)]
+        replace_day(store, METRICS[0], burst, rows)
+        refresh_friction(store)
+        write_all(store)
+        places = {place for place, _ in pipeline.sql(KEPT_DAYS)}
+        assert places == {"published", "days", "notes", "carries", "friction"}
+        assert len(files(settings.publish_dir)) == 14
+        set_clock(settings, noon_of(settings, settings.today() + timedelta(days=200)))
+        apply_retention(settings, pipeline.instance, MANUAL)
+        assert pipeline.sql(KEPT_DAYS) == []
+        assert files(settings.publish_dir) == {}
+        assert (write_core_pages(store, Health()).pages, write_published_pages(store).pages) == (0, 0)
 
 
 def test_no_page_shows_a_day_that_expires_within_a_week(settings: Settings) -> None:
