@@ -5,7 +5,9 @@ On the embedded PostgreSQL, in one run:
 * the alternative: one `create table as` of the counts per day and event, sources summed;
 * the first fill: every day of the retention period, in one transaction;
 * the nightly step: one more day for as many series;
-* the two checks on everything that is published.
+* the two checks on everything that is published;
+* finding friction in the three newest days of as many series;
+* the pages of some events, with their charts: how many a minute, and how large.
 
 The published sum must equal the rule of `publication.fives` on each series, or the run fails with status 1. A missed
 target is printed and fails nothing: it may be the machine.
@@ -28,9 +30,12 @@ from analytics_assets.contract import LOOKBACK_DAYS, METRICS, PUBLISHED_BASE, Pu
 from analytics_assets.local.postgres import embedded_postgres
 from analytics_assets.local.server import databases
 from analytics_assets.publication.audit import find_recoverable
+from analytics_assets.publication.findings import refresh_friction
+from analytics_assets.publication.pages.core import MAX_EVENTS, Health
+from analytics_assets.publication.pages.publish import find_untrue_pages, write_core_pages, write_published_pages
 from analytics_assets.publication.publish import publish_closed
 from analytics_assets.settings import Settings
-from analytics_assets.store import open_store
+from analytics_assets.store import Store, open_store
 from analytics_assets.store.counts import read_window
 from analytics_assets.store.published import find_altered
 
@@ -47,6 +52,13 @@ NOTES = """
 insert into analytics.collected_days
 select asset, day, 1, now() from generate_series(cast(:first as date), cast(:last as date), interval '1 day') day,
      unnest(cast(:assets as text[])) asset
+"""
+RESPONSES = """
+insert into analytics.daily_response_counts
+select day, 'GET /directory/section-' || endpoint || '/{item_id}', status,
+       1 + (endpoint * status + day::date - date '2000-01-01') % 90
+from generate_series(cast(:first as date), cast(:last as date), interval '1 day') day,
+     generate_series(1, :endpoints) endpoint, unnest(array[200, 404]) status
 """
 AGGREGATE = """
 create table analytics.aggregate as
@@ -143,6 +155,51 @@ def measure(admin: sa.Engine, settings: Settings, events: int, nightly_events: i
     return not wrong and not findings
 
 
+def measure_friction(settings: Settings) -> None:
+    """Print what a night's friction costs."""
+    with open_store(settings) as store:
+        window = read_window(store)
+        days = [window.last_closed - timedelta(days=number) for number in range(LOOKBACK_DAYS + 1)]
+        cost = seconds(lambda: refresh_friction(store, days))
+    print(f"friction in {len(days)} days: {cost:.1f} s")
+
+
+def measure_pages(admin: sa.Engine, settings: Settings, events: int) -> bool:
+    """Print how fast pages are written and how large they are. Returns whether all are there and true."""
+    start_again(admin)
+    with admin.begin() as connection:
+        connection.exec_driver_sql("truncate analytics.daily_event_counts, analytics.collected_days")
+    with open_store(settings) as store:
+        window = read_window(store)
+        collect(admin, window.first, window.last_closed, events)
+        with admin.begin() as connection:
+            parameters = {"first": window.first, "last": window.last_closed, "endpoints": MAX_EVENTS}
+            connection.execute(sa.text(RESPONSES), parameters)
+            notes = {"assets": ["endpoint_error_rates"], "first": window.first, "last": window.last_closed}
+            connection.execute(sa.text(NOTES), notes)
+        publish_closed(store)
+        costs = [seconds(lambda write=write: write(store)) for write in WRITERS]  # type: ignore[misc]
+        untrue = find_untrue_pages(store)
+    sizes = {path: path.stat().st_size for path in settings.publish_dir.rglob("*.html")}
+    index = sizes[settings.publish_dir / "core/index.html"]
+    largest = max(size for path, size in sizes.items() if path.name == "index.html" and path.parts[-3] == "events")
+    rate = 60 * events / costs[1]
+    print(
+        f"published pages of {events} events: {rate:.0f} events a minute (target: at least 200) {verdict(rate >= 200)};"
+        f" core pages: {60 * events / costs[0]:.0f} events a minute"
+    )
+    print(f"largest event page: {largest / 1000:.0f} kB (target: below 150) {verdict(largest < 150_000)}")
+    print(f"core page: {index / 1000:.0f} kB (target: below 500) {verdict(index < 500_000)}")
+    print(f"pages: {len(sizes)}; differences from what is published: {len(untrue)}")
+    return len(sizes) == 2 * (events + 1) and not untrue
+
+
+WRITERS: tuple[Callable[[Store], object], ...] = (
+    lambda store: write_core_pages(store, Health()),
+    write_published_pages,
+)
+
+
 # The database's word on today.
 HOLD = """
 create or replace function analytics.today() returns date language sql stable security definer
@@ -160,6 +217,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=2_000, help="events of the first fill (2,000)")
     parser.add_argument("--nightly-events", type=int, default=4_000, help="events of the nightly step (4,000)")
+    parser.add_argument("--pages", type=int, default=200, help="events with pages (200)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds (3)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="analytics-benchmark-") as folder:
@@ -168,6 +226,8 @@ def main() -> int:
         with embedded_postgres(settings.data_dir) as server, databases(settings) as ready:
             admin = sa.create_engine(server.set(database="analytics"))
             right = measure(admin, ready, options.events, options.nightly_events, options.rounds)
+            measure_friction(ready)
+            right &= measure_pages(admin, ready, options.pages)
             admin.dispose()
     return 0 if right else 1
 
