@@ -451,7 +451,7 @@ _PHASE_1 = date(2026, 11, 24)
 METRICS: Final = (
     Metric(
         asset="event_signups",
-        question="How many people sign up for each event?",
+        question="How many sign-ups does each event have?",
         owner="team:core",
         event_names=("event_signup",),
         fields=CORE_FIELDS,

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,16 @@ import sqlalchemy as sa
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
+from analytics_assets.contract import METRICS
 from analytics_assets.local.pages import serve
 from analytics_assets.local.server import ROOT
+from analytics_assets.publication.findings import refresh_friction
 from analytics_assets.publication.pages.core import Health
 from analytics_assets.publication.pages.html import CONTENT_SECURITY_POLICY
 from analytics_assets.publication.pages.publish import write_core_pages, write_published_pages
+from analytics_assets.store.counts import replace_day
 from analytics_assets_tests.support.browser import chromium
-from analytics_assets_tests.support.database import set_up
+from analytics_assets_tests.support.database import event, set_up
 from analytics_assets_tests.support.pages import BUSY, QUIET, published
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS") == "1"
@@ -50,7 +54,11 @@ def site(
         os.environ["ANALYTICS_TIMEZONE"] = "UTC"
     settings = set_up(make_database("analytics"), "postgresql://unused", tmp_path_factory.mktemp("browser"))
     with published(settings, days=120) as store:
-        write_core_pages(store, Health(checks=3))
+        burst = settings.today() - timedelta(days=1)
+        rows = [event(burst, event_name="event_signup", event_id=QUIET, source="web", count=60)]
+        replace_day(store, METRICS[0], burst, rows)
+        refresh_friction(store)
+        write_core_pages(store, Health(checks=40))
         write_published_pages(store)
     with serve(settings.publish_dir, 0) as server:
         thread = threading.Thread(target=server.serve_forever)

@@ -20,7 +20,7 @@ from analytics_assets.publication.pages.series import Period, Series, Weeks, fun
 FOLDERS: Final = ("overview", "events")
 
 HOW_TO_READ: Final = (
-    "Numbers of one event move in steps of five and are at most four away from the count, and <5 means 0 to 4."
+    "Numbers of an event move in steps of five and are at most four away from the count; <5 means 0 to 4."
 )
 """The one sentence that every published page has."""
 FILLED: Final = (
