@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import secrets
 import shutil
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from heapq import heappop, heappush
 from importlib.resources import files
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any, Final, NamedTuple
@@ -84,6 +88,9 @@ ERROR_SPIKE_CYCLE: Final = 90
 PROCESSES: Final = 3
 """The maximum number of the application's processes per day; the minimum is one."""
 
+DAYS_PER_PROCESS: Final = 10
+"""With fewer days to fill, starting another process costs more than it saves."""
+
 _PROFILES_PER_DAY = 10_000  # each day has its own range of ids, so that no day depends on another
 _SCANS = ("/wp-login.php", "/.env", "/admin/canary", "/api/v1/users?email=canary%40example.org", "/events/7/canary")
 
@@ -129,18 +136,40 @@ def record_activity(
     again completely, and the counts and rows of the running application are kept.
     """
     staging = dump_dir.with_name(f"{dump_dir.name}.staging")  # a sibling: moving needs the same file system
-    for day in missing_days(connection, days):
-        shutil.rmtree(staging, ignore_errors=True)
-        simulation = _Day(day, time_zone, staging)
-        asyncio.run(simulation.run())
-        _move_dumps(staging, dump_dir / day.isoformat())
-        for table, rows in simulation.directory.rows.items():
-            insert(connection, table, rows)
-        insert(connection, "demo_days", [{"day": day}])
-        connection.commit()
-        if on_day:
-            on_day(day)
     shutil.rmtree(staging, ignore_errors=True)
+    missing = missing_days(connection, days)
+    with _mapping(len(missing)) as apply:
+        for day, rows in zip(missing, apply(partial(_simulate, time_zone, staging), missing), strict=True):
+            _move_dumps(staging / day.isoformat(), dump_dir / day.isoformat())
+            for table, rows_of_table in rows.items():
+                insert(connection, table, rows_of_table)
+            insert(connection, "demo_days", [{"day": day}])
+            connection.commit()
+            if on_day:
+                on_day(day)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _simulate(time_zone: str, staging: Path, day: date) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """Live through one day. Its dumps are left in a folder of `staging`. Returns the rows of each table."""
+    simulation = _Day(day, time_zone, staging / day.isoformat())
+    asyncio.run(simulation.run())
+    return simulation.directory.rows
+
+
+@contextmanager
+def _mapping(days: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Yield `map`, which uses all cores where there are many days: a day knows nothing of the others."""
+    workers = min(os.cpu_count() or 1, days // DAYS_PER_PROCESS)
+    if workers < 2:
+        yield map
+        return
+    # Spawned, so that no process has a copy of the connection. Ctrl-C is for this process.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def click_through(url: str) -> None:
