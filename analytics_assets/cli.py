@@ -214,11 +214,13 @@ def publish(day: datetime | None) -> None:
 
     The asset published_counts does it after every daily run. By hand it is for a gap: collect the day, then publish it
     with --fill. A day is closed once the daily job has collected it for the last time. What is published is never
-    changed; running this again publishes nothing. The exact counts stay in schema analytics. The published pages follow
-    what is published; `analytics-assets serve` shows them.
+    changed; running this again publishes nothing. The exact counts stay in schema analytics. All pages are written
+    anew; `analytics-assets serve` shows them.
     """
+    from analytics_assets.definitions import check_keys
+    from analytics_assets.defs.pages import read_health
     from analytics_assets.local import server
-    from analytics_assets.publication.pages.publish import INSTALLED, write_published_pages
+    from analytics_assets.publication.pages.publish import INSTALLED, write_core_pages, write_published_pages
     from analytics_assets.publication.publish import PublicationError, fill, publish_closed
     from analytics_assets.store import open_store
 
@@ -230,6 +232,8 @@ def publish(day: datetime | None) -> None:
             raise click.ClickException(str(error)) from None
         if INSTALLED:
             write_published_pages(store)
+            with server.dagster_instance(settings) as instance:
+                write_core_pages(store, read_health(instance, check_keys(settings)))
     for each in made:
         missing = f", {each.not_collected} not collected" if each.not_collected else ""
         click.echo(

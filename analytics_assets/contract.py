@@ -173,8 +173,14 @@ _PUBLISHED_DAY: Final = Column("event_date", "date", "day, YYYY-MM-DD", "The day
 _PUBLISHED_WEEK: Final = Column("week_start", "date", "day, YYYY-MM-DD", "The Monday of the week.")
 _PUBLISHED_NAME: Final = Column("event_name", "text", "name", "What happened.")
 _PUBLISHED_EVENT: Final = Column("event_id", "text", "identifier", "The event of the directory, never a person.")
-_PUBLISHED_FILLED: Final = Column(
-    "filled", "boolean", "true or false", "True when it was published by itself, after its turn; it may be four lower."
+_PUBLISHED_METHOD: Final = (
+    Column(
+        "filled",
+        "boolean",
+        "true or false",
+        "True when it was published after its turn, by itself: its numbers may be up to four further below the count.",
+    ),
+    Column("base", "integer", "occurrences", "Its numbers are multiples of this."),
 )
 
 FRICTION_KINDS: Final = ("spike", "drop", "error spike", "drop-off")
@@ -283,7 +289,7 @@ OTHER_RELATIONS: Final = {
             _PUBLISHED_DAY,
             _PUBLISHED_NAME,
             Column("state", "text", "name", "`published`, or `not_collected`: nothing is known about that day."),
-            _PUBLISHED_FILLED,
+            *_PUBLISHED_METHOD,
         ),
     ),
     f"{PUBLISHED_SCHEMA}.daily": Relation(
@@ -318,7 +324,7 @@ OTHER_RELATIONS: Final = {
             _PUBLISHED_WEEK,
             _PUBLISHED_NAME,
             Column("state", "text", "name", "`published`, or `not_collected`: a day of that week was not collected."),
-            _PUBLISHED_FILLED,
+            *_PUBLISHED_METHOD,
         ),
     ),
 }

@@ -234,7 +234,7 @@ def test_upgrade_backup_and_restore(installed: Deployment) -> None:
     for statement in (
         "insert into analytics.retention_ledger (run_id, cutoff, target, days, rows)"
         " values ('newer', now(), 'x', 1, 1)",
-        f"insert into published.days values ('{last_day()}', 'event_signup', 'not_collected')",  # noqa: S608  # a date
+        f"insert into published.days values ('{last_day()}', 'event_signup', 'not_collected', false, 5)",  # noqa: S608  # a date
         f"update analytics.settings set kept_since = '{last_day()}'",  # noqa: S608  # a date
     ):
         installed.run(f'sudo -u postgres psql --set ON_ERROR_STOP=1 -c "{statement}" analytics')

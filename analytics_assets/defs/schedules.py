@@ -9,6 +9,7 @@ from analytics_assets.contract import LOOKBACK_DAYS
 from analytics_assets.defs.jobs import daily_metrics_job
 from analytics_assets.defs.partitions import range_tags
 from analytics_assets.settings import Settings
+from analytics_assets.store.counts import DAILY_RUN
 
 
 def make_daily_schedule(time_zone: str) -> dg.ScheduleDefinition:
@@ -17,7 +18,7 @@ def make_daily_schedule(time_zone: str) -> dg.ScheduleDefinition:
     @dg.schedule(
         name="daily_metrics_schedule",
         job=daily_metrics_job,
-        cron_schedule="15 1 * * *",
+        cron_schedule=f"{DAILY_RUN.minute} {DAILY_RUN.hour} * * *",
         execution_timezone=time_zone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description=f"Requests one run a day, of yesterday and the {LOOKBACK_DAYS} days before it.",

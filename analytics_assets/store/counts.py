@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import Final
 
 import sqlalchemy as sa
@@ -21,6 +21,10 @@ from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS
 
 _NOT_SET_UP: Final = {"42P01", "3F000"}
 """SQLSTATEs of a missing table and a missing schema."""
+
+
+DAILY_RUN: Final = time(1, 15)
+"""When the daily job starts, in the configured time zone."""
 
 
 class DayRefusedError(RuntimeError):
@@ -42,11 +46,8 @@ class Window:
 
     first: date
     last: date
-
-    @property
-    def last_closed(self) -> date:
-        """The newest day that the daily job collects for the last time today. It is the first day of today's run."""
-        return max(self.first, self.last - timedelta(days=LOOKBACK_DAYS))
+    last_closed: date
+    """The newest day that the daily job has collected for the last time, the first day of its newest run."""
 
     def refuse_outside(self, day: date) -> None:
         """Raise DayRefusedError for a day that has expired or is not over."""
@@ -63,12 +64,12 @@ def read_window(store: Store) -> Window:
         DatabaseError: the schema is missing, or was set up with another time zone or retention period.
     """
     query = sa.text(
-        "select analytics.first_kept_day() as first, analytics.today() as today, retention_days, time_zone"
-        " from analytics.settings"
+        "select analytics.first_kept_day() as first, analytics.today() as today, retention_days, time_zone,"
+        " cast(now() at time zone time_zone as time) < :daily_run as early from analytics.settings"
     )
     with store.transaction("reading the retention period") as connection:
         try:
-            row = connection.execute(query).one()
+            row = connection.execute(query, {"daily_run": DAILY_RUN}).one()
         except sa.exc.ProgrammingError as error:
             if sqlstate(error) not in _NOT_SET_UP:
                 raise
@@ -78,7 +79,8 @@ def read_window(store: Store) -> Window:
             "ANALYTICS_RETENTION_DAYS or ANALYTICS_TIMEZONE differ from what the database enforces:"
             " run `analytics-assets init-db` to set them there too"
         )
-    return Window(row.first, row.today - timedelta(days=1))
+    last = row.today - timedelta(days=1)
+    return Window(row.first, last, max(row.first, last - timedelta(days=LOOKBACK_DAYS + row.early)))
 
 
 def replace_day(store: Store, metric: Metric, day: date, rows: Sequence[Row], *, allow_empty: bool = False) -> Stored:

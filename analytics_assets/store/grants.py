@@ -76,7 +76,7 @@ grant select on {_PUBLISHED}, {PUBLISHED_SCHEMA}.daily to {_LOGINS};
 grant insert on {_PUBLISHED} to {WRITER};
 grant select, insert ({_NOTE}) on {PUBLICATIONS} to {WRITER};
 grant select, insert, update (carry, base, event_date) on {PUBLISHED_CARRIES} to {WRITER};
-grant execute on function {SCHEMA}.mark_filled(date, text) to {WRITER};
+grant execute on function {SCHEMA}.mark_filled(date, text, integer) to {WRITER};
 grant execute on function {SCHEMA}.forget_published(date), {SCHEMA}.forget_carries(date) to {WRITER};
 do $$ begin
     -- A database that holds other tables keeps its own rules on who may connect.

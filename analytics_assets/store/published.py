@@ -115,7 +115,7 @@ def read_state(connection: sa.Connection, grain: Grain, event_name: str, start: 
 
 
 # P_d - P_(d-1), with P the running total of the stretch less its remainder. The carry is what the running total begins
-# with; a carry of another base is dropped.
+# with; a carry from before another base is dropped, also when the base has come back.
 _PUBLISH: Final = """
 with periods as (
     select * from unnest(cast(:names as text[]), cast(:starts as date[]), cast(:collected as boolean[]))
@@ -131,8 +131,12 @@ with periods as (
            lead(start) over series is null as last
     from counted
     join periods using (event_name, start)
-    left join (select * from analytics.published_carries where base = :base and not :filled) kept
-        using (event_name, event_id)
+    left join (
+        select * from analytics.published_carries carries where base = :base and not :filled and not exists (
+            select from analytics.publications later
+            where later.event_name = carries.event_name and later.event_date > carries.event_date
+            and later.base <> :base and not later.filled)
+    ) kept using (event_name, event_id)
     where collected
     window series as (partition by event_id, event_name order by start rows unbounded preceding)
 ), steps as (
@@ -140,8 +144,8 @@ with periods as (
            cast(total - total % :base - (total - count - (total - count) % :base) as bigint) as step
     from totals
 ), stated as (
-    insert into {states} ({start}, event_name, state, filled)
-    select start, event_name, case when collected then 'published' else 'not_collected' end, :filled from periods
+    insert into {states} ({start}, event_name, state, filled, base)
+    select start, event_name, case when collected then 'published' else 'not_collected' end, :filled, :base from periods
     {on_conflict}
 ), kept as (
     insert into analytics.published_carries as kept (event_name, event_id, carry, base, event_date)
@@ -157,12 +161,12 @@ select {columns_of_steps}, step from steps where step > 0 order by 1, 2
 _FINGERPRINTS: Final = """
 select states.event_name, states.{start} as start, md5(states.state || coalesce(
            string_agg(' ' || {series} || '=' || counts.count, '' order by {series} collate "C"), '')) as fingerprint,
-       states.filled
+       states.filled, states.base
 from {states} states
 left join {counts} counts on counts.event_name = states.event_name and counts.{start} = states.{start}
     and counts.{start} between :first and :last
 where states.{start} between :first and :last
-group by 1, 2, states.state, states.filled
+group by 1, 2, states.state, states.filled, states.base
 """
 
 _NOTE: Final = """
@@ -197,7 +201,9 @@ def publish_periods(
     }
     if filled:
         for period in periods:
-            connection.execute(sa.select(sa.func.analytics.mark_filled(period.start, period.event_name)))
+            connection.execute(
+                sa.select(sa.func.analytics.mark_filled(period.start, period.event_name, PUBLISHED_BASE))
+            )
     columns = [column.name for column in grain.counts.columns]
     shape = {
         "event_id": grain.event_id,
@@ -226,7 +232,8 @@ with notes as (
 ), live as ({fingerprints})
 select :periods || ' that are not as they were published' as what,
        (select count(*) from notes full join live using (event_name, start)
-        where (notes.fingerprint, notes.filled) is distinct from (live.fingerprint, live.filled)) as number
+        where (notes.fingerprint, notes.filled, notes.base)
+            is distinct from (live.fingerprint, live.filled, live.base)) as number
 union all
 select 'counts of ' || :periods || ' that were not published',
        (select count(*) from {counts} counts where not exists (
@@ -254,7 +261,10 @@ def find_altered(store: Store) -> list[str]:
                 if row.number
             ]
         carry, base = PUBLISHED_CARRIES.c.carry, PUBLISHED_CARRIES.c.base
-        wrong = connection.scalar(sa.select(sa.func.count()).where(~carry.between(0, base - 1)))
+        newest = sa.select(sa.func.max(PUBLICATIONS.c.event_date)).scalar_subquery()
+        # A carry of the future would never expire.
+        out_of_range = ~carry.between(0, base - 1) | (PUBLISHED_CARRIES.c.event_date > newest)
+        wrong = connection.scalar(sa.select(sa.func.count()).where(out_of_range))
     return [*found, f"{PUBLISHED_CARRIES}: {wrong} carries out of range"] if wrong else found
 
 

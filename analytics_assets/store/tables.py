@@ -127,6 +127,7 @@ def _published_states(name: str, names: tuple[str, ...], start: str) -> sa.Table
         sa.Column("event_name", sa.Text, primary_key=True),
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("filled", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("base", sa.Integer, nullable=False),
         _only(name, names),
         sa.CheckConstraint(sa.column("state", sa.Text).in_(("published", "not_collected")), name=f"{name}_state"),
         schema=PUBLISHED_SCHEMA,

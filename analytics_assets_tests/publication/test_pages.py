@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from analytics_assets.contract import FUNNEL, METRICS, TARGETS
+from analytics_assets.contract import FUNNEL, METRICS, TARGETS, metric
 from analytics_assets.days import span
 from analytics_assets.defs.checks import SAY_ONLY_WHAT_IS_PUBLISHED
 from analytics_assets.defs.pages import CORE, PUBLISHED
@@ -117,7 +117,8 @@ def in_fives(store: Store, heading: str, first: date, last: date, event_id: str 
             **parameters,
         )
         known = 1
-    return NOT_COLLECTED if not known else f"{value:,}" if value else "<5"
+    below = "<5" if event_id or name not in FUNNEL else "<5 each"
+    return NOT_COLLECTED if not known else f"{value:,}" if value else below
 
 
 def compare(
@@ -223,14 +224,15 @@ def test_the_files_of_an_event_are_its_published_days(store: Store, folder: Path
             sa.text("select event_date, event_name, event_id, count, state from published.daily where event_id = :id"),
             {"id": BUSY},
         ).all()
-    lines = [",".join("" if value is None else str(value) for value in row) for row in rows]
+    lines = [",".join("" if value is None else str(value) for value in row) + ",false" for row in rows]
     written = (folder / f"events/{BUSY}/data.csv").read_text().splitlines()
-    assert written[0] == "event_date,event_name,event_id,count,state"
+    assert written[0] == "event_date,event_name,event_id,count,state,filled"
     assert sorted(written[1:]) == sorted(lines)
     data = json.loads((folder / f"events/{BUSY}/data.json").read_text())
     assert data["how_to_read"] == HOW_TO_READ
-    keys = ("event_date", "event_name", "event_id", "count", "state")
-    days = [day | {"event_id": BUSY, "count": "" if day["count"] is None else day["count"]} for day in data["days"]]
+    keys = ("event_date", "event_name", "event_id", "count", "state", "filled")
+    blank = {None: "", False: "false"}
+    days = [{"event_id": BUSY} | {key: blank.get(value, value) for key, value in day.items()} for day in data["days"]]
     assert sorted(",".join(str(day[key]) for key in keys) for day in days) == sorted(lines)
 
 
@@ -355,9 +357,11 @@ FAULTS = {
     "a bound": ("overview/index.html", "At least ", "At least 1"),
     "a count in the CSV": (f"events/{BUSY}/data.csv", "5,value", "6,value"),
     "a true zero in the CSV": (f"events/{QUIET}/data.csv", ",0,below", ",0,value"),
-    "a column in the CSV": (f"events/{BUSY}/data.csv", "state\n", "state,exact\n"),
+    "a column in the CSV": (f"events/{BUSY}/data.csv", "filled\n", "filled,exact\n"),
+    "a day that was not filled": (f"events/{BUSY}/data.csv", ",false", ",true"),
     "a count in the JSON": (f"events/{BUSY}/data.json", '5,\n   "state": "value"', '6,\n   "state": "value"'),
     "a key in the JSON": (f"events/{BUSY}/data.json", '"days"', '"exact": 4711,\n "days"'),
+    "a sentence in the JSON": (f"events/{BUSY}/data.json", "Numbers of an event", "4711: numbers of an event"),
     "a comment": (INDEX, "<main", "<!-- 4711 --><main"),
 }  # fmt: skip
 
@@ -380,7 +384,7 @@ def test_whatever_is_drawn_differently_is_found(store: Store, folder: Path) -> N
     (folder / INDEX).write_text(text.replace(bar[0], bar[0].replace("M", "M1", 1)))
     (folder / "events/9/").mkdir()
     header = (folder / f"events/{QUIET}/data.csv").read_text().splitlines()[0]
-    (folder / "events/9/data.csv").write_text(f"{header}\n2026-01-01,event_signup,9,4711,value\n")
+    (folder / "events/9/data.csv").write_text(f"{header}\n2026-01-01,event_signup,9,4711,value,false\n")
     (folder / f"events/{QUIET}/data.json").unlink()
     assert find_untrue_pages(store) == [
         f"{INDEX}: is not what the published tables give",
@@ -417,6 +421,7 @@ def test_days_that_were_filled_later_are_said_and_widen_the_bounds(settings: Set
             exact = connection.execute(sa.text(query), {"first": first, "last": first + timedelta(days=27)}).all()
         assert found
         bounds = find_bounds(found, "event_signup", period_to(found.period.last))
+        assert bounds
         assert bounds.low <= sum(count for _, count in exact) <= bounds.high
         with_numbers = [one for one in found.events if any(one.series[-1].days.values())]
         assert bounds.high - sum(found.everything[-1].days[day] or 0 for day in span(first, found.period.last)) == (
@@ -424,6 +429,58 @@ def test_days_that_were_filled_later_are_said_and_widen_the_bounds(settings: Set
         )
         say(settings.publish_dir, "overview/index.html", ", at most ", ", at most 1")
         assert find_untrue_pages(store)
+
+
+def test_a_sum_over_events_without_a_number_is_not_shown_as_a_small_number(settings: Settings) -> None:
+    with open_store(settings) as store:
+        days = span(settings.today() - timedelta(days=40), settings.today() - timedelta(days=1))
+        for day in days:
+            counts = {str(number): 4 for number in range(20)} if day == days[-5] else {"1": 5 * (day == days[0])}
+            rows = [event(day, event_id=of, count=count) for of, count in counts.items() if count]
+            replace_day(store, metric("event_signups"), day, rows, allow_empty=True)
+        publish_closed(store)
+        write_published_pages(store)
+        assert find_untrue_pages(store) == []
+        overview = (settings.publish_dir / "overview/index.html").read_text()
+        assert "&lt;5 each" in overview
+        assert "&lt;5<" not in overview
+        assert overview.count("At least") == 1, "no bound where no event has a number, or a day is missing"
+
+
+def test_after_a_change_of_the_base_the_pages_begin_anew(settings: Settings) -> None:
+    with published(settings, days=60) as store:
+        change = settings.today() - timedelta(days=30)
+        # As if the days before had been published in tens.
+        as_superuser(settings, f"update published.days set base = 10 where event_date < '{change}'")  # noqa: S608
+        with store.transaction("reading") as connection:
+            found = read_published(connection, settings)
+        assert found
+        assert found.period.first == change
+        as_superuser(settings, "update published.days set base = 10")
+        assert write_published_pages(store).pages == 0
+
+
+def test_a_share_of_days_that_were_not_collected_is_not_shown(changing: Store) -> None:
+    write_core_pages(changing, Health())
+    page = (changing.settings.publish_dir / f"core/events/{BUSY}.html").read_text()
+    assert page.count('data-of="share ') == 2
+    day = changing.settings.today() - timedelta(days=5)
+    as_superuser(
+        changing.settings,
+        f"delete from analytics.collected_days where asset = 'directory_searches' and event_date = '{day}'",  # noqa: S608
+    )
+    write_core_pages(changing, Health())
+    page = (changing.settings.publish_dir / f"core/events/{BUSY}.html").read_text()
+    assert 'data-of="share ' not in page
+
+
+def test_a_metric_that_was_never_collected_is_called_so(settings: Settings) -> None:
+    with open_store(settings) as store:
+        replace_day(store, metric("event_signups"), settings.today() - timedelta(days=1), [])
+        write_core_pages(store, Health())
+    index = (settings.publish_dir / "core/index.html").read_text()
+    assert "Directory searches (never)" in index
+    assert "Event signups (" not in index
 
 
 # --- Dagster
@@ -439,7 +496,7 @@ def test_the_assets_write_the_pages_and_show_a_preview(changing: Store, pipeline
     metadata = {materialization.asset_key.to_user_string(): materialization.metadata for materialization in made}
     assert metadata[CORE]["index"].value == str(changing.settings.publish_dir / "core/index.html")
     assert metadata[CORE]["pages"].value == 4
-    assert "| Event signups | " in str(metadata[CORE]["preview"].value)
+    assert re.search(r"\| Event signups \| ([+-]\d+%|0%|\N{EN DASH}) \|", str(metadata[CORE]["preview"].value))
     index = changing.settings.publish_dir / "core/index.html"
     assert "0 checks executed, none failing" in index.read_text()
     assert metadata[PUBLISHED]["pages"].value == 10

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import date, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from analytics_assets.publication.audit import find_recoverable
 from analytics_assets.publication.publish import Publication, PublicationError, fill, publish_closed
 from analytics_assets.retention.sweep import MANUAL, apply_retention
 from analytics_assets.settings import Settings
+from analytics_assets.store import counts as store_counts
 from analytics_assets.store import open_store, published
 from analytics_assets.store.counts import replace_day
 from analytics_assets.store.published import find_altered
@@ -230,6 +231,33 @@ def test_late_rows_and_recounts_change_nothing_that_was_published(settings: Sett
     collect(settings, SIGNUPS, closed + timedelta(days=1), {"7": 2})
     publish(settings)
     assert daily(settings) == {(before, "7"): "below", (closed, "7"): 5, (closed + timedelta(days=1), "7"): 5}
+
+
+def test_before_the_daily_run_the_day_that_it_closes_is_open(
+    settings: Settings, closed: date, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect(settings, SIGNUPS, closed - timedelta(days=1), {"7": 6})
+    collect(settings, SIGNUPS, closed, {"7": 6})
+    monkeypatch.setattr(store_counts, "DAILY_RUN", time(23, 59, 59))
+    publish(settings)
+    assert set(days(settings)) == {closed - timedelta(days=1)}
+    monkeypatch.undo()
+    publish(settings)
+    assert set(days(settings)) == {closed - timedelta(days=1), closed}
+
+
+def test_a_carry_from_before_another_base_does_not_come_back(
+    settings: Settings, closed: date, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n, base in enumerate((5, 10, 5)):
+        day = closed + timedelta(days=n)
+        set_clock(settings, noon_of(settings, day + timedelta(days=1 + LOOKBACK_DAYS)))
+        monkeypatch.setattr(published, "PUBLISHED_BASE", base)
+        collect(settings, SIGNUPS, day, {"7": 4 if n != 1 else 0, "8": 20})
+        publish(settings)
+    assert daily(settings)[closed + timedelta(days=2), "8"] == 20
+    assert carries(settings)[NAME, "7"] == 4, "not 4 + 4 - 5"
+    assert not any(event == "7" for _, event in daily(settings))
 
 
 def test_nothing_is_published_of_what_was_never_collected(settings: Settings, closed: date) -> None:

@@ -145,6 +145,10 @@ FAULTS: dict[str, tuple[str, str]] = {
         " update published.daily_counts set count = 0 where {series}",
         "published.daily_counts: 1 counts that are not a multiple of the base, or not above 0",
     ),
+    "a carry of the future": (
+        "update analytics.published_carries set event_date = '2100-01-01' where event_name = 'event_signup'",
+        "analytics.published_carries: 1 carries out of range",
+    ),
     "a carry out of range": (
         "alter table analytics.published_carries drop constraint published_carries_carry;"
         " update analytics.published_carries set carry = 5 where event_name = 'event_signup'",

@@ -62,7 +62,7 @@ def old_published_day(pipeline: Pipeline, noon: datetime) -> None:
     past_the_trigger(
         pipeline,
         f"insert into published.daily_counts values ('{day}', 'event_signup', '7', 5)",  # noqa: S608
-        f"insert into published.days values ('{day}', 'event_signup', 'published')",  # noqa: S608
+        f"insert into published.days values ('{day}', 'event_signup', 'published', false, 5)",  # noqa: S608
     )
 
 
@@ -71,7 +71,7 @@ def old_published_week(pipeline: Pipeline, noon: datetime) -> None:
     past_the_trigger(
         pipeline,
         f"insert into published.weekly_counts values ('{day}', 'consent_turned_on', 5)",  # noqa: S608
-        f"insert into published.weeks values ('{day}', 'consent_turned_on', 'published')",  # noqa: S608
+        f"insert into published.weeks values ('{day}', 'consent_turned_on', 'published', false, 5)",  # noqa: S608
     )
 
 

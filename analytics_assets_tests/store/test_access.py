@@ -56,7 +56,7 @@ IN_THE_ANALYTICS_DATABASE: Rights = {
     "table analytics.friction": {WRITER: "select insert delete", READER: "select"},
     "table analytics.publications": {WRITER: "select insert"},
     "table analytics.published_carries": {WRITER: "select insert update"},
-    "function analytics.mark_filled(date,text)": {WRITER: "execute"},
+    "function analytics.mark_filled(date,text,integer)": {WRITER: "execute"},
     "function analytics.forget_published(date)": {WRITER: "execute"},
     "function analytics.forget_carries(date)": {WRITER: "execute"},
     "function analytics.refuse_expired_rows()": {},
@@ -152,16 +152,16 @@ ROWS = {
     " values ('event_signup', '{day}', false, 5, md5(''))",
     "analytics.published_carries": "values ('event_signup', '7', 4, 5, '{day}')",
     "published.daily_counts": "values ('{day}', 'event_signup', '7', 5)",
-    "published.days": "values ('{day}', 'event_signup', 'published')",
+    "published.days": "(event_date, event_name, state, base) values ('{day}', 'event_signup', 'published', 5)",
     "published.weekly_counts": "values ('{day}', 'consent_turned_on', 5)",
-    "published.weeks": "values ('{day}', 'consent_turned_on', 'published')",
+    "published.weeks": "(week_start, event_name, state, base) values ('{day}', 'consent_turned_on', 'published', 5)",
     "analytics.retention_ledger": "(run_id, cutoff, target, days, rows) values ('x', '{day}', 'x', 0, 0)",
 }
 CALLS = {
     "analytics.create_day(date)": "analytics.create_day('{day}')",
     "analytics.drop_day(date)": "analytics.drop_day('2020-01-01')",
     "analytics.forget_days(date)": "analytics.forget_days('2020-01-01')",
-    "analytics.mark_filled(date,text)": "analytics.mark_filled('{day}', 'event_signup')",
+    "analytics.mark_filled(date,text,integer)": "analytics.mark_filled('{day}', 'event_signup', 5)",
     "analytics.forget_published(date)": "analytics.forget_published('2020-01-01')",
     "analytics.forget_carries(date)": "analytics.forget_carries('2020-01-01')",
 }

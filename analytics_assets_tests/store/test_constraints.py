@@ -313,7 +313,7 @@ def test_a_published_day_is_not_marked_again(database: Database) -> None:
         for table in (DAYS, WEEKS):
             connection.execute(sa.insert(table).values(published_row(database, table)))
         for name in ("event_signup", "consent_turned_on"):
-            connection.execute(sa.select(sa.func.analytics.mark_filled(database.day, name)))
+            connection.execute(sa.select(sa.func.analytics.mark_filled(database.day, name, 5)))
         for table in (DAYS, WEEKS):
             assert connection.scalars(sa.select(table.c.state)).all() == ["published"]
 

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from analytics_assets.publication.fives import BASE
 from analytics_assets.publication.pages.html import Page
-from analytics_assets.publication.pages.published import FOLDERS, HOW_TO_READ
+from analytics_assets.publication.pages.published import FILLED, FOLDERS, HOW_TO_READ, HOW_TO_READ_ALL
 from analytics_assets.publication.pages.series import MIN_DENOMINATOR, Period
 
 
@@ -120,9 +120,16 @@ def _json_rows(text: str, scope: str | None) -> list[dict[str, object]]:
     data = json.loads(text)
     fixed = {key: data.pop(key) for key in ("event_id", "how_to_read", "time_zone")}
     days: list[dict[str, object]] = data.pop("days")
-    if data or fixed["event_id"] != scope or fixed["how_to_read"] != HOW_TO_READ or re.search(r"\d", _zone(fixed)):
+    said = _without_sentences(str(fixed["how_to_read"])).strip()
+    if data or said or fixed["event_id"] != scope or re.search(r"\d", _zone(fixed)):
         raise ValueError
     return days
+
+
+def _without_sentences(text: str) -> str:
+    for sentence in (HOW_TO_READ, HOW_TO_READ_ALL, FILLED):
+        text = text.replace(sentence, "")
+    return text
 
 
 def _zone(fixed: Mapping[str, object]) -> str:
@@ -132,9 +139,12 @@ def _zone(fixed: Mapping[str, object]) -> str:
 
 def _row_is_true(row: Mapping[str, object], scope: str | None, facts: Facts) -> bool:
     day, name, count, state = (row[key] for key in ("event_date", "event_name", "count", "state"))
-    if row.keys() - {"event_date", "event_name", "event_id", "count", "state"} or row.get("event_id", scope) != scope:
+    known = {"event_date", "event_name", "event_id", "count", "state", "filled"}
+    if row.keys() - known or row.get("event_id", scope) != scope:
         return False
     on = date.fromisoformat(str(day))
+    if str(row["filled"]).lower() != str(on in facts.filled.get(str(name), ())).lower():
+        return False
     if on not in facts.published.get(str(name), ()):
         return state == "not_collected" and count in {None, ""}
     step = facts.steps.get((str(name), scope), {}).get(on)
@@ -205,7 +215,7 @@ class _Reader(HTMLParser):
         return self.found
 
     def _numbers(self, text: str) -> list[str]:
-        text = text.replace(HOW_TO_READ, "")
+        text = _without_sentences(text)
         if self.scope is not None:
             text = text.replace(f"Event {self.scope}", "")
         return _NUMBER.findall(re.sub(r"Etc/GMT[+-]\d{1,2}\b", "", _DATE.sub("", text)))

@@ -22,8 +22,8 @@ MAX_FINDINGS: Final = 30
 class Health:
     """Whether the numbers can be relied on."""
 
-    missing: Sequence[tuple[str, int]] = ()
-    """Metric -> days of the kept ones that were not collected; only metrics that lack some."""
+    missing: Sequence[tuple[str, int | None]] = ()
+    """Metric -> days of the kept ones that were not collected; None: it never was. Only metrics that lack some."""
     checks: int = 0
     """Asset checks that have been executed."""
     failing: Sequence[str] = ()

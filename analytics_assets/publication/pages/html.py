@@ -68,13 +68,15 @@ class Numbers:
     """How numbers are written: exact ones as they are, published ones in steps of `base`."""
 
     base: int | None = None
+    summed: frozenset[str] = frozenset()
+    """Event names whose numbers are sums over events: each of these can be below the base."""
 
     def text(self, total: Total) -> str:
         """Return a sum as text."""
         if not total.collected:
             return NOT_COLLECTED
         if self.base and not total.value:
-            return f"<{self.base}"
+            return f"<{self.base} each" if total.name in self.summed else f"<{self.base}"
         return f"{total.value:,}"
 
     def cell(self, total: Total) -> Markup:
@@ -94,9 +96,9 @@ class Numbers:
         return Markup('<span aria-hidden="true">*</span><span class="vh"> (not every day was collected)</span>')
 
     def share(self, part: Total, whole: Total) -> Markup:
-        """Return a percentage as a cell of a table, without a number where the denominator is too small."""
+        """Return a percentage as a cell of a table; none where the denominator is too small or a day is missing."""
         share = percent(part.value, whole.value, digits=0 if self.base else 1)
-        if share is None:
+        if share is None or not (part.complete and whole.complete):
             return Markup('<td class="n dim">{}</td>').format(NOT_COLLECTED)
         return Markup('<td class="n" data-of="share {} {}">{}%</td>').format(part.spec, whole.spec, share)
 
@@ -107,16 +109,13 @@ class Numbers:
         )
         if not change.comparable:
             return Markup('<p class="change dim">before: not collected on every day</p>')
-        difference = change.now.value - change.before.value
-        relative = percent(difference, change.before.value)
-        if relative is None:
+        if change.percent is None:
             return Markup('<p class="change dim">before: {}</p>').format(before)
-        rounded = int(relative)
-        arrow = "▲ " if rounded > 0 else "▼ " if rounded < 0 else ""
+        arrow = {"+": "▲ ", "-": "▼ "}.get(change.percent[0], "")
         return Markup(
-            '<p class="change"><strong><span aria-hidden="true">{}</span><span data-of="change {} {}">{}%</span>'
+            '<p class="change"><strong><span aria-hidden="true">{}</span><span data-of="change {} {}">{}</span>'
             '</strong> <span class="dim">from {}</span></p>'
-        ).format(arrow, change.now.spec, change.before.spec, f"{rounded:+d}" if rounded else "0", before)
+        ).format(arrow, change.now.spec, change.before.spec, change.percent, before)
 
     def weekly_label(self, all_series: Sequence[Series | Weeks]) -> Label:
         """State what a chart of weeks shows."""
@@ -142,7 +141,7 @@ class Numbers:
 
 
 @cache
-def _environment(base: int | None) -> jinja2.Environment:
+def _environment(base: int | None, summed: frozenset[str]) -> jinja2.Environment:
     # Imported where something is drawn: it takes a second, and needs the extra `pages`.
     from analytics_assets.publication.pages import charts  # noqa: PLC0415
 
@@ -153,7 +152,7 @@ def _environment(base: int | None) -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    numbers = Numbers(base)
+    numbers = Numbers(base, summed)
     environment.globals |= {
         "numbers": numbers,
         "charts": charts,
@@ -163,11 +162,14 @@ def _environment(base: int | None) -> jinja2.Environment:
         "columns": lambda all_series: [series.weeks() for series in all_series],
         "zip": zip,
         "Period": Period,
+        "percent": percent,
     }
     return environment
 
 
-def render(template: str, path: str, *, base: int | None = None, **data: Any) -> Page:
-    """Render a template."""
-    text = _environment(base).get_template(template).render(**data)
+def render(
+    template: str, path: str, *, base: int | None = None, summed: frozenset[str] = frozenset(), **data: Any
+) -> Page:
+    """Render a template. For `base` and `summed` see `Numbers`."""
+    text = _environment(base, summed).get_template(template).render(**data)
     return Page(path, text.encode())

@@ -7,14 +7,13 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Final
 
-from analytics_assets.publication.fives import BASE
 from analytics_assets.publication.pages import core as core_pages
 from analytics_assets.publication.pages.audit import Facts, find_differences, read_facts
 from analytics_assets.publication.pages.core import Health, render_core
-from analytics_assets.publication.pages.html import Numbers
+from analytics_assets.publication.pages.html import NOT_COLLECTED
 from analytics_assets.publication.pages.published import FOLDERS, render_published
 from analytics_assets.publication.pages.reading import read_core, read_published
-from analytics_assets.publication.pages.series import Series, period_to
+from analytics_assets.publication.pages.series import Change, Series, period_to
 from analytics_assets.publication.pages.writing import Written, write_pages
 from analytics_assets.store import Store
 from analytics_assets.store.counts import read_window
@@ -37,7 +36,7 @@ def write_core_pages(store: Store, health: Health) -> Written:
         return write_pages(settings.publish_dir, [core_pages.FOLDER], ())
     written = write_pages(settings.publish_dir, [core_pages.FOLDER], render_core(core))
     series = [series for metric in core.metrics for series in metric.series]
-    return replace(written, preview=preview([*series, core.responses.requests, core.responses.errors], Numbers()))
+    return replace(written, preview=preview([*series, core.responses.requests, core.responses.errors]))
 
 
 def write_published_pages(store: Store) -> Written:
@@ -48,7 +47,7 @@ def write_published_pages(store: Store) -> Written:
     if published is None:
         return write_pages(settings.publish_dir, FOLDERS, ())
     written = write_pages(settings.publish_dir, FOLDERS, render_published(published))
-    return replace(written, preview=preview(published.everything, Numbers(BASE)))
+    return replace(written, preview=preview(published.everything))
 
 
 def find_untrue_pages(store: Store) -> list[str]:
@@ -61,11 +60,14 @@ def find_untrue_pages(store: Store) -> list[str]:
     return list(find_differences(settings.publish_dir, pages, facts))
 
 
-def preview(all_series: Sequence[Series], numbers: Numbers) -> str:
-    """Return the sums of the last four weeks and of those before as a Markdown table."""
-    lines = ["| | last four weeks | four weeks before |", "| --- | ---: | ---: |"]
+def preview(all_series: Sequence[Series]) -> str:
+    """Return how the last four weeks compare with the four before as a Markdown table.
+
+    It has no sums: Dagster keeps it longer than the days that they are of.
+    """
+    lines = ["| | last four weeks against the four before |", "| --- | ---: |"]
     for series in all_series:
         now = period_to(series.period.last)
-        shown = (numbers.text(series.total(period)) for period in (now, now.before()))
-        lines.append(f"| {series.label} | {' | '.join(shown)} |".replace("<", "&lt;"))
+        change = Change(series.total(now), series.total(now.before()))
+        lines.append(f"| {series.label} | {change.percent or NOT_COLLECTED} |")
     return "\n".join(lines)

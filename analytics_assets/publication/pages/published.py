@@ -22,10 +22,15 @@ FOLDERS: Final = ("overview", "events")
 HOW_TO_READ: Final = (
     "Numbers of an event move in steps of five and are at most four away from the count; <5 means 0 to 4."
 )
-"""The one sentence that every published page has."""
+"""The one sentence that the pages of an event have."""
+HOW_TO_READ_ALL: Final = (
+    "Numbers over all events are sums of those of the events, each of which moves in steps of five and is at most four"
+    " away from its count. So a sum can be four away for each event, and <5 each means that none of them has a number."
+)
+"""The sentence of the overview."""
 FILLED: Final = (
     "Some of these days were published after their turn, each by itself:"
-    " for each of them, a number may be up to four further below the count."
+    " for each of them, a number, or a <5, may be up to four further below the count."
 )
 """What a page says, too, when days in it were filled later."""
 
@@ -62,8 +67,8 @@ def render_published(published: Published) -> Iterator[Page]:
         "overview.html",
         "overview/index.html",
         base=BASE,
-        how_to_read=HOW_TO_READ,
-        filled=FILLED if published.filled else "",
+        summed=frozenset(series.name for series in everything),
+        how_to_read=how_to_read(HOW_TO_READ_ALL, filled=published.filled),
         published=published,
         now=now,
         series=everything,
@@ -76,8 +81,7 @@ def render_published(published: Published) -> Iterator[Page]:
             "event.html",
             f"{folder}/index.html",
             base=BASE,
-            how_to_read=HOW_TO_READ,
-            filled=FILLED if any(series.filled for series in event.series) else "",
+            how_to_read=_how_to_read_event(event),
             published=published,
             event=event,
             now=now,
@@ -87,16 +91,26 @@ def render_published(published: Published) -> Iterator[Page]:
         yield Page(f"{folder}/data.json", to_json(event, published))
 
 
-def find_bounds(published: Published, name: str, period: Period) -> Bounds:
+def how_to_read(sentence: str, *, filled: bool) -> str:
+    """Return what a page says on how to read it."""
+    return f"{sentence} {FILLED}" if filled else sentence
+
+
+def _how_to_read_event(event: PublishedEvent) -> str:
+    return how_to_read(HOW_TO_READ, filled=any(series.filled for series in event.series))
+
+
+def find_bounds(published: Published, name: str, period: Period) -> Bounds | None:
     """Return what the true sum can be, over the events that have a step in the days shown: their bounds add up.
 
-    A day that was filled later is a stretch of its own.
+    A day that was filled later is a stretch of its own. None when no event has a step, or a day was not published.
     """
     of_events = [series for event in published.events for series in event.series if series.name == name]
+    with_steps = [series for series in of_events if any(series.days.values())]
+    if not with_steps or not with_steps[0].total(period).complete:
+        return None
     bounds = NOTHING
-    for series in of_events:
-        if not any(series.days.values()):
-            continue
+    for series in with_steps:
         in_turn = 0
         for day in span(*period):
             step = series.days.get(day) or 0
@@ -112,9 +126,12 @@ def to_csv(event: PublishedEvent) -> bytes:
     """Return the days of an event as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["event_date", "event_name", "event_id", "count", "state"])
+    writer.writerow(["event_date", "event_name", "event_id", "count", "state", "filled"])
     for series in event.series:
-        writer.writerows([day, series.name, event.event_id, count, state(count)] for day, count in series.days.items())
+        writer.writerows(
+            [day, series.name, event.event_id, count, state(count), "true" if day in series.filled else "false"]
+            for day, count in series.days.items()
+        )
     return text.getvalue().encode()
 
 
@@ -122,10 +139,16 @@ def to_json(event: PublishedEvent, published: Published) -> bytes:
     """Return the days of an event as JSON."""
     data = {
         "event_id": event.event_id,
-        "how_to_read": HOW_TO_READ,
+        "how_to_read": _how_to_read_event(event),
         "time_zone": published.time_zone,
         "days": [
-            {"event_date": str(day), "event_name": series.name, "count": count, "state": state(count)}
+            {
+                "event_date": str(day),
+                "event_name": series.name,
+                "count": count,
+                "state": state(count),
+                "filled": day in series.filled,
+            }
             for series in event.series
             for day, count in series.days.items()
         ],

@@ -18,6 +18,7 @@ from analytics_assets.contract import CORE_FIELDS, FUNNEL, METRICS, TARGETS, Met
 from analytics_assets.days import span
 from analytics_assets.dictionary import origin_name
 from analytics_assets.publication.findings import read_findings
+from analytics_assets.publication.fives import BASE
 from analytics_assets.publication.friction import strongest
 from analytics_assets.publication.pages import core, published
 from analytics_assets.publication.pages.series import Period, Series, Total, Weeks, period_to
@@ -107,9 +108,14 @@ def read_core(connection: sa.Connection, window: Window, settings: Settings, hea
 
 
 def read_published(connection: sa.Connection, settings: Settings) -> published.Published | None:
-    """Return what the published pages show, None before the first published day. Reads schema `published` only."""
-    query = sa.text("select event_name, event_date, state, filled from published.days")
-    rows = connection.execute(query).all()
+    """Return what the published pages show, None before the first published day. Reads schema `published` only.
+
+    After a change of the base, the pages begin anew: what they say of steps and bounds holds for one base.
+    """
+    query = sa.text("select event_name, event_date, state, filled, base from published.days")
+    published_days = connection.execute(query).all()
+    of_another_base = max((row.event_date for row in published_days if row.base != BASE), default=date.min)
+    rows = [row for row in published_days if row.event_date > of_another_base]
     if not rows:
         return None
     days = [row.event_date for row in rows]
@@ -198,13 +204,16 @@ def _read_collected(connection: sa.Connection) -> dict[str, frozenset[date]]:
     return {asset: frozenset(days) for asset, days in found.items()}
 
 
-def _missing_days(collected: Mapping[str, frozenset[date]], last: date) -> list[tuple[str, int]]:
-    """Return the metrics that lack days, each with how many. A metric is expected from its first collected day on."""
+def _missing_days(collected: Mapping[str, frozenset[date]], last: date) -> list[tuple[str, int | None]]:
+    """Return the metrics that lack days since their first collected one, each with how many; None: never collected."""
     missing = [
-        (_words(metric.asset), len(set(span(min(days), last)) - days) if (days := collected.get(metric.asset)) else 1)
+        (
+            _words(metric.asset),
+            len(set(span(min(days), last)) - days) if (days := collected.get(metric.asset)) else None,
+        )
         for metric in METRICS
     ]
-    return [(asset, days) for asset, days in missing if days]
+    return [(asset, days) for asset, days in missing if days != 0]
 
 
 def _event_series(

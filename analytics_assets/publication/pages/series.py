@@ -135,6 +135,15 @@ class Change:
         """Whether both periods were collected on every day."""
         return self.now.complete and self.before.complete
 
+    @property
+    def percent(self) -> str | None:
+        """The change in percent as text; None when the periods cannot be compared or the first has too little."""
+        relative = percent(self.now.value - self.before.value, self.before.value) if self.comparable else None
+        if relative is None:
+            return None
+        rounded = int(relative)
+        return f"{rounded:+d}%" if rounded else "0%"
+
 
 def percent(part: int, whole: int, digits: int = 0) -> str | None:
     """Return a share in percent as text, None when the denominator is too small."""
