@@ -119,6 +119,10 @@ def _published_counts(name: str, names: tuple[str, ...], *key: sa.Column[object]
     )
 
 
+# The README promises at least five possible values for each day, whatever the base is.
+_BASE_RULE: Final = sa.column("base", sa.Integer) >= 5
+
+
 def _published_states(name: str, names: tuple[str, ...], start: str) -> sa.Table:
     return sa.Table(
         name,
@@ -130,6 +134,7 @@ def _published_states(name: str, names: tuple[str, ...], start: str) -> sa.Table
         sa.Column("base", sa.Integer, nullable=False),
         _only(name, names),
         sa.CheckConstraint(sa.column("state", sa.Text).in_(("published", "not_collected")), name=f"{name}_state"),
+        sa.CheckConstraint(_BASE_RULE, name=f"{name}_base"),
         schema=PUBLISHED_SCHEMA,
     )
 
@@ -149,9 +154,6 @@ WEEKLY_COUNTS: Final = _published_counts(
 )
 DAYS: Final = _published_states("days", DAILY_NAMES, "event_date")
 WEEKS: Final = _published_states("weeks", WEEKLY_NAMES, "week_start")
-
-# The README promises at least five possible values for each day, whatever the base is.
-_BASE_RULE: Final = sa.column("base", sa.Integer) >= 5
 
 PUBLICATIONS: Final = sa.Table(
     "publications",

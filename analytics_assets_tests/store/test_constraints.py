@@ -208,9 +208,9 @@ def constraint(refusal: pytest.ExceptionInfo[sa.exc.IntegrityError]) -> str:
 
 PUBLISHED_ROWS: dict[sa.Table, Row] = {
     DAILY_COUNTS: {"event_name": "event_signup", "event_id": "7", "count": 5},
-    DAYS: {"event_name": "event_signup", "state": "published"},
+    DAYS: {"event_name": "event_signup", "state": "published", "base": 5},
     WEEKLY_COUNTS: {"event_name": "consent_turned_on", "count": 5},
-    WEEKS: {"event_name": "consent_turned_on", "state": "not_collected"},
+    WEEKS: {"event_name": "consent_turned_on", "state": "not_collected", "base": 5},
     PUBLICATIONS: {"event_name": "event_signup", "filled": False, "base": 5, "fingerprint": "0" * 32},
     PUBLISHED_CARRIES: {"event_name": "event_signup", "event_id": "7", "carry": 4, "base": 5},
 }
@@ -230,7 +230,7 @@ def published_row(database: Database, table: sa.Table, day: date | None = None) 
         *((table, "event_name", "event_signup") for table in (WEEKLY_COUNTS, WEEKS)),
         *((table, "count", count) for table in (DAILY_COUNTS, WEEKLY_COUNTS) for count in (-5, 0, 1, 4, 6, 999)),
         *((table, "state", state) for table in (DAYS, WEEKS) for state in ("", "value", "below", "canary")),
-        (PUBLICATIONS, "base", 4),
+        *((table, "base", 4) for table in (PUBLICATIONS, DAYS, WEEKS)),
         (PUBLICATIONS, "fingerprint", "canary"),
         (PUBLISHED_CARRIES, "carry", -1),
         (PUBLISHED_CARRIES, "carry", 5),
