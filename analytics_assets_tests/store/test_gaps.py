@@ -93,13 +93,10 @@ def test_a_database_that_was_set_up_before_knows_since_when_it_collects(
     first = yesterday - timedelta(days=3)
     with engine.begin() as connection:
         set_up_as_of(connection, "0005")
-        connection.exec_driver_sql(
-            f"insert into analytics.settings values (true, 180, '{settings.time_zone}');"
-            + ";".join(
-                insert("collected_days", asset=ALL[0], event_date=day, rows=0, collected_at="now")
-                for day in (first, yesterday)
-            )
-        )
+        connection.exec_driver_sql(insert("settings", retention_days=180, time_zone=settings.time_zone))
+        for day in (first, yesterday):
+            note = insert("collected_days", asset=ALL[0], event_date=day, rows=0, collected_at="now")
+            connection.exec_driver_sql(note)
     engine.dispose()
     text = url.render_as_string(hide_password=False)
     init_db(text, settings)
