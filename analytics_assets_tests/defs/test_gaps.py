@@ -146,21 +146,17 @@ def test_a_refused_day_is_requested_again_every_night_until_it_is_collected(
 
     keys = set()
     for n in range(3):
-        first, daily = requests = night(settings, today + timedelta(days=n))
+        first, daily = night(settings, today + timedelta(days=n))
         assert asked([first]) == [([asset], bad, bad)]
         keys |= {first.run_key, daily.run_key}
-        result, _ = play(pipeline, requests) if n == 0 else [None, None]
-        if result:
-            assert asset in failures(result)
-            red = checks(pipeline, result, asset)[NO_MISSING_DAYS]
-            assert (red.description or "").startswith(f"- {bad}\n")
+    refused = play(pipeline, night(settings, today))[0]
+    assert asset in failures(refused)
+    assert (checks(pipeline, refused, asset)[NO_MISSING_DAYS].description or "").startswith(f"- {bad}\n")
     assert len(keys) == 6, "no night is taken for another"
     assert {request.run_key for request in night(settings, today)} < keys, "the same night is asked for once"
 
     host.sql("delete from signups where event_id = 'canary'")
-    result, daily = play(pipeline, night(settings, today))
-    assert result.success
-    assert daily.success
+    assert all(result.success for result in play(pipeline, night(settings, today)))
     assert run_check(pipeline, asset, NO_MISSING_DAYS).passed
     assert len(night(settings, today)) == 1
 
@@ -249,7 +245,7 @@ def test_a_day_that_a_run_is_collecting_is_not_missing_and_one_that_waits_is(
 ) -> None:
     days = span(yesterday - timedelta(days=5), yesterday)
     note(pipeline.settings, ALL, [days[0], days[-1]])
-    for status, passed in ((dg.DagsterRunStatus.QUEUED, False), (dg.DagsterRunStatus.STARTED, True)):
+    for status, passed in ((dg.DagsterRunStatus.NOT_STARTED, False), (dg.DagsterRunStatus.STARTED, True)):
         run = queue(pipeline, LATE, days[1], days[-2], status)
         assert run_check(pipeline, LATE, NO_MISSING_DAYS).passed is passed
         assert not run_check(pipeline, OTHERS[0], NO_MISSING_DAYS).passed, "it is about another metric"
@@ -271,7 +267,7 @@ def test_publishing_waits_for_a_day_that_a_run_is_about_to_collect_unless_one_ha
         query = "select event_date from published.days where event_name = :name order by 1"
         return [day for (day,) in pipeline.sql(query, name=name)]
 
-    waiting = queue(pipeline, asset, days[3], days[6], dg.DagsterRunStatus.QUEUED)
+    waiting = queue(pipeline, asset, days[3], days[6], dg.DagsterRunStatus.NOT_STARTED)
     assert all(result.success for result in play(pipeline, daily))
     assert published("event_signup") == days[:3]
     assert published("directory_searched") == days[:-2], "another metric does not wait"
@@ -279,7 +275,7 @@ def test_publishing_waits_for_a_day_that_a_run_is_about_to_collect_unless_one_ha
 
     host.occur("signups", moments(days[4], pipeline.settings.time_zone, 1), event_id="canary")
     assert not pipeline.run([asset], days[3], days[6]).success
-    queue(pipeline, asset, days[3], days[6], dg.DagsterRunStatus.QUEUED)
+    queue(pipeline, asset, days[3], days[6], dg.DagsterRunStatus.NOT_STARTED)
     assert all(result.success for result in play(pipeline, daily))
     assert published("event_signup") == days[:-2]
     states = pipeline.sql("select event_date from published.days where state = 'not_collected'")

@@ -132,7 +132,7 @@ def run_checks(
 def tick(settings: Settings, moment: datetime) -> list[dg.RunRequest]:
     """What the daily schedule requests at a moment."""
     with dg.build_schedule_context(scheduled_execution_time=moment, resources={"settings": settings}) as context:
-        return make_daily_schedule(settings.time_zone).evaluate_tick(context).run_requests or []
+        return list(make_daily_schedule(settings.time_zone).evaluate_tick(context).run_requests or [])
 
 
 def failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
