@@ -219,14 +219,19 @@ def test_a_new_metric_is_not_collected_for_days_before_it_was_there(settings: Se
     assert asked(night(settings, settings.today())) == [(OTHERS, days[2], days[5]), ([], days[6], days[8])]
 
 
-@pytest.mark.parametrize("change", [{"database_url": None}, {"retention_days": 90}])
+NOWHERE = "postgresql+psycopg2://someone:canary@/nowhere?host=/nowhere"
+
+
+@pytest.mark.parametrize("change", [{"database_url": None}, {"database_url": NOWHERE}, {"retention_days": 90}])
 def test_without_the_database_the_daily_run_is_requested_and_the_tick_says_what_is_not(
     settings: Settings, yesterday: date, capfd: pytest.CaptureFixture[str], change: dict[str, object]
 ) -> None:
     note(settings, ALL, [yesterday - timedelta(days=9)])
     away = replace(settings, **change)  # type: ignore[arg-type]
     assert asked(night(away, settings.today())) == [([], yesterday - timedelta(days=2), yesterday)]
-    assert "missing days are not requested tonight, only the daily run: " in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "missing days are not requested tonight, only the daily run: " in said
+    assert "canary" not in said
     with Pipeline.open(replace(away, dagster_url=settings.dagster_url)) as pipeline:
         (result,) = play(pipeline, night(away, settings.today()))
         assert set(failures(result)) >= set(ALL), "the run is red"

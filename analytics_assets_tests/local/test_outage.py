@@ -8,7 +8,10 @@ import pytest
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorType, ScheduleInstigatorData
 
+from analytics_assets.contract import FRICTION_PATH
 from analytics_assets.days import span
+from analytics_assets.defs.evaluation import CHECK_NAMES
+from analytics_assets.defs.partitions import days_of_run
 from analytics_assets.local.server import dagster_dev
 from analytics_assets.settings import Settings
 from analytics_assets_tests.support.clock import clock_at, noon_of
@@ -19,7 +22,10 @@ from analytics_assets_tests.support.processes import PATIENCE, free_port, wait_u
 pytestmark = pytest.mark.server
 
 OFF = 8
+SCHEDULE = "daily_metrics_schedule"
 BACKFILL = "waiting"
+LATE = "profile_visibility_toggles"
+"""The metric that lacks two days more than the others."""
 ENDED = {BulkActionStatus.COMPLETED, BulkActionStatus.COMPLETED_SUCCESS, BulkActionStatus.COMPLETED_FAILED}
 
 
@@ -56,7 +62,8 @@ def test_after_eight_days_off_every_day_is_collected_and_an_old_backfill_complet
     log = settings.data_dir / "dagster.log"
     with Pipeline.open(settings) as pipeline:
         with clock_at(settings, noon_of(settings, today - timedelta(days=OFF))):
-            assert pipeline.run(ALL, days[0], days[2]).success
+            assert pipeline.run(ALL, days[0], days[0]).success
+            assert pipeline.run([asset for asset in ALL if asset != LATE], days[1], days[2]).success
         with dagster_dev(settings, free_port(), log):
             wait_until(lambda: bool(schedules(pipeline.instance)), seconds=2 * PATIENCE)
         # Dagster's own notes are set back: the daemon has ended eight days ago.
@@ -81,6 +88,19 @@ def test_after_eight_days_off_every_day_is_collected_and_an_old_backfill_complet
             wait_until(over, seconds=3 * PATIENCE)
             query = "select event_date, state from published.days where event_name = 'event_signup' order by 1"
             wait_until(lambda: pipeline.sql(query) == [(day, "published") for day in days[:-2]], seconds=PATIENCE)
+        requested = {
+            days_of_run(run.tags)[-1]: run
+            for run in pipeline.instance.get_runs(dg.RunsFilter(tags={"dagster/schedule_name": SCHEDULE}))
+        }
+        assert {last: days_of_run(run.tags)[0] for last, run in requested.items()} == {
+            days[2]: days[1],
+            days[-1]: days[3],
+        }
+        assert requested[days[2]].asset_selection == {dg.AssetKey(LATE), dg.AssetKey(FRICTION_PATH)}
+        evaluations = pipeline.instance.all_logs(
+            requested[days[2]].run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
+        )
+        assert len(evaluations) == len(CHECK_NAMES)
         assert "not trying to catch up" in log.read_text(encoding="utf-8"), "Dagster alone would have missed days"
         assert {sum(pipeline.stored("event_signups", day).values()) for day in days} == {5}
         assert pipeline.materialized("consent_changes") >= {day for day in kept if (today - day).days <= 180}
