@@ -91,7 +91,7 @@ def collect(
                 # Dagster skips the check op after a failure, and the checks would show as failed. A database that goes
                 # out of reach meanwhile must not hide which days failed.
                 with suppress(DatabaseError, OSError):
-                    at_work = days_at_work(context.instance, context.run_id)[metric.asset]
+                    at_work = days_at_work(context.instance, context.run.run_id)[metric.asset]
                     for result in evaluate(store, metric, days, compared=list(outcome.stored), at_work=at_work):
                         context.log_event(_evaluation(metric, result))
             raise dg.Failure(format_failed_days(outcome.failed, len(days)), allow_retries=False)
