@@ -196,6 +196,14 @@ OTHER_RELATIONS: Final = {
             Column("collected_at", "timestamp", "instant", "When the pipeline stored the day."),
         ),
     ),
+    f"{SCHEMA}.collected_since": Relation(
+        "Since which day each metric is collected. A kept day after it that was not collected is missing, also when the"
+        " first day itself has expired.",
+        (
+            Column("asset", "text", "name", "The metric."),
+            Column("first_day", "date", "day, YYYY-MM-DD", "The first day that was ever collected."),
+        ),
+    ),
     f"{SCHEMA}.settings": Relation(
         "The two settings that the database enforces, and the floor of the days that are kept, in one row.",
         (

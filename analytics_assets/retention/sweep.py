@@ -32,6 +32,7 @@ from analytics_assets.store.expiry import write_ledger
 
 EXEMPT: Final[Mapping[str, str]] = {
     "analytics.alembic_version": "name of a migration",
+    "analytics.collected_since": "the day on which collecting a metric began, never what was counted",
     "analytics.retention_ledger": "evidence: how many days and rows were removed, never what was in them",
     "analytics.settings": "retention period and time zone",
     "dagster.alembic_version": "name of a migration",

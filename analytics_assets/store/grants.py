@@ -12,6 +12,7 @@ from typing import Final
 from analytics_assets.contract import PUBLISHED_SCHEMA, SCHEMA, SOURCE_SCHEMA, SOURCE_VIEWS, TABLES, SourceView
 from analytics_assets.store.tables import (
     COLLECTED_DAYS,
+    COLLECTED_SINCE,
     DAILY_COUNTS,
     DAYS,
     FRICTION,
@@ -50,7 +51,8 @@ ROLES: Final = f"""\
 {_role(PUBLISHED_READER, "login")}"""
 
 _COUNTS = ", ".join(f"{SCHEMA}.{table}" for table in TABLES)
-_READ = f"{_COUNTS}, {SCHEMA}.daily_error_rates, {COLLECTED_DAYS}, {FRICTION}, {RETENTION_LEDGER}, {SCHEMA}.settings"
+_NOTES = f"{COLLECTED_DAYS}, {COLLECTED_SINCE}, {RETENTION_LEDGER}"
+_READ = f"{_COUNTS}, {SCHEMA}.daily_error_rates, {_NOTES}, {FRICTION}, {SCHEMA}.settings"
 _ENTRY = ", ".join(column.name for column in RETENTION_LEDGER.columns if column.name not in {"id", "removed_at"})
 _NOTE = ", ".join(column.name for column in PUBLICATIONS.columns if column.name != "published_at")
 _PUBLISHED = ", ".join(map(str, (DAILY_COUNTS, DAYS, WEEKLY_COUNTS, WEEKS)))

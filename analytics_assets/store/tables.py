@@ -78,6 +78,13 @@ COLLECTED_DAYS: Final = sa.Table(
     sa.CheckConstraint(sa.column("rows", sa.BigInteger) >= 0, name="collected_days_rows"),
 )
 
+COLLECTED_SINCE: Final = sa.Table(
+    "collected_since",
+    METADATA,
+    sa.Column("asset", sa.Text, primary_key=True),
+    sa.Column("first_day", sa.Date, nullable=False),
+)
+
 RETENTION_LEDGER: Final = sa.Table(
     "retention_ledger",
     METADATA,

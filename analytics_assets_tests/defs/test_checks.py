@@ -17,7 +17,7 @@ from analytics_assets.defs.checks import (
     ONLY_VIEWS,
     SAY_ONLY_WHAT_IS_PUBLISHED,
 )
-from analytics_assets.defs.evaluation import AT_SOURCE, CHECK_NAMES, DOCUMENTED, MATCHES, STORED
+from analytics_assets.defs.evaluation import AT_SOURCE, CHECK_NAMES, DOCUMENTED, MATCHES, NO_MISSING_DAYS, STORED
 from analytics_assets.defs.pages import PUBLISHED
 from analytics_assets.settings import Settings
 from analytics_assets.store import open_store
@@ -272,7 +272,10 @@ def test_a_day_that_the_host_cannot_count_costs_no_other(pipeline: Pipeline, hos
     assert f"1 of 4 days were not stored:\\n- {days[2]}: reading the source" in failure
     assert pipeline.materialized("event_signups") == set(days) - {days[2]}
     found = checks(pipeline, result, "event_signups")
-    assert {name: check.passed for name, check in found.items()} == dict.fromkeys(CHECK_NAMES, True)
+    assert {name: check.passed for name, check in found.items()} == dict.fromkeys(CHECK_NAMES, True) | {
+        NO_MISSING_DAYS: False
+    }
+    assert f"- {days[2]}\n" in (found[NO_MISSING_DAYS].description or "")
     assert found[MATCHES].metadata["days checked"].value == 3
     assert "canary" not in everything_said(pipeline.instance)
 

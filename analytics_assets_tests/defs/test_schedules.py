@@ -15,18 +15,14 @@ from analytics_assets.defs.checks import database_checks, login_checks, publishe
 from analytics_assets.defs.evaluation import CHECK_NAMES
 from analytics_assets.defs.jobs import daily_metrics_job
 from analytics_assets.defs.partitions import days_of_run
-from analytics_assets.defs.schedules import make_daily_schedule
 from analytics_assets.settings import Settings
-from analytics_assets_tests.support.pipeline import ALL, Pipeline
+from analytics_assets_tests.support.pipeline import ALL, Pipeline, tick
 
 
 def requested(settings: Settings, moment: datetime) -> dg.RunRequest:
-    """The one run that the schedule requests at a moment."""
-    with dg.build_schedule_context(scheduled_execution_time=moment, resources={"settings": settings}) as context:
-        requests = make_daily_schedule(settings.time_zone).evaluate_tick(context).run_requests
-    assert requests is not None
-    assert len(requests) == 1
-    return requests[0]
+    """The one run that the schedule requests at a moment at which nothing is missing."""
+    (request,) = tick(settings, moment)
+    return request
 
 
 def test_it_ticks_at_a_quarter_past_one_without_being_switched_on(settings: Settings) -> None:

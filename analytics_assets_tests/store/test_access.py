@@ -42,6 +42,7 @@ IN_THE_ANALYTICS_DATABASE: Rights = {
     "table analytics.daily_event_counts_{day}": {},
     "table analytics.daily_response_counts_{day}": {},
     "table analytics.collected_days": {WRITER: "select insert update", READER: "select"},
+    "table analytics.collected_since": {WRITER: "select", READER: "select"},
     "table analytics.retention_ledger": {WRITER: "select insert", READER: "select"},
     "sequence analytics.retention_ledger_id_seq": {},
     "table analytics.settings": {WRITER: "select", READER: "select"},
@@ -53,6 +54,7 @@ IN_THE_ANALYTICS_DATABASE: Rights = {
     "function analytics.drop_day(date)": {WRITER: "execute"},
     "function analytics.forget_days(date)": {WRITER: "execute"},
     "function analytics.refuse_expired()": {},
+    "function analytics.note_first_day()": {},
     "table analytics.friction": {WRITER: "select insert delete", READER: "select"},
     "table analytics.publications": {WRITER: "select insert"},
     "table analytics.published_carries": {WRITER: "select insert update"},
@@ -147,6 +149,7 @@ ROWS = {
     "analytics.daily_event_counts": "values ('{day}', 'event_signup', '7', 'web', 1)",
     "analytics.daily_response_counts": "values ('{day}', 'GET /', 200, 1)",
     "analytics.collected_days": "values ('event_signups', '{day}', 0, now())",
+    "analytics.collected_since": "values ('event_signups', '{day}')",
     "analytics.friction": "values ('{day}', 'event_signup', '7', 'spike', 4.5)",
     "analytics.publications": "(event_name, event_date, filled, base, fingerprint)"
     " values ('event_signup', '{day}', false, 5, md5(''))",

@@ -5,14 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.migration import MigrationContext
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -22,7 +19,6 @@ from analytics_assets.contract import ENDPOINT, EVENT_ID, MAX_COUNT, METRICS, SO
 from analytics_assets.database import DatabaseError
 from analytics_assets.guard import obeys
 from analytics_assets.settings import Settings
-from analytics_assets.store import setup
 from analytics_assets.store.setup import init_db
 from analytics_assets.store.tables import (
     COLLECTED_DAYS,
@@ -36,7 +32,7 @@ from analytics_assets.store.tables import (
     WEEKLY_COUNTS,
     WEEKS,
 )
-from analytics_assets_tests.support.database import SUPERUSER, admin_url, as_superuser, pipeline_settings
+from analytics_assets_tests.support.database import SUPERUSER, admin_url, as_superuser, pipeline_settings, set_up_as_of
 
 WRITER, READER = "analytics_writer", "analytics_reader"
 EVENTS, RESPONSES = COUNTS["daily_event_counts"], COUNTS["daily_response_counts"]
@@ -527,15 +523,6 @@ def test_the_live_tables_are_those_of_the_contract(database: Database) -> None:
         for table in METADATA.tables.values():
             live = {check["name"] for check in inspector.get_check_constraints(table.name, table.schema)}
             assert live == {c.name for c in table.constraints if isinstance(c, sa.CheckConstraint)}
-
-
-def set_up_as_of(connection: sa.Connection, revision: str) -> None:
-    """Set the schema up as the version did whose newest migration this was, without checks and rights."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(setup.__file__).parent / "migrations"))
-    config.attributes["connection"] = connection
-    setup._create_roles(connection)
-    command.upgrade(config, revision)
 
 
 def test_an_upgrade_from_the_first_migration_keeps_data(

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 
 from analytics_assets.settings import Settings
+from analytics_assets.store import setup
 from analytics_assets.store.setup import init_db
 
 SUPERUSER = "postgres"
@@ -95,3 +98,12 @@ def rights(url: sa.URL) -> list[Any]:
         found = connection.exec_driver_sql(RIGHTS.format(system=SYSTEM)).all()
     engine.dispose()
     return [tuple(row) for row in found]
+
+
+def set_up_as_of(connection: sa.Connection, revision: str) -> None:
+    """Set the schema up as the version did whose newest migration this was, without checks and rights."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(setup.__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    setup._create_roles(connection)
+    command.upgrade(config, revision)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 import dagster as dg
@@ -17,6 +17,7 @@ from analytics_assets.defs.checks import LEDGER_KEY
 from analytics_assets.defs.evaluation import AT_SOURCE
 from analytics_assets.defs.jobs import RetentionConfig, remove_expired_days, retention_job
 from analytics_assets.defs.partitions import range_tags
+from analytics_assets.defs.schedules import make_daily_schedule
 from analytics_assets.local.server import dagster_instance
 from analytics_assets.settings import Settings
 
@@ -126,6 +127,12 @@ def run_checks(
     result = job.execute_in_process(instance=pipeline.instance, raise_on_error=raise_on_error)
     assert not result.get_asset_materialization_events()
     return result
+
+
+def tick(settings: Settings, moment: datetime) -> list[dg.RunRequest]:
+    """What the daily schedule requests at a moment."""
+    with dg.build_schedule_context(scheduled_execution_time=moment, resources={"settings": settings}) as context:
+        return list(make_daily_schedule(settings.time_zone).evaluate_tick(context).run_requests or [])
 
 
 def failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
