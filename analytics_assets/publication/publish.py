@@ -13,6 +13,7 @@ from datetime import date, timedelta
 from analytics_assets.contract import METRICS
 from analytics_assets.store import Store
 from analytics_assets.store.counts import Window, read_window
+from analytics_assets.store.expiry import require_certain_cutoff
 from analytics_assets.store.published import (
     GRAINS,
     Grain,
@@ -49,8 +50,10 @@ def publish_closed(store: Store) -> list[Publication]:
     Running it again publishes nothing.
 
     Raises:
+        UncertainError: a clock is wrong. It would publish days as not collected, for good.
         DatabaseError: the database is out of reach or refuses. Nothing was published then.
     """
+    require_certain_cutoff(store)
     window = read_window(store)
     made = []
     with publishing(store) as connection:

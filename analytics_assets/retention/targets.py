@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -194,6 +194,8 @@ class Files:
     """The time zone of the day of a change."""
     only_days: bool = False
     """True for the dump folder: a subfolder without a date name means a wrong path, and nothing is removed."""
+    runs: Callable[[], set[str]] | None = None
+    """Returns the ids of the runs whose logs may be removed. None: everything in the folder may."""
 
     def oldest(self) -> date | None:
         """Return the oldest day of anything in the folder."""
@@ -225,6 +227,11 @@ class Files:
             return
         if self.only_days and any(map(is_foreign, entries)):
             raise TargetError(str(FOREIGN_FOLDER))
+        if self.runs is not None and entries:
+            ours = self.runs()
+            # A run's folder may also hold what an IO manager has stored.
+            entries = [path / "compute_logs" for path in entries if path.name in ours]
+            entries = [path for path in entries if path.is_dir()]
         for path in entries:
             if (day := parse_day(path)) is not None:
                 yield day, path

@@ -16,6 +16,7 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
+from analytics_assets.contract import ABOUT
 from analytics_assets.database import DatabaseError, UnreachableError
 from analytics_assets.defs.checks import NO_EXPIRED_DAYS, check_expired_days
 from analytics_assets.defs.jobs import retention_job
@@ -153,7 +154,7 @@ def old_evaluation(pipeline: Pipeline, noon: datetime) -> None:
             asset_key=dg.AssetKey("event_signups"),
             check_name="only_allowlisted_fields_stored",
             passed=False,
-            metadata={},
+            metadata={ABOUT: dg.MetadataValue.text(str(noon.date()))},
             description=f"- {noon.date()}: event_id must be an integer (3 rows)\n- {datetime.now(UTC).date()}: too",
         )
     )
@@ -288,8 +289,8 @@ def test_a_dump_folder_that_is_not_one_keeps_everything_and_is_named(pipeline: P
     before = sorted(settings.dump_dir.rglob("*"))
     _, reports = apply_retention(settings, pipeline.instance, MANUAL)
     assert {report.target: report.problem for report in reports if report.problem} == {
-        "counter dumps": "dump folder: (folder) has a folder that is not a day: move that away, or name the right folder"
-        " in ANALYTICS_DUMP_DIR"
+        "counter dumps": "dump folder: (folder) has a folder that is not a day: move that away, or name the right"
+        " folder in ANALYTICS_DUMP_DIR"
     }
     assert sorted(settings.dump_dir.rglob("*")) == before
 
