@@ -5,7 +5,6 @@ Both databases, the host's and the pipeline's own, are opened here. Their SQL be
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -52,22 +51,17 @@ def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterat
         made.dispose()
 
 
-_PLAIN: Final = re.compile(r"[\w.:/-]*")
-
-
 def place(url: str | None) -> str:
     """Return name and host of a database, never login or password.
 
-    An unescaped @ or / of a password may have got into the host or the name: text with such a character is not shown.
+    If a password has an @ that is not encoded, what follows it seems to be the host. So a text with an @ is not shown.
     """
     if url is None:
         return "none"
     parsed = sa.make_url(url)
-    host = parsed.host or parsed.query.get("host") or "this machine"
     name = parsed.database or "the login's default"
-    if not isinstance(host, str) or not _PLAIN.fullmatch(host) or not re.fullmatch(r"[\w.' -]+", name):
-        return "a database whose name or host has special characters"
-    return f"{name} on {host}"
+    host = parsed.host or str(parsed.query.get("host") or "this machine")
+    return "(its name or host has an @)" if "@" in name + host else f"{name} on {host}"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from analytics_assets.local.postgres import embedded_postgres
 from analytics_assets.settings import VARIABLES, Settings
 from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.clock import noon_of, set_clock
-from analytics_assets_tests.support.database import admin_url
+from analytics_assets_tests.support.database import admin_url, as_superuser
 from analytics_assets_tests.support.host import Host
 from analytics_assets_tests.support.pipeline import ALL, Pipeline
 from analytics_assets_tests.support.processes import free_port
@@ -250,6 +250,18 @@ def test_another_zone_is_refused_when_a_stored_day_would_end(pipeline: Pipeline,
     assert CliRunner().invoke(main, [*command, "--shorten-retention"], env=east).exit_code == 0
 
 
+def test_up_compares_the_settings_with_a_database_that_a_url_names(complete: Settings) -> None:
+    as_superuser(complete, "update analytics.settings set time_zone = 'CET'")
+    for time_zone, said in (
+        (complete.time_zone, "differ from what the database enforces"),
+        ("CET", "ANALYTICS_TIMEZONE: the database's server reads this name differently"),
+    ):
+        env = complete.environment() | {"ANALYTICS_TIMEZONE": time_zone}
+        result = CliRunner().invoke(main, ["up", "--port", str(free_port())], env=env)
+        assert result.exit_code == 1
+        assert said in result.output
+
+
 def test_a_cutoff_is_confirmed_on_the_command_line(settings: Settings) -> None:
     today = settings.today()
     old = settings.dump_dir / str(today)
@@ -283,8 +295,8 @@ def test_a_cutoff_is_confirmed_on_the_command_line(settings: Settings) -> None:
         ("postgresql:///events", "events on this machine"),
         ("postgresql://canary@db.example.org", "the login's default on db.example.org"),
         # An @ or / of the password that is not encoded: nobody knows what the rest is.
-        ("postgresql://user:word@canary@host/events", "a database whose name or host has special characters"),
-        ("postgresql://user:word@x/canary@host/events", "a database whose name or host has special characters"),
+        ("postgresql://user:word@canary@host/events", "(its name or host has an @)"),
+        ("postgresql://user:word@x/canary@host/events", "(its name or host has an @)"),
     ],
 )
 def test_which_database_is_shown_without_login_and_password(url: str, shown: str) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final
@@ -27,7 +27,9 @@ from analytics_assets.database import UnreachableError
 from analytics_assets.retention.dagster_records import DagsterStorage, open_dagster_storage
 from analytics_assets.retention.shortening import describe_shortening
 from analytics_assets.settings import Settings, SettingsError
-from analytics_assets.store.setup import init_db
+from analytics_assets.store import open_store
+from analytics_assets.store.counts import read_window
+from analytics_assets.store.setup import check_time_zone, init_db
 
 ROOT: Final = Path(__file__).parents[2]
 """The project's folder: workspace.yaml and dagster.yaml are there."""
@@ -52,11 +54,18 @@ _NO_DATABASE: Final = (
 def databases(settings: Settings, *, shorten: Say | None = None) -> Iterator[Settings]:
     """Yield the settings with every URL set; the embedded PostgreSQL provides those that were not.
 
-    The embedded analytics database is set up or upgraded. `shorten`: see `set_up`.
+    The embedded analytics database is set up or upgraded. `shorten`: see `set_up`. One that a URL names is only
+    compared with the settings, if it can be reached.
 
     Raises:
-        SettingsError: days would expire, and nobody has said that they may.
+        SettingsError: days would expire, and nobody has said that they may; or the server does not know the time zone.
+        DatabaseError: the database of the URL enforces other settings.
     """
+    if settings.database_url is not None:
+        with suppress(UnreachableError), open_store(settings) as store:
+            read_window(store)
+            with store.transaction("comparing the time zone") as connection:
+                check_time_zone(connection, settings)
     if settings.database_url and settings.dagster_url:
         yield settings
         return
