@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -88,11 +88,13 @@ class Records:
         return sa.true() if self.settings.owns_dagster else column.in_(self._assets())
 
     def of_our_run(self, column: sa.Column[str]) -> sa.ColumnElement[bool]:
-        """Return the condition that a column names a run of ours: our code launched it, or it is about our assets."""
+        """Return the condition that a column names a run of ours: our code was loaded for it, or it has our assets."""
         if self.settings.owns_dagster:
             return sa.true()
+        loaded = RunsTable.c.run_body.contains(f'"module": "{_MODULE}"', autoescape=True)
+        selected = self.naming_our_asset(RunsTable.c.run_body)
         return sa.or_(
-            column.in_(sa.select(RunsTable.c.run_id).where(RunsTable.c.run_body.like(f'%"module": "{_MODULE}"%'))),
+            column.in_(sa.select(RunsTable.c.run_id).where(loaded | selected)),
             column.in_(sa.select(EVENTS.c.run_id).where(EVENTS.c.asset_key.in_(self._assets()))),
             column.in_(sa.select(EXECUTIONS.c.run_id).where(EXECUTIONS.c.asset_key.in_(self._assets()))),
         )
@@ -234,7 +236,8 @@ class CheckEvaluations:
         days = dict(connection.execute(of_runs).tuples().all())
         # A quote inside a text is escaped, so no text matches.
         about = sa.func.substring(EVENTS.c.event, rf'"{ABOUT}": \{{[^{{}}]*"text": "(\d{{4}}-\d\d-\d\d)"')
-        days |= dict(connection.execute(sa.select(EVENTS.c.id, about).where(evaluations, about.is_not(None))).tuples())
+        of_days = sa.select(EVENTS.c.id, about).where(evaluations, about.is_not(None))
+        days |= dict(connection.execute(of_days).tuples().all())
         wipe = EVENTS.c.dagster_event_type == dg.DagsterEventType.ASSET_WIPED.value
         wiped = sa.select(EVENTS.c.id, EVENTS.c.event).where(wipe, self.records.of_our_asset(EVENTS.c.asset_key))
         for number, event in connection.execute(wiped):
@@ -252,8 +255,8 @@ class WrittenRows:
     name: str
     moments: Mapping[sa.Table, sa.ColumnElement[datetime]]
     """Table -> the instant at which a row was written."""
-    ours: Mapping[sa.Table, sa.ColumnElement[bool]]
-    """Table -> the condition that a row is ours."""
+    ours: Callable[[], Mapping[sa.Table, sa.ColumnElement[bool]]]
+    """Returns table -> the condition that a row is ours."""
     orphans: Sequence[sa.Delete]
     """Statements that delete rows which refer to a deleted row."""
     covers: Sequence[str]
@@ -264,7 +267,7 @@ class WrittenRows:
         """Return the oldest day on which a row was written."""
         with self.records.connection(f"reading {self.name}") as connection:
             found = [
-                connection.scalar(sa.select(sa.func.min(moment)).where(self.ours[table]))
+                connection.scalar(sa.select(sa.func.min(moment)).where(self.ours()[table]))
                 for table, moment in self.moments.items()
             ]
         moments = [moment for moment in found if moment is not None]
@@ -300,7 +303,7 @@ class WrittenRows:
         return Amount(*connection.execute(sa.select(sa.func.count(day.distinct()), sa.func.count())).one())
 
     def _is_expired(self, table: sa.Table, before: date) -> sa.ColumnElement[bool]:
-        return (self.moments[table] < bounds(before, self.time_zone)[0]) & self.ours[table]
+        return (self.moments[table] < bounds(before, self.time_zone)[0]) & self.ours()[table]
 
 
 def _in_session_zone(column: sa.Column[datetime]) -> sa.ColumnElement[datetime]:
@@ -314,10 +317,21 @@ def runs(records: Records, time_zone: str, logs: Path) -> WrittenRows:
 
     A run whose logs could not be removed from their folder stays: without it, nobody could tell whose they are.
     """
-    left = [folder.parent.name for folder in logs.glob("*/compute_logs")] if not records.settings.owns_dagster else []
-    of_our_run = records.of_our_run
-    # Dagster removes the events with their run. These were written after the midnight at which their run expired.
-    ended = (EVENTS.c.run_id != "") & EVENTS.c.run_id.not_in(sa.select(RunsTable.c.run_id))
+
+    def ours() -> Mapping[sa.Table, sa.ColumnElement[bool]]:
+        with_logs: list[str] = []
+        if not records.settings.owns_dagster:
+            with_logs += [folder.parent.name for folder in logs.glob("*/compute_logs")]
+        # Dagster removes the events with their run. These were written after the midnight at which their run expired.
+        ended = (EVENTS.c.run_id != "") & EVENTS.c.run_id.not_in(sa.select(RunsTable.c.run_id))
+        of_our_event = sa.or_(records.of_our_run(EVENTS.c.run_id), records.of_our_asset(EVENTS.c.asset_key), ended)
+        return {
+            EVENTS: of_our_event & EVENTS.c.run_id.not_in(with_logs),
+            EXECUTIONS: records.of_our_asset(EXECUTIONS.c.asset_key) & EXECUTIONS.c.run_id.not_in(with_logs),
+            BulkActionsTable: records.naming_our_asset(BulkActionsTable.c.body),
+            RunsTable: records.of_our_run(RunsTable.c.run_id) & RunsTable.c.run_id.not_in(with_logs),
+        }
+
     return WrittenRows(
         records,
         name="runs",
@@ -327,12 +341,7 @@ def runs(records: Records, time_zone: str, logs: Path) -> WrittenRows:
             BulkActionsTable: _in_session_zone(BulkActionsTable.c.timestamp),
             RunsTable: _in_session_zone(RunsTable.c.create_timestamp),  # their tags go with them
         },
-        ours={
-            EVENTS: sa.or_(of_our_run(EVENTS.c.run_id), records.of_our_asset(EVENTS.c.asset_key), ended),
-            EXECUTIONS: records.of_our_asset(EXECUTIONS.c.asset_key),
-            BulkActionsTable: records.naming_our_asset(BulkActionsTable.c.body),
-            RunsTable: of_our_run(RunsTable.c.run_id) & RunsTable.c.run_id.not_in(left),
-        },
+        ours=ours,
         orphans=(
             sa.delete(BackfillTagsTable).where(
                 BackfillTagsTable.c.backfill_id.not_in(sa.select(BulkActionsTable.c.key))
@@ -359,7 +368,7 @@ def ticks(records: Records, time_zone: str) -> WrittenRows:
             JobTickTable: _in_session_zone(JobTickTable.c.timestamp),
             evaluations: _in_session_zone(evaluations.c.create_timestamp),
         },
-        ours={
+        ours=lambda: {
             JobTickTable: records.of_our_instigator(JobTickTable.c.selector_id),
             evaluations: records.of_our_asset(evaluations.c.asset_key),
         },

@@ -56,7 +56,7 @@ def show(context: dg.OpExecutionContext, number: int) -> None:
     context.log.info(f"{number}")
 
 
-@dg.job(name=retention_job.name, resource_defs={"io_manager": dg.fs_io_manager})
+@dg.job(name=retention_job.name)
 def of_the_same_name() -> None:
     """Somebody else's job, which happens to be called like ours."""
     show(number())
@@ -69,12 +69,16 @@ def shared(pipeline: Pipeline) -> Pipeline:
 
 def leave_records(instance: dg.DagsterInstance) -> None:
     """What another code location writes: runs, partitions, checks, pickles, logs, backfills, ticks."""
-    other = dg.Definitions(assets=[invoices], jobs=[of_the_same_name])
+    pickling = {"io_manager": dg.FilesystemIOManager()}
+    other = dg.Definitions(assets=[invoices], jobs=[of_the_same_name], resources=pickling)
     job = other.resolve_implicit_global_asset_job_def()
-    assert job.execute_in_process(instance=instance, partition_key="2020-02-01", resources={}).success
+    assert job.execute_in_process(instance=instance, partition_key="2020-02-01").success
     assert other.resolve_job_def(retention_job.name).execute_in_process(instance=instance).success
     storage = Path(instance.storage_directory())
-    for run in instance.get_runs():
+    assert (storage / "invoices" / "2020-02-01").is_file()
+    runs = instance.get_runs()
+    assert (storage / runs[0].run_id / "number" / "result").is_file()
+    for run in runs:
         log = storage / run.run_id / "compute_logs" / "x.out"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("theirs")
@@ -157,7 +161,7 @@ def test_ours_go_and_theirs_stay(shared: Pipeline, host: Host, yesterday: date) 
     assert shared.retain().success
     run = shared.instance.get_runs()[0]
     log = Path(shared.instance.storage_directory()) / run.run_id / "compute_logs" / "ours.out"
-    log.parent.mkdir(parents=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("x")
     # As the daemon launches it, with the module that was loaded, and no asset of ours in it.
     dagster(
@@ -208,7 +212,7 @@ def test_a_run_stays_while_its_logs_cannot_be_removed(shared: Pipeline, yesterda
     assert shared.run(["event_signups"], yesterday).success
     (run,) = shared.instance.get_runs()
     logs = Path(shared.instance.storage_directory()) / run.run_id / "compute_logs"
-    logs.mkdir(parents=True)
+    logs.mkdir(parents=True, exist_ok=True)
     (logs / "x.out").write_text("x")
     dagster(shared, "update runs set create_timestamp = create_timestamp - interval '730 days'")
     reports = sweep(shared)  # the log is young
