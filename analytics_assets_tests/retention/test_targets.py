@@ -217,11 +217,11 @@ EXPIRED: list[tuple[Put, str]] = [
     (old_materialization, "partition records"),
     (old_planned_check, "partition records"),
     (old_evaluation, "check evaluations"),
+    (old_log, "run logs"),
+    (old_empty_folder, "run logs"),
     (old_run, "runs"),
     (old_backfill, "runs"),
     (old_event, "runs"),
-    (old_log, "run logs"),
-    (old_empty_folder, "run logs"),
     (old_tick, "ticks"),
     (old_automation, "ticks"),
 ]
