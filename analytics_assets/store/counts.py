@@ -19,8 +19,8 @@ from analytics_assets.guard import Row
 from analytics_assets.store import Store
 from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS
 
-_NOT_SET_UP: Final = {"42P01", "3F000", "42703", "42883"}
-"""SQLSTATEs of a missing table, schema, column and function."""
+_NOT_SET_UP: Final = {"42P01", "3F000"}
+"""SQLSTATEs of a missing table and a missing schema."""
 
 
 class DayRefusedError(RuntimeError):
@@ -72,9 +72,7 @@ def read_window(store: Store) -> Window:
         except sa.exc.ProgrammingError as error:
             if sqlstate(error) not in _NOT_SET_UP:
                 raise
-            raise DatabaseError(
-                "schema analytics is not set up, or of an earlier version: run `analytics-assets init-db`"
-            ) from None
+            raise DatabaseError("schema analytics is not set up: run `analytics-assets init-db`") from None
     if (row.retention_days, row.time_zone) != (store.settings.retention_days, store.settings.time_zone):
         raise DatabaseError(
             "ANALYTICS_RETENTION_DAYS or ANALYTICS_TIMEZONE differ from what the database enforces:"

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from typing import Final
 
 import sqlalchemy as sa
 
 from analytics_assets.contract import SCHEMA
-from analytics_assets.database import DatabaseError
+from analytics_assets.database import DatabaseError, sqlstate
 from analytics_assets.store import Store
 from analytics_assets.store.counts import read_window
 from analytics_assets.store.tables import (
@@ -29,6 +30,9 @@ from analytics_assets.store.tables import (
     WEEKLY_COUNTS,
     WEEKS,
 )
+
+_NO_COLUMN: Final = "42703"
+"""SQLSTATE of a missing column."""
 
 
 class UncertainError(DatabaseError):
@@ -82,7 +86,12 @@ def read_cutoff(store: Store) -> Cutoff:
         " order by at desc limit 1) known"
     )
     with store.transaction("reading the retention ledger") as connection:
-        row = connection.execute(query).one()
+        try:
+            row = connection.execute(query).one()
+        except sa.exc.ProgrammingError as error:
+            if sqlstate(error) != _NO_COLUMN:
+                raise
+            raise DatabaseError("schema analytics is of an earlier version: run `analytics-assets init-db`") from None
     clocks = (row.today, store.settings.today())
     return Cutoff(window.first, row.cutoff + (min(clocks) - row.day) + timedelta(days=1), clocks)
 

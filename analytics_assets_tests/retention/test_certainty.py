@@ -170,6 +170,8 @@ def test_an_upgrade_takes_the_ledger_s_word(settings: Settings) -> None:
         "drop function analytics.confirm_cutoff",
         "update analytics.alembic_version set version_num = '0005'",
     )
+    with open_store(settings) as store, pytest.raises(DatabaseError, match="of an earlier version: run `analytics-"):
+        read_cutoff(store)
     init_db(admin_url(settings), settings)
     with open_store(settings) as store:
         found = read_cutoff(store)
