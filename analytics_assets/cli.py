@@ -5,8 +5,8 @@ Commands import their own modules, so that `--help` is fast.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
@@ -16,7 +16,7 @@ import click
 
 from analytics_assets import settings as settings_module
 from analytics_assets.contract import METRICS, SourceView
-from analytics_assets.database import DatabaseError, engine, redacted_errors
+from analytics_assets.database import DatabaseError, engine, place, redacted_errors
 from analytics_assets.dictionary import markdown
 from analytics_assets.settings import Settings, SettingsError
 
@@ -42,6 +42,13 @@ def _report_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise click.ClickException(str(error)) from None
 
     return run
+
+
+@contextmanager
+def _looking_at(what: str, url: str | None) -> Iterator[None]:
+    """Say which database is looked at."""
+    click.echo(f"{what}: {place(url)}")
+    yield
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -99,8 +106,19 @@ def demo(port: int, app_port: int, once: bool) -> None:
     envvar="ANALYTICS_DATABASE_URL",
     help="URL of a login that may create roles and schemas in the analytics database. Default: ANALYTICS_DATABASE_URL.",
 )
+@click.option(
+    "--shorten-retention",
+    is_flag=True,
+    help="Let days expire that a shorter period, or another time zone, ends. Says first which days those are.",
+)
+@click.option(
+    "--dagster-home",
+    envvar="DAGSTER_HOME",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Dagster's folder, to look for what would expire. Default: DAGSTER_HOME, else dagster in the data folder.",
+)
 @_report_errors
-def init_db(admin_url: str | None) -> None:
+def init_db(admin_url: str | None, shorten_retention: bool, dagster_home: Path | None) -> None:
     r"""Create or upgrade the analytics database.
 
     This sets up the schemas, the roles, the time zone and the retention period, and keeps all data. The roles are
@@ -109,13 +127,14 @@ def init_db(admin_url: str | None) -> None:
     logins: \password in psql.
     """
     from analytics_assets.local import server
-    from analytics_assets.store import setup
 
     settings = Settings.from_env()
+    shorten = click.echo if shorten_retention else None
     if admin_url:
-        setup.init_db(settings_module.database_url(admin_url, "--admin-url"), settings)
+        url = settings_module.database_url(admin_url, "--admin-url")
+        server.set_up(url, settings, shorten=shorten, home=dagster_home)
     else:
-        with server.databases(settings):
+        with server.databases(settings, shorten=shorten):
             pass
     click.echo(
         f"Schema analytics is up to date; retention: {settings.retention_days} days; time zone: {settings.time_zone}."
@@ -135,12 +154,11 @@ def sources() -> None:
     from analytics_assets.sources.login import summarize_excess_rights
 
     settings = Settings.from_env()
-    if not settings.source_url:
-        click.echo("ANALYTICS_SOURCE_URL is not set: checking the embedded database.")
     problems = 0
     with (
         # Without a URL, check the embedded database, where a trial may have created the views.
-        nullcontext(settings) if settings.source_url else server.databases(settings, keep_period=True) as ready,
+        nullcontext(settings) if settings.source_url else server.existing_databases(settings) as ready,
+        _looking_at("Source views", ready.source_url),
         redacted_errors("reading the catalog of the host application's database (ANALYTICS_SOURCE_URL)"),
         engine(ready.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
         database.connect() as connection,
@@ -170,8 +188,15 @@ def sources() -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Dagster's folder. Default: DAGSTER_HOME, else dagster in the data folder.",
 )
+@click.option(
+    "--confirm-cutoff",
+    "confirmed",
+    type=click.DateTime(["%Y-%m-%d"]),
+    metavar="DATE",
+    help="Confirm that this is the first day that is kept (YYYY-MM-DD), when the check cutoff_is_certain is red.",
+)
 @_report_errors
-def retention(dry_run: bool, dagster_home: Path | None) -> None:
+def retention(dry_run: bool, dagster_home: Path | None, confirmed: datetime | None) -> None:
     """Remove expired days from every retention target.
 
     The retention targets are the tables, the counter dumps, and Dagster's records. The sensor `retention_sensor` does
@@ -183,19 +208,32 @@ def retention(dry_run: bool, dagster_home: Path | None) -> None:
 
     from analytics_assets.local import server
     from analytics_assets.retention.sweep import MANUAL, apply_retention
+    from analytics_assets.store import open_store
+    from analytics_assets.store.expiry import confirm_cutoff, read_cutoff
 
-    # keep_period: a dry run must not change the retention period that the database enforces.
+    if dry_run and confirmed:
+        raise click.UsageError("--dry-run only looks: look first, then confirm")
     with (
-        server.databases(Settings.from_env(), keep_period=True) as settings,
-        server.dagster_instance(settings, dagster_home) as instance,
+        server.existing_databases(Settings.from_env()) as settings,
+        _looking_at("Counts", settings.database_url),
+        _looking_at("Dagster's records", settings.dagster_url),
+        open_store(settings) as store,
     ):
-        before, reports = apply_retention(settings, instance, MANUAL, dry_run=dry_run)
+        cutoff = read_cutoff(store)
+        if confirmed:
+            confirm_cutoff(store, confirmed.date())
+        elif cutoff.doubt and not dry_run:
+            raise DatabaseError(cutoff.doubt)
+        with (server.dagster_storage if dry_run else server.dagster_instance)(settings, dagster_home) as dagster:
+            before, reports = apply_retention(settings, dagster, MANUAL, dry_run=dry_run)
     title = f"{'Expired' if dry_run else 'Removed'}: days before {before}"
     table = Table("retention target", "days", "rows", "oldest day left", title=title)
     for report in reports:
         amounts = (f"{report.expired.days:,}", f"{report.expired.rows:,}")
         table.add_row(report.target, *amounts, f"[red]{report.problem}" if report.problem else str(report.oldest or ""))
     Console().print(table)
+    if dry_run and cutoff.doubt:
+        click.echo(f"warning: {cutoff.doubt}")
     if problems := sum(bool(report.problem) for report in reports):
         raise click.ClickException(f"{'checking' if dry_run else 'removing'} failed for {problems} retention target(s)")
 
@@ -224,8 +262,7 @@ def publish(day: datetime | None) -> None:
     from analytics_assets.publication.publish import PublicationError, fill, publish_closed
     from analytics_assets.store import open_store
 
-    # Publishing must not change the period that the database enforces.
-    with server.databases(Settings.from_env(), keep_period=True) as settings, open_store(settings) as store:
+    with server.existing_databases(Settings.from_env()) as settings, open_store(settings) as store:
         try:
             made = publish_closed(store) if day is None else fill(store, day.date())
         except PublicationError as error:

@@ -216,6 +216,13 @@ OTHER_RELATIONS: Final = {
                 "day, YYYY-MM-DD",
                 "Days before this one are never kept, even after the period is made longer. Absent until it changed.",
             ),
+            Column(
+                "cutoff",
+                "date",
+                "day, YYYY-MM-DD",
+                "The first day that was kept when the settings changed, or when a person confirmed it.",
+            ),
+            Column("cutoff_at", "timestamp", "instant", "When that was, by the database's clock."),
         ),
     ),
     f"{SCHEMA}.retention_ledger": Relation(
@@ -344,6 +351,11 @@ PAGES: Final = {
     " and a folder for each event.",
 }
 """The assets that write pages -> their purpose."""
+
+ABOUT: Final = "about"
+"""Metadata of every check result: the oldest day that its findings are about, or NO_DAY. Retention dates it by that."""
+
+NO_DAY: Final = "no single day"
 
 PUBLISHED_PATH: Final = ("published_counts",)
 """The path of the asset key of everything in schema `published`."""

@@ -51,6 +51,19 @@ def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterat
         made.dispose()
 
 
+def place(url: str | None) -> str:
+    """Return name and host of a database, never login or password.
+
+    If a password has an @ that is not encoded, what follows it seems to be the host. So a text with an @ is not shown.
+    """
+    if url is None:
+        return "none"
+    parsed = sa.make_url(url)
+    name = parsed.database or "the login's default"
+    host = parsed.host or str(parsed.query.get("host") or "this machine")
+    return "(its name or host has an @)" if "@" in name + host else f"{name} on {host}"
+
+
 @contextmanager
 def redacted_errors(doing: str) -> Iterator[None]:
     """Turn a driver error into a DatabaseError, without the texts that PostgreSQL fills with data.

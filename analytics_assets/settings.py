@@ -22,6 +22,8 @@ VARIABLES: Final = {
     "ANALYTICS_DUMP_DIR": "Folder of the counter dumps. Default: `dumps` in the data folder.",
     "ANALYTICS_PUBLISH_DIR": "Folder of the pages. Default: `pages` in the data folder.",
     "ANALYTICS_TIMEZONE": "The time zone whose calendar days are counted, an IANA name. Default: `UTC`.",
+    "ANALYTICS_OWNS_DAGSTER": "`yes`: only this project uses Dagster's storage, and old records of anything expire."
+    " `no`: only its own do. Default: `yes` for the embedded PostgreSQL, else `no`.",
     "ANALYTICS_RETENTION_DAYS": f"How many days are kept. Default: `{RETENTION_DAYS}`.",
 }
 """Name -> meaning; the README's table is tested against it."""
@@ -61,6 +63,8 @@ class Settings:
     publish_dir: Path
     time_zone: str
     retention_days: int
+    owns_dagster: bool
+    """Whether nothing else uses Dagster's storage."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -75,6 +79,9 @@ class Settings:
         retention = given.get("ANALYTICS_RETENTION_DAYS", str(RETENTION_DAYS))
         if not (retention.isascii() and retention.isdigit() and len(retention) <= 4 and 1 <= int(retention) <= 3650):
             raise SettingsError("ANALYTICS_RETENTION_DAYS must be a whole number of days from 1 to 3650")
+        owns = given.get("ANALYTICS_OWNS_DAGSTER", "no" if "DAGSTER_POSTGRES_URL" in given else "yes")
+        if owns not in {"yes", "no"}:
+            raise SettingsError("ANALYTICS_OWNS_DAGSTER must be yes or no")
         data_dir = Path(given.get("ANALYTICS_DATA_DIR", ".analytics")).absolute()
         dump_dir = Path(given.get("ANALYTICS_DUMP_DIR", data_dir / "dumps")).absolute()
         if data_dir.is_relative_to(dump_dir):
@@ -89,6 +96,7 @@ class Settings:
             publish_dir=Path(given.get("ANALYTICS_PUBLISH_DIR", data_dir / "pages")).absolute(),
             time_zone=time_zone,
             retention_days=int(retention),
+            owns_dagster=owns == "yes",
         )
 
     def today(self) -> date:
@@ -106,5 +114,6 @@ class Settings:
             "ANALYTICS_PUBLISH_DIR": str(self.publish_dir),
             "ANALYTICS_TIMEZONE": self.time_zone,
             "ANALYTICS_RETENTION_DAYS": str(self.retention_days),
+            "ANALYTICS_OWNS_DAGSTER": "yes" if self.owns_dagster else "no",
         }
         return {name: value for name, value in values.items() if value is not None}

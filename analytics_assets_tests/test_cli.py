@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,15 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
 from analytics_assets.cli import main
+from analytics_assets.database import place
 from analytics_assets.local.postgres import embedded_postgres
 from analytics_assets.settings import VARIABLES, Settings
+from analytics_assets_tests.support.activity import fill
+from analytics_assets_tests.support.clock import noon_of, set_clock
+from analytics_assets_tests.support.database import admin_url, as_superuser
 from analytics_assets_tests.support.host import Host
+from analytics_assets_tests.support.pipeline import ALL, Pipeline
+from analytics_assets_tests.support.processes import free_port
 
 
 def invoke(*arguments: str, settings: Settings | None = None) -> Result:
@@ -43,6 +50,7 @@ def test_sources_finds_nothing_wrong_with_correct_views(complete: Settings) -> N
     result = invoke("sources", settings=complete)
     assert result.exit_code == 0
     assert result.output.splitlines() == [
+        f"Source views: {place(complete.source_url)}",
         "event_signups: ok",
         "profile_visibility_toggles: ok",
         "consent_changes: ok",
@@ -122,26 +130,177 @@ def test_a_server_that_is_not_there_is_an_error_without_a_traceback(complete: Se
     assert "canary" not in result.output
 
 
-def test_only_looking_changes_no_setting(data_dir: Path) -> None:
-    def enforced(period: str, *command: str) -> tuple[Any, str]:
-        env = {"ANALYTICS_DATA_DIR": str(data_dir), "ANALYTICS_RETENTION_DAYS": period}
-        result = CliRunner().invoke(main, command, env=env)
-        with embedded_postgres(data_dir) as server:
+LOOKING = [["retention"], ["retention", "--dry-run"], ["sources"], ["publish"]]
+
+
+@pytest.mark.parametrize("command", [*LOOKING, ["grants"], ["dictionary"]], ids=" ".join)
+def test_in_an_empty_folder_nothing_is_made(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a shell has it that was not given the environment."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, command, env={"DAGSTER_HOME": None})
+    assert list(tmp_path.iterdir()) == []
+    if command in LOOKING:
+        assert result.exit_code == 1
+        assert result.output.startswith("Error: no database there: ANALYTICS_DATABASE_URL is not set")
+    else:
+        assert result.exit_code == 0
+
+
+@pytest.fixture
+def embedded(data_dir: Path) -> Callable[..., Result]:
+    """Runs a command on an embedded PostgreSQL of its own, with a retention period."""
+
+    def run(period: int, *command: str) -> Result:
+        env = {"ANALYTICS_DATA_DIR": str(data_dir), "ANALYTICS_RETENTION_DAYS": str(period)}
+        return CliRunner().invoke(main, command, env=env)
+
+    return run
+
+
+def test_only_looking_changes_nothing(data_dir: Path, embedded: Callable[..., Result]) -> None:
+    (data_dir / "postgres").mkdir()
+    for command in LOOKING:
+        assert "no database there" in embedded(180, *command).output, "a folder without a database is none"
+    (data_dir / "postgres").rmdir()
+    assert embedded(180, "init-db").exit_code == 0
+    with embedded_postgres(data_dir) as server:  # so that it is not started for every look
+
+        def state() -> tuple[Any, ...]:
             engine = sa.create_engine(server.set(database="analytics"))
             with engine.connect() as connection:
                 settings = connection.exec_driver_sql("select * from analytics.settings").one()
+                databases = connection.exec_driver_sql("select datname from pg_database order by 1").all()
             engine.dispose()
-        return settings, result.output
+            return (settings, databases, sorted(path.name for path in data_dir.iterdir()))
 
-    before, _ = enforced("180", "init-db")
-    for command in (["retention", "--dry-run"], ["retention"], ["sources"]):
-        after, output = enforced("1", *command)
-        assert after == before
-        if "retention" in command:
-            assert "differ from what the database enforces: run `analytics-assets init-db`" in output
-    after, _ = enforced("1", "init-db")
-    assert (after.retention_days, after.kept_since) == (1, after.kept_since)
-    assert after.kept_since is not None
+        before = state()
+        for command in LOOKING:
+            output = embedded(1, *command).output
+            assert state() == before
+            if command != ["sources"]:
+                assert "differ from what the database enforces: run `analytics-assets init-db`" in output
+        looked = embedded(180, "retention", "--dry-run")
+        assert f"Counts: analytics on {data_dir}" in looked.output.replace("\n", "")
+        assert state() == before
+
+        # A shorter period is refused by whatever would set it, and says what goes.
+        engine = sa.create_engine(server.set(database="analytics"))
+        with engine.begin() as connection:
+            connection.exec_driver_sql(
+                "select analytics.create_day(analytics.today() - n) from generate_series(1, 5) n"
+            )
+        engine.dispose()
+        before = state()
+        for command in (["init-db"], ["up", "--port", str(free_port())]):
+            refused = embedded(3, *command)
+            assert refused.exit_code == 1
+            assert "The database keeps 180 days" in refused.output
+            assert "- daily counts: 2 days since" in refused.output
+            assert "`analytics-assets init-db --shorten-retention`" in refused.output
+            assert state() == before
+        meant = embedded(3, "init-db", "--shorten-retention")
+        assert meant.exit_code == 0, meant.output
+        assert meant.output.index("- daily counts: 2 days since") < meant.output.index("retention: 3 days")
+        assert embedded(3, "init-db").exit_code == 0, "once"
+
+
+def test_shortening_by_url_says_per_target_what_goes(pipeline: Pipeline, host: Host, yesterday: date) -> None:
+    settings = pipeline.settings
+    days = [yesterday - timedelta(days=20), yesterday]
+    fill(host, settings, days)
+    for day in days:
+        assert pipeline.run(["event_signups", "directory_searches"], day).success
+    command = ["init-db", "--admin-url", admin_url(settings)]
+    env = settings.environment() | {"ANALYTICS_RETENTION_DAYS": "10"}
+    refused = CliRunner().invoke(main, command, env=env)
+    assert refused.exit_code == 1
+    first = settings.today() - timedelta(days=10)
+    assert f"every day before {first} expires" in refused.output
+    for target in ("daily counts", "collected days", "counter dumps", "partition records", "check evaluations"):
+        assert f"- {target}: 1 days since {days[0]}" in refused.output
+    assert pipeline.retain().success, "nothing has changed"
+    assert pipeline.materialized("event_signups") == pipeline.materialized("directory_searches") == set(days)
+
+    env |= {"ANALYTICS_DUMP_DIR": str(settings.data_dir / "elsewhere"), "DAGSTER_POSTGRES_URL": ""}
+    assert (
+        "- not looked at from here, and removed too: the counter dumps (ANALYTICS_DUMP_DIR names no folder) and"
+        " Dagster's records (DAGSTER_POSTGRES_URL is not set)" in CliRunner().invoke(main, command, env=env).output
+    )
+    # Silence about a lost variable would be the worst, even when no stored day is that old yet.
+    env = settings.environment() | {"ANALYTICS_RETENTION_DAYS": "179"}
+    assert "- nothing that is stored yet" in CliRunner().invoke(main, command, env=env).output
+    # A zone that is behind ends no day.
+    env = settings.environment() | {"ANALYTICS_TIMEZONE": "Etc/GMT+12"}
+    assert CliRunner().invoke(main, command, env=env).exit_code == 0
+
+
+def test_another_zone_is_refused_when_a_stored_day_would_end(pipeline: Pipeline, host: Host) -> None:
+    settings = pipeline.settings
+    first = settings.today() - timedelta(days=180)
+    command = ["init-db", "--admin-url", admin_url(settings)]
+    east = settings.environment() | {"ANALYTICS_TIMEZONE": "Pacific/Kiritimati"}
+    set_clock(settings, noon_of(settings, settings.today()) + timedelta(hours=11))  # there, it is tomorrow
+    fill(host, settings, [first])
+    assert pipeline.run(ALL, first).success
+    refused = CliRunner().invoke(main, command, env=east)
+    assert refused.exit_code == 1
+    assert f"({first} to {first})" in refused.output
+    assert CliRunner().invoke(main, [*command, "--shorten-retention"], env=east).exit_code == 0
+
+
+def test_up_compares_the_settings_with_a_database_that_a_url_names(complete: Settings) -> None:
+    as_superuser(complete, "update analytics.settings set time_zone = 'CET'")
+    for time_zone, said in (
+        (complete.time_zone, "differ from what the database enforces"),
+        ("CET", "ANALYTICS_TIMEZONE: the database's server reads this name differently"),
+    ):
+        env = complete.environment() | {"ANALYTICS_TIMEZONE": time_zone}
+        result = CliRunner().invoke(main, ["up", "--port", str(free_port())], env=env)
+        assert result.exit_code == 1
+        assert said in result.output
+
+
+def test_a_cutoff_is_confirmed_on_the_command_line(settings: Settings) -> None:
+    today = settings.today()
+    old = settings.dump_dir / str(today)
+    old.mkdir()
+    set_clock(settings, noon_of(settings, today + timedelta(days=365)), time_has_passed=False)
+    cutoff = today + timedelta(days=185)
+    env = settings.environment()
+    refused = CliRunner().invoke(main, ["retention"], env=env)
+    assert refused.exit_code == 1
+    assert f"--confirm-cutoff {cutoff}" in refused.output
+    looked = CliRunner().invoke(main, ["retention", "--dry-run"], env=env)
+    assert looked.exit_code == 0
+    assert f"warning: the cut-off is {cutoff}" in looked.output
+    other = CliRunner().invoke(main, ["retention", "--confirm-cutoff", str(today)], env=env)
+    assert other.exit_code == 1
+    assert f"the date is not the cut-off, which is {cutoff}" in other.output
+    both = CliRunner().invoke(main, ["retention", "--dry-run", "--confirm-cutoff", str(cutoff)], env=env)
+    assert both.exit_code == 2
+    assert old.exists()
+    confirmed = CliRunner().invoke(main, ["retention", "--confirm-cutoff", str(cutoff)], env=env)
+    assert confirmed.exit_code == 0, confirmed.output
+    assert not old.exists()
+    assert CliRunner().invoke(main, ["retention"], env=env).exit_code == 0, "confirmed once"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://canary:canary@db.example.org:5432/events", "events on db.example.org"),
+        ("postgresql://canary:canary@/events?host=/run/postgresql", "events on /run/postgresql"),
+        ("postgresql:///events", "events on this machine"),
+        ("postgresql://canary@db.example.org", "the login's default on db.example.org"),
+        # An @ or / of the password that is not encoded: nobody knows what the rest is.
+        ("postgresql://user:word@canary@host/events", "(its name or host has an @)"),
+        ("postgresql://user:word@x/canary@host/events", "(its name or host has an @)"),
+    ],
+)
+def test_which_database_is_shown_without_login_and_password(url: str, shown: str) -> None:
+    assert place(url) == shown
 
 
 def test_retention_removes_what_a_restore_has_brought_back(settings: Settings) -> None:

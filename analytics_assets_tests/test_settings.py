@@ -31,6 +31,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
             "ANALYTICS_DUMP_DIR": "relative",
             "ANALYTICS_TIMEZONE": "Europe/Berlin",
             "ANALYTICS_RETENTION_DAYS": "30",
+            "ANALYTICS_OWNS_DAGSTER": "yes",
         }
     )
     assert settings == Settings(
@@ -42,6 +43,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         publish_dir=tmp_path / "pages",
         time_zone="Europe/Berlin",
         retention_days=30,
+        owns_dagster=True,
     )
     assert Settings.from_env(settings.environment()) == settings
     assert set(settings.environment()) == set(VARIABLES)

@@ -33,11 +33,13 @@ from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.sources.app_views import find_undocumented_views
 from analytics_assets.sources.login import find_excess_rights
 from analytics_assets.store import Store, open_store
-from analytics_assets.store.counts import read_latest_collected, read_window
+from analytics_assets.store.counts import read_latest_collected
+from analytics_assets.store.expiry import Cutoff, read_cutoff
 from analytics_assets.store.inspection import find_undocumented_elsewhere
 from analytics_assets.store.published import find_altered
 
 NO_EXPIRED_DAYS: Final = "no_expired_days"
+CUTOFF_IS_CERTAIN: Final = "cutoff_is_certain"
 ONLY_FIVES: Final = "only_fives"
 NOT_RECOVERABLE: Final = "no_hidden_day_recoverable"
 ONLY_VIEWS: Final = "login_reads_only_the_views"
@@ -50,6 +52,10 @@ Results = Iterator[dg.AssetCheckResult]
 _EXPIRED_RECOVERY: Final = (
     "`retention_sensor` removes expired days soon after midnight: see that it is running, and what its last run says."
     " Or launch `retention_job` with dry_run: false, or run `analytics-assets retention`."
+)
+_CUTOFF_RECOVERY: Final = (
+    "`retention_sensor` and `retention_job` stand still meanwhile, and go on by themselves when the clock is right or a"
+    " person has confirmed the cut-off."
 )
 _PUBLISHED_RECOVERY: Final = (
     "Something other than this pipeline has changed schema published or the notes on it. Close it to readers until it"
@@ -119,6 +125,12 @@ def metric_checks(metric: Metric) -> dg.AssetChecksDefinition:
             description="No retention target keeps an expired day: tables, dumps, and Dagster's records.",
         ),
         dg.AssetCheckSpec(
+            CUTOFF_IS_CERTAIN,
+            asset=LEDGER_KEY,
+            description="The first day that is kept has moved no further than time can have passed since the last"
+            " removal. Otherwise a clock is wrong, and nothing is removed.",
+        ),
+        dg.AssetCheckSpec(
             DOCUMENTED,
             asset=LEDGER_KEY,
             description="Everything in schema analytics but the counts, and every source view, has an entry in the data"
@@ -133,15 +145,22 @@ def database_checks(context: dg.AssetCheckExecutionContext, settings: dg.Resourc
     with open_store(settings) as store:
         if NO_EXPIRED_DAYS in names:
             yield check_expired_days(store, context.instance)
+        if CUTOFF_IS_CERTAIN in names:
+            yield make_cutoff_result(read_cutoff(store))
         if DOCUMENTED in names:
             yield _check_documented(store)
 
 
 def check_expired_days(store: Store, instance: dg.DagsterInstance) -> dg.AssetCheckResult:
-    """Compare the oldest day of every retention target with the first day that is kept."""
+    """Compare the oldest day of every retention target with the first day that is kept for certain."""
     targets = registry(store, instance)
-    overdue = find_overdue(targets, read_window(store).first)
+    overdue = find_overdue(targets, read_cutoff(store).certain)
     return make_result(NO_EXPIRED_DAYS, overdue, _EXPIRED_RECOVERY, {"targets checked": len(targets)})
+
+
+def make_cutoff_result(cutoff: Cutoff) -> dg.AssetCheckResult:
+    """Return the result of the check, which the sensor and the job report, too, when they stop."""
+    return make_result(CUTOFF_IS_CERTAIN, [cutoff.doubt] if cutoff.doubt else [], _CUTOFF_RECOVERY)
 
 
 def _check_documented(store: Store) -> dg.AssetCheckResult:

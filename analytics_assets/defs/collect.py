@@ -5,7 +5,7 @@ How a day is counted belongs to `sources`, how it is stored to `store`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
@@ -17,12 +17,13 @@ from pydantic import Field
 from analytics_assets.contract import Metric
 from analytics_assets.database import DatabaseError, UnreachableError
 from analytics_assets.days import format_range, ranges
-from analytics_assets.defs.evaluation import AT_SOURCE, bullet_list, evaluate, make_result, open_reader
+from analytics_assets.defs.evaluation import AT_SOURCE, as_event, bullet_list, evaluate, make_result, open_reader
 from analytics_assets.defs.partitions import days_at_work
 from analytics_assets.settings import Settings
 from analytics_assets.sources import OriginRefusedError, Problem, Reader
 from analytics_assets.store import Store, open_store
 from analytics_assets.store.counts import DayRefusedError, Stored, Window, read_window, replace_day
+from analytics_assets.store.expiry import read_cutoff
 
 Results = Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]
 
@@ -49,6 +50,8 @@ class _Outcome:
     failed: dict[date, str] = field(default_factory=dict)
     """Day -> why it was not stored."""
     problems: list[Problem] = field(default_factory=list)
+    refused: list[date] = field(default_factory=list)
+    """Days that the problems are about."""
     out_of_reach: bool = False
 
 
@@ -71,7 +74,10 @@ def collect(
     with open_store(settings) as store:
         window = read_window(store)
         expired = [day for day in days if day < window.first]
-        _forget_planned(context, metric, expired)
+        if expired:
+            # Not what a wrong clock calls expired.
+            certain = read_cutoff(store).certain
+            _forget_planned(context, metric, [day for day in expired if day < certain])
         try:
             with open_reader(metric, settings) as reader:
                 for warning in reader.warnings:
@@ -81,7 +87,7 @@ def collect(
             context.log_event(_evaluation(metric, gate_result(refusal.problems, refusal.recovery)))
             raise dg.Failure(f"the source was refused before a row was read: {refusal}", allow_retries=False) from None
 
-        gate = gate_result(outcome.problems, _RECOVERY)
+        gate = gate_result(outcome.problems, _RECOVERY, about=outcome.refused)
         if outcome.failed:
             for day, stored in outcome.stored.items():
                 context.log_event(dg.AssetMaterialization(metric.asset, partition=str(day), metadata=_metadata(stored)))
@@ -123,6 +129,7 @@ def _collect_days(
             counted = reader.count(day)
             if counted.problems:
                 outcome.problems += counted.problems
+                outcome.refused.append(day)
                 outcome.failed[day] = f"the source breaks the contract, see check {AT_SOURCE}"
             else:
                 outcome.stored[day] = replace_day(store, metric, day, counted.rows, allow_empty=allow_empty)
@@ -134,9 +141,10 @@ def _collect_days(
     return outcome
 
 
-def gate_result(problems: Sequence[Problem], recovery: str) -> dg.AssetCheckResult:
-    """Return the gate's result: a failure where the contract refuses what the source has."""
-    return make_result(AT_SOURCE, problems, recovery, {"violations": sum(problem.rows for problem in problems)})
+def gate_result(problems: Sequence[Problem], recovery: str, *, about: Collection[date] = ()) -> dg.AssetCheckResult:
+    """Return the gate's result: a failure where the contract refuses what the source has. `about`: its days."""
+    violations = sum(problem.rows for problem in problems)
+    return make_result(AT_SOURCE, problems, recovery, {"violations": violations}, about=about)
 
 
 def _evaluation(metric: Metric, result: dg.AssetCheckResult) -> dg.AssetCheckEvaluation:
@@ -145,14 +153,7 @@ def _evaluation(metric: Metric, result: dg.AssetCheckResult) -> dg.AssetCheckEva
     Dagster ties a yielded result to the day's earlier materialization. The UI then shows it as "not evaluated" as soon
     as another day has been materialized since.
     """
-    return dg.AssetCheckEvaluation(
-        asset_key=dg.AssetKey(metric.asset),
-        check_name=str(result.check_name),
-        passed=result.passed,
-        metadata=result.metadata,
-        severity=result.severity,
-        description=result.description,
-    )
+    return as_event(dg.AssetKey(metric.asset), result)
 
 
 def format_failed_days(failed: Mapping[date, str], of: int) -> str:

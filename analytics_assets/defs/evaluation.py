@@ -14,7 +14,7 @@ from typing import Final
 
 import dagster as dg
 
-from analytics_assets.contract import Metric, SourceView
+from analytics_assets.contract import ABOUT, NO_DAY, Metric, SourceView
 from analytics_assets.days import format_range, ranges
 from analytics_assets.publication.findings import find_friction
 from analytics_assets.publication.friction import strongest
@@ -115,43 +115,73 @@ def evaluate(
 
 def _check_stored(store: Store, metric: Metric, days: Sequence[date]) -> dg.AssetCheckResult:
     findings = list(map(str, find_column_violations(store, metric)))
+    about: list[date] = []
     for day in days if not findings else []:
         counted = sorted(count_row_violations(store, metric, day).items())
         findings += [f"{day}: {violation} ({rows} rows)" for violation, rows in counted]
-    return make_result(STORED, findings, _STORED_RECOVERY, {"days checked": len(days)})
+        about += [day] if counted else []
+    return make_result(STORED, findings, _STORED_RECOVERY, {"days checked": len(days)}, about=about)
 
 
 def _compare_totals(
     store: Store, metric: Metric, days: Sequence[date], compared: Sequence[date]
 ) -> dg.AssetCheckResult:
     stored = {day: read_day(store, metric, day).total for day in compared}
+    about: Sequence[date] = ()
     if days and not compared:
         findings = ["no day of the run was stored"]
     else:
         try:
             with open_reader(metric, store.settings) as reader:
                 differing = [day for day, total in stored.items() if reader.total(day) != total]
-            findings = [f"{day}: the stored total differs from the source" for day in differing]
+            findings, about = [f"{day}: the stored total differs from the source" for day in differing], differing
         except OriginRefusedError as refusal:
+            about = compared
             compared, findings = [], [f"the source cannot be counted: {refusal}"]
-    result = make_result(MATCHES, findings, _MATCHES_RECOVERY, {"days checked": len(compared)})
+    result = make_result(MATCHES, findings, _MATCHES_RECOVERY, {"days checked": len(compared)}, about=about)
     # Rows that arrive late are no fault.
     return result._replace(severity=dg.AssetCheckSeverity.WARN)
 
 
 def _check_friction(store: Store, metric: Metric, days: Sequence[date]) -> dg.AssetCheckResult:
     found = strongest(find_friction(store, metric, days)) if days else []
-    result = make_result(NO_FRICTION, [finding.text for finding in found], _FRICTION_RECOVERY)
+    about = [finding.day for finding in found]
+    result = make_result(NO_FRICTION, [finding.text for finding in found], _FRICTION_RECOVERY, about=about)
     return result._replace(severity=dg.AssetCheckSeverity.WARN)
 
 
 def make_result(
-    name: str, findings: Sequence[object], recovery: str, metadata: Mapping[str, int] | None = None
+    name: str,
+    findings: Sequence[object],
+    recovery: str,
+    metadata: Mapping[str, int] | None = None,
+    *,
+    about: Collection[date] = (),
 ) -> dg.AssetCheckResult:
-    """Return the result of a check that fails when there are findings, with what the operator should do."""
+    """Return the result of a check that fails when there are findings, with what the operator should do.
+
+    `about` are the days that the findings are about: the result expires with the oldest of them. A result about no day
+    expires with the days of its run.
+    """
     return dg.AssetCheckResult(
         passed=not findings,
         check_name=name,
         description=f"{bullet_list(findings)}\n\n{recovery}" if findings else None,
-        metadata={"findings": len(findings), **(metadata or {})},
+        metadata={
+            "findings": len(findings),
+            **(metadata or {}),
+            ABOUT: dg.MetadataValue.text(str(min(about)) if about else NO_DAY),
+        },
+    )
+
+
+def as_event(asset_key: dg.AssetKey, result: dg.AssetCheckResult) -> dg.AssetCheckEvaluation:
+    """Return a result as an event that is not tied to a materialization."""
+    return dg.AssetCheckEvaluation(
+        asset_key=asset_key,
+        check_name=str(result.check_name),
+        passed=result.passed,
+        metadata=result.metadata,
+        severity=result.severity,
+        description=result.description,
     )

@@ -7,13 +7,15 @@ import dagster as dg
 from pydantic import Field
 
 from analytics_assets.contract import FRICTION_PATH, METRICS
-from analytics_assets.defs.checks import PUBLISHED_KEY, database_checks, login_checks
-from analytics_assets.defs.evaluation import bullet_list
+from analytics_assets.defs.checks import LEDGER_KEY, PUBLISHED_KEY, database_checks, login_checks, make_cutoff_result
+from analytics_assets.defs.evaluation import as_event, bullet_list
 from analytics_assets.defs.pages import CORE, PUBLISHED
 from analytics_assets.defs.partitions import DAILY_JOB
 from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.retention.sweep import Report, apply_retention
 from analytics_assets.settings import Settings
+from analytics_assets.store import open_store
+from analytics_assets.store.expiry import UncertainError, read_cutoff
 
 _RETRIES: Final = 3
 
@@ -50,9 +52,15 @@ def remove_expired_days(
 
     Raises:
         RetryRequested: an expired day is left. The failure that caused it names the target.
+        UncertainError: the cut-off is not certain. The check says so, too.
         DatabaseError: the analytics database is out of reach.
     """
-    before, reports = apply_retention(settings, context.instance, context.run_id, dry_run=config.dry_run)
+    try:
+        before, reports = apply_retention(settings, context.instance, context.run_id, dry_run=config.dry_run)
+    except UncertainError:
+        with open_store(settings) as store:
+            context.instance.report_runless_asset_event(as_event(LEDGER_KEY, make_cutoff_result(read_cutoff(store))))
+        raise
     context.add_output_metadata(
         {
             "first day kept": str(before),

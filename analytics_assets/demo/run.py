@@ -24,6 +24,7 @@ from analytics_assets.contract import FRICTION_PATH, METRICS, PAGES, PUBLISHED_P
 from analytics_assets.database import engine
 from analytics_assets.days import span
 from analytics_assets.defs.checks import (
+    CUTOFF_IS_CERTAIN,
     LEDGER_KEY,
     NO_EXPIRED_DAYS,
     NOT_RECOVERABLE,
@@ -58,7 +59,7 @@ ASSETS: Final = [metric.asset for metric in METRICS]
 PUBLICATION: Final = [PUBLISHED_PATH[0], FRICTION_PATH[0], *(PAGES if INSTALLED else ())]
 SHARED_CHECKS: Final = [
     *(("/".join(view.path), ONLY_VIEWS) for view in SOURCE_VIEWS),
-    *((LEDGER_KEY.to_user_string(), name) for name in (NO_EXPIRED_DAYS, DOCUMENTED)),
+    *((LEDGER_KEY.to_user_string(), name) for name in (NO_EXPIRED_DAYS, CUTOFF_IS_CERTAIN, DOCUMENTED)),
     *((PUBLISHED_PATH[0], name) for name in (ONLY_FIVES, NOT_RECOVERABLE)),
     *([(PUBLISHED, SAY_ONLY_WHAT_IS_PUBLISHED)] if INSTALLED else []),
 ]
@@ -91,6 +92,7 @@ def run(settings: Settings, port: int, app_port: int, *, once: bool) -> bool:
         data_dir=data_dir,
         dump_dir=data_dir / "dumps",
         publish_dir=data_dir / "pages",
+        owns_dagster=True,
     )
     try:
         with (

@@ -54,11 +54,18 @@ def embedded_postgres(data_dir: Path) -> Iterator[sa.URL]:
 
 def ensure_database(server: sa.URL, name: str) -> sa.URL:
     """Create a database unless it exists. Returns its URL."""
-    with _autocommit(server) as connection:
-        if not connection.scalar(sa.text("select 1 from pg_database where datname = :name"), {"name": name}):
+    if not has_database(server, name):
+        with _autocommit(server) as connection:
             quoted = connection.dialect.identifier_preparer.quote(name)
             connection.exec_driver_sql(f"create database {quoted}")
     return server.set(database=name)
+
+
+def has_database(server: sa.URL, name: str) -> bool:
+    """Return whether the server has a database of that name."""
+    with _autocommit(server) as connection:
+        query = sa.text("select exists (select from pg_database where datname = :name)")
+        return bool(connection.scalar(query, {"name": name}))
 
 
 def _initialize(pgdata: Path) -> None:

@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final
@@ -20,11 +20,16 @@ from typing import IO, Final
 import dagster as dg
 import psutil
 import requests
+import sqlalchemy as sa
 from dagster_postgres.utils import DagsterPostgresException
 
 from analytics_assets.database import UnreachableError
+from analytics_assets.retention.dagster_records import DagsterStorage, open_dagster_storage
+from analytics_assets.retention.shortening import describe_shortening
 from analytics_assets.settings import Settings, SettingsError
-from analytics_assets.store.setup import init_db
+from analytics_assets.store import open_store
+from analytics_assets.store.counts import read_window
+from analytics_assets.store.setup import check_time_zone, init_db
 
 ROOT: Final = Path(__file__).parents[2]
 """The project's folder: workspace.yaml and dagster.yaml are there."""
@@ -37,12 +42,30 @@ class ServerError(RuntimeError):
     """A server could not be started; the text says what to do."""
 
 
+Say = Callable[[str], None]
+
+_NO_DATABASE: Final = (
+    "no database there: {variable} is not set, and the data folder has no embedded PostgreSQL with that database. Set"
+    " the variable, or name the right folder in ANALYTICS_DATA_DIR; `analytics-assets init-db` or `up` make a new one"
+)
+
+
 @contextmanager
-def databases(settings: Settings, *, keep_period: bool = False) -> Iterator[Settings]:
+def databases(settings: Settings, *, shorten: Say | None = None) -> Iterator[Settings]:
     """Yield the settings with every URL set; the embedded PostgreSQL provides those that were not.
 
-    The embedded analytics database is set up or upgraded. `keep_period`: see `init_db`.
+    The embedded analytics database is set up or upgraded. `shorten`: see `set_up`. One that a URL names is only
+    compared with the settings, if it can be reached.
+
+    Raises:
+        SettingsError: days would expire, and nobody has said that they may; or the server does not know the time zone.
+        DatabaseError: the database of the URL enforces other settings.
     """
+    if settings.database_url is not None:
+        with suppress(UnreachableError), open_store(settings) as store:
+            read_window(store)
+            with store.transaction("comparing the time zone") as connection:
+                check_time_zone(connection, settings)
     if settings.database_url and settings.dagster_url:
         yield settings
         return
@@ -50,15 +73,69 @@ def databases(settings: Settings, *, keep_period: bool = False) -> Iterator[Sett
     from analytics_assets.local.postgres import embedded_postgres, ensure_database
 
     with embedded_postgres(settings.data_dir) as server:
-        if settings.database_url is None:
-            url = ensure_database(server, "analytics")
-            init_db(url.render_as_string(hide_password=False), settings, keep_period=keep_period)
-            writer = url.set(username="analytics_writer").render_as_string(hide_password=False)
-            settings = replace(settings, database_url=writer, source_url=settings.source_url or writer)
         if settings.dagster_url is None:
             dagster_url = ensure_database(server, "dagster").render_as_string(hide_password=False)
             settings = replace(settings, dagster_url=dagster_url)
+        if settings.database_url is None:
+            url = ensure_database(server, "analytics")
+            set_up(url.render_as_string(hide_password=False), settings, shorten=shorten)
+            settings = _with_embedded(settings, url)
         yield settings
+
+
+@contextmanager
+def existing_databases(settings: Settings) -> Iterator[Settings]:
+    """Yield the settings as `databases` does, but make and change nothing.
+
+    An embedded PostgreSQL that is not running is started for as long as it takes.
+
+    Raises:
+        ServerError: a URL is not set, and the data folder has no such database.
+    """
+    urls = {"ANALYTICS_DATABASE_URL": settings.database_url, "DAGSTER_POSTGRES_URL": settings.dagster_url}
+    unset = [variable for variable, url in urls.items() if url is None]
+    if not unset:
+        yield settings
+        return
+    if not (settings.data_dir / "postgres" / "PG_VERSION").exists():
+        raise ServerError(_NO_DATABASE.format(variable=unset[0]))
+    from analytics_assets.local.postgres import embedded_postgres, has_database
+
+    with embedded_postgres(settings.data_dir) as server:
+        for variable, name in ("ANALYTICS_DATABASE_URL", "analytics"), ("DAGSTER_POSTGRES_URL", "dagster"):
+            if variable in unset and not has_database(server, name):
+                raise ServerError(_NO_DATABASE.format(variable=variable))
+        if settings.dagster_url is None:
+            dagster_url = server.set(database="dagster").render_as_string(hide_password=False)
+            settings = replace(settings, dagster_url=dagster_url)
+        if settings.database_url is None:
+            settings = _with_embedded(settings, server.set(database="analytics"))
+        yield settings
+
+
+def _with_embedded(settings: Settings, url: sa.URL) -> Settings:
+    writer = url.set(username="analytics_writer").render_as_string(hide_password=False)
+    return replace(settings, database_url=writer, source_url=settings.source_url or writer)
+
+
+def set_up(admin_url: str, settings: Settings, *, shorten: Say | None = None, home: Path | None = None) -> None:
+    """Create or upgrade the analytics database, unless days that are kept would expire.
+
+    `shorten` lets them expire, and is told beforehand what goes. `home` is Dagster's folder; by default it is in the
+    data folder.
+
+    Raises:
+        SettingsError: days would expire. The text says which, and the way out. Nothing was changed.
+        DatabaseError: see `init_db`.
+    """
+    if going := describe_shortening(admin_url, settings, home or settings.data_dir / "dagster"):
+        if shorten is None:
+            raise SettingsError(
+                f"{going}\nNothing was changed. If that is meant, run `analytics-assets init-db --shorten-retention`."
+                " If not, set the variables as they were."
+            )
+        shorten(going)
+    init_db(admin_url, settings)
 
 
 @contextmanager
@@ -144,6 +221,15 @@ def dagster_instance(settings: Settings, home: Path | None = None) -> Iterator[d
         os.environ.update(environment)
     with instance:
         yield instance
+
+
+@contextmanager
+def dagster_storage(settings: Settings, home: Path | None = None) -> Iterator[DagsterStorage]:
+    """Yield Dagster's records and run logs, to look at. Nothing is created. `home`: see `dagster_instance`."""
+    if settings.dagster_url is None:
+        raise SettingsError("DAGSTER_POSTGRES_URL is not set: Dagster's records cannot be found")
+    with open_dagster_storage(settings.dagster_url, home or settings.data_dir / "dagster") as storage:
+        yield storage
 
 
 def wait_until_ready(

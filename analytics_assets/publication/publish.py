@@ -15,6 +15,7 @@ from analytics_assets.contract import METRICS
 from analytics_assets.days import span
 from analytics_assets.store import Store
 from analytics_assets.store.counts import Window, read_window
+from analytics_assets.store.expiry import require_certain_cutoff
 from analytics_assets.store.published import (
     GRAINS,
     Grain,
@@ -54,8 +55,10 @@ def publish_closed(store: Store, awaited: Mapping[str, Collection[date]] = _NOTH
     awaited. Running it again publishes nothing.
 
     Raises:
+        UncertainError: a clock is wrong. It would publish days as not collected, for good.
         DatabaseError: the database is out of reach or refuses. Nothing was published then.
     """
+    require_certain_cutoff(store)
     window = read_window(store)
     made = []
     with publishing(store) as connection:

@@ -2,35 +2,70 @@
 
 Partition records and check evaluations expire with the day they describe, runs and ticks with the day they were
 written: a run is only about earlier days. A record names days and says how many rows a day had, never what was in them.
+
+Other code locations may keep their records in the same database. Those are never touched, unless the settings say that
+nothing else uses it.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import dagster as dg
 import sqlalchemy as sa
 from dagster._core.storage import tags
 from dagster._core.storage.runs.schema import BackfillTagsTable, BulkActionsTable, RunsTable, RunTagsTable
-from dagster._core.storage.schedules.schema import AssetDaemonAssetEvaluationsTable, JobTickTable
+from dagster._core.storage.schedules.schema import AssetDaemonAssetEvaluationsTable, JobTable, JobTickTable
 from dagster_postgres.utils import DagsterPostgresException
 
+from analytics_assets.contract import ABOUT
 from analytics_assets.database import DatabaseError, UnreachableError, redacted_errors
 from analytics_assets.days import bounds, zone
+from analytics_assets.dictionary import asset_descriptions
 from analytics_assets.retention.event_log import EVENTS, EXECUTIONS, TAGS, EventLogStorage, forget_partitions
 from analytics_assets.retention.targets import Amount
+from analytics_assets.settings import Settings
+
+_MODULE: Final = "analytics_assets.definitions"
+"""What a code location of ours loads."""
+
+
+@dataclass(frozen=True)
+class DagsterStorage:
+    """Dagster's database and folder, to look at: opening a whole instance would create tables and folders."""
+
+    event_log_storage: EventLogStorage
+    folder: Path
+    """What DAGSTER_HOME names."""
+
+    def storage_directory(self) -> str:
+        """Return the folder of the run logs."""
+        return str(self.folder / "storage")
+
+
+@contextmanager
+def open_dagster_storage(url: str, folder: Path) -> Iterator[DagsterStorage]:
+    """Open Dagster's database and folder, and create nothing. Every target reports a database that is out of reach."""
+    storage = EventLogStorage(url, should_autocreate_tables=False)
+    try:
+        yield DagsterStorage(storage, folder)
+    finally:
+        storage.dispose()
 
 
 @dataclass(frozen=True)
 class Records:
     """Dagster's database, over its event log's connection: dagster.yaml puts all of Dagster into one database."""
 
-    instance: dg.DagsterInstance
+    instance: dg.DagsterInstance | DagsterStorage
+    settings: Settings
 
     @contextmanager
     def connection(self, doing: str) -> Iterator[sa.Connection]:
@@ -48,6 +83,44 @@ class Records:
         except DagsterPostgresException:
             raise UnreachableError(f"{doing}: the database of DAGSTER_POSTGRES_URL cannot be reached") from None
 
+    def of_our_asset(self, column: sa.Column[str]) -> sa.ColumnElement[bool]:
+        """Return the condition that a column names an asset of ours."""
+        return sa.true() if self.settings.owns_dagster else column.in_(self._assets())
+
+    def of_our_run(self, column: sa.Column[str]) -> sa.ColumnElement[bool]:
+        """Return the condition that a column names a run of ours: our code was loaded for it, or it has our assets."""
+        if self.settings.owns_dagster:
+            return sa.true()
+        loaded = RunsTable.c.run_body.contains(f'"module": "{_MODULE}"', autoescape=True)
+        selected = self.naming_our_asset(RunsTable.c.run_body)
+        return sa.or_(
+            column.in_(sa.select(RunsTable.c.run_id).where(loaded | selected)),
+            column.in_(sa.select(EVENTS.c.run_id).where(EVENTS.c.asset_key.in_(self._assets()))),
+            column.in_(sa.select(EXECUTIONS.c.run_id).where(EXECUTIONS.c.asset_key.in_(self._assets()))),
+        )
+
+    def naming_our_asset(self, column: sa.Column[str]) -> sa.ColumnElement[bool]:
+        """Return the condition that the JSON in a column has an asset key of ours."""
+        if self.settings.owns_dagster:
+            return sa.true()
+        return sa.or_(*(column.contains(f'"path": {asset}', autoescape=True) for asset in self._assets()))
+
+    def of_our_instigator(self, column: sa.Column[str]) -> sa.ColumnElement[bool]:
+        """Return the condition that a column names a schedule or sensor of a code location that loads our code."""
+        if self.settings.owns_dagster:
+            return sa.true()
+        names = ('"location_name": "analytics_assets"', f'"module_name": "{_MODULE}"')
+        ours = sa.or_(*(JobTable.c.job_body.contains(name, autoescape=True) for name in names))
+        return column.in_(sa.select(JobTable.c.selector_id).where(ours))
+
+    def our_runs(self) -> set[str]:
+        """Return the ids of our runs."""
+        with self.connection("reading the runs") as connection:
+            return set(connection.scalars(sa.select(RunsTable.c.run_id).where(self.of_our_run(RunsTable.c.run_id))))
+
+    def _assets(self) -> list[str]:
+        return [json.dumps(path) for path in asset_descriptions(self.settings)]
+
 
 _LIKE_DAY: Final = "____-__-__"
 """LIKE pattern of a daily partition's key."""
@@ -58,7 +131,7 @@ DAY_TAGS: Final = (tags.PARTITION_NAME_TAG, tags.ASSET_PARTITION_RANGE_START_TAG
 
 @dataclass(frozen=True)
 class PartitionRecords:
-    """Events of any asset's partitions, and the checks planned for them."""
+    """Events of our assets' partitions, and the checks planned for them."""
 
     records: Records
     name = "partition records"
@@ -67,7 +140,14 @@ class PartitionRecords:
     def oldest(self) -> date | None:
         """Return the oldest partition with a record."""
         with self.records.connection("reading the partition records") as connection:
-            found = [connection.scalar(sa.select(sa.func.min(c)).where(c.like(_LIKE_DAY))) for c in _PARTITIONS]
+            found = [
+                connection.scalar(
+                    sa.select(sa.func.min(table.c.partition)).where(
+                        table.c.partition.like(_LIKE_DAY), self.records.of_our_asset(table.c.asset_key)
+                    )
+                )
+                for table in (EVENTS, EXECUTIONS)
+            ]
         return min((date.fromisoformat(key) for key in found if key), default=None)
 
     def expired(self, before: date) -> Amount:
@@ -79,33 +159,35 @@ class PartitionRecords:
         """Delete the records, asset by asset, in one transaction."""
         with self.records.connection("deleting partition records") as connection:
             amount = self._expired(connection, before)
-            assets = sa.select(EVENTS.c.asset_key).where(
-                EVENTS.c.asset_key.is_not(None), _before(EVENTS.c.partition, before)
-            )
+            assets = sa.select(EVENTS.c.asset_key).where(EVENTS.c.asset_key.is_not(None), self._before(EVENTS, before))
             for asset in connection.scalars(assets.distinct()).all():
-                forget_partitions(connection, asset, _before(EVENTS.c.partition, before))
-            connection.execute(sa.delete(EXECUTIONS).where(_before(EXECUTIONS.c.partition, before)))
+                forget_partitions(connection, asset, self._before(EVENTS, before))
+            connection.execute(sa.delete(EXECUTIONS).where(self._before(EXECUTIONS, before)))
         yield amount
 
     def _expired(self, connection: sa.Connection, before: date) -> Amount:
-        keys = sa.union_all(*(sa.select(column.label("key")).where(_before(column, before)) for column in _PARTITIONS))
+        keys = sa.union_all(
+            *(
+                sa.select(table.c.partition.label("key")).where(self._before(table, before))
+                for table in (EVENTS, EXECUTIONS)
+            )
+        )
         query = sa.select(sa.func.count(keys.subquery().c.key.distinct()), sa.func.count())
         return Amount(*connection.execute(query).one())
 
-
-_PARTITIONS: Final = (EVENTS.c.partition, EXECUTIONS.c.partition)
-
-
-def _before(column: sa.Column[str], day: date) -> sa.ColumnElement[bool]:
-    return column.like(_LIKE_DAY) & (column < day.isoformat())
+    def _before(self, table: sa.Table, day: date) -> sa.ColumnElement[bool]:
+        # The partitions of another asset may be months, whose keys look like days.
+        key = table.c.partition
+        return key.like(_LIKE_DAY) & (key < day.isoformat()) & self.records.of_our_asset(table.c.asset_key)
 
 
 @dataclass(frozen=True)
 class CheckEvaluations:
-    """Evaluations of checks, and the wipes of the UI.
+    """Evaluations of our checks, and the wipes of our partitions in the UI.
 
-    An evaluation is dated by the oldest day that its text names, else by the last partition of its run. One without any
-    day expires with its run. The record of a wipe names its days, and is dated likewise.
+    An evaluation is dated by the oldest day that it is about, which its metadata names, else by the last partition of
+    its run. One without any day expires with its run. A date in its text may be part of any name. The record of a wipe
+    is dated by the oldest of its partitions.
     """
 
     records: Records
@@ -136,30 +218,33 @@ class CheckEvaluations:
 
     def _days(self, connection: sa.Connection) -> dict[int, date]:
         """Return the day of each evaluation, by the id of its event."""
-        evaluation = EVENTS.c.dagster_event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION.value
-        last_day = sa.func.max(RunTagsTable.c.value)
+        executed = EXECUTIONS.c.evaluation_event_storage_id
+        ours = sa.select(executed).where(executed.is_not(None), self.records.of_our_asset(EXECUTIONS.c.asset_key))
+        evaluations = sa.and_(
+            EVENTS.c.dagster_event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION.value,
+            sa.true() if self.records.settings.owns_dagster else EVENTS.c.id.in_(ours),
+        )
+        first_day, last_day = sa.func.min(RunTagsTable.c.value), sa.func.max(RunTagsTable.c.value)
+        # Results of earlier versions do not say what they are about: it may be any day of the run.
+        said = EVENTS.c.event.contains(f'"{ABOUT}": {{', autoescape=True)
         of_runs = (
-            sa.select(EVENTS.c.id, last_day)
+            sa.select(EVENTS.c.id, sa.case((said, last_day), else_=first_day))
             .join(RunTagsTable, RunTagsTable.c.run_id == EVENTS.c.run_id)
-            .where(evaluation, RunTagsTable.c.key.in_(DAY_TAGS), RunTagsTable.c.value.like(_LIKE_DAY))
+            .where(evaluations, RunTagsTable.c.key.in_(DAY_TAGS), RunTagsTable.c.value.like(_LIKE_DAY))
             .group_by(EVENTS.c.id)
         )
+        days = dict(connection.execute(of_runs).tuples().all())
+        # A quote inside a text is escaped, so no text matches.
+        about = sa.func.substring(EVENTS.c.event, rf'"{ABOUT}": \{{[^{{}}]*"text": "(\d{{4}}-\d\d-\d\d)"')
+        of_days = sa.select(EVENTS.c.id, about).where(evaluations, about.is_not(None))
+        days |= dict(connection.execute(of_days).tuples().all())
         wipe = EVENTS.c.dagster_event_type == dg.DagsterEventType.ASSET_WIPED.value
-        text = EVENTS.c.event
-        naming = sa.select(EVENTS.c.id, text).where(sa.or_(evaluation, wipe), text.like(f"%{_LIKE_DAY}%"))
-        days = {number: date.fromisoformat(day) for number, day in connection.execute(of_runs)}
-        for number, event in connection.execute(naming):
-            for day in _find_days(event):
-                days[number] = min(day, days.get(number, day))
-        return days
-
-
-def _find_days(text: str) -> Iterator[date]:
-    for match in re.findall(r"(?<!\d)\d{4}-\d\d-\d\d(?!\d)", text):
-        try:
-            yield date.fromisoformat(match)
-        except ValueError:
-            continue
+        wiped = sa.select(EVENTS.c.id, EVENTS.c.event).where(wipe, self.records.of_our_asset(EVENTS.c.asset_key))
+        for number, event in connection.execute(wiped):
+            data: Any = dg.deserialize_value(event, dg.EventLogEntry).get_dagster_event().event_specific_data
+            if keys := [key for key in data.partition_keys or () if re.fullmatch(r"\d{4}-\d\d-\d\d", key)]:
+                days[number] = min(keys)
+        return {number: date.fromisoformat(day) for number, day in days.items()}
 
 
 @dataclass(frozen=True)
@@ -170,6 +255,8 @@ class WrittenRows:
     name: str
     moments: Mapping[sa.Table, sa.ColumnElement[datetime]]
     """Table -> the instant at which a row was written."""
+    ours: Callable[[], Mapping[sa.Table, sa.ColumnElement[bool]]]
+    """Returns table -> the condition that a row is ours."""
     orphans: Sequence[sa.Delete]
     """Statements that delete rows which refer to a deleted row."""
     covers: Sequence[str]
@@ -179,7 +266,10 @@ class WrittenRows:
     def oldest(self) -> date | None:
         """Return the oldest day on which a row was written."""
         with self.records.connection(f"reading {self.name}") as connection:
-            found = [connection.scalar(sa.select(sa.func.min(moment))) for moment in self.moments.values()]
+            found = [
+                connection.scalar(sa.select(sa.func.min(moment)).where(self.ours()[table]))
+                for table, moment in self.moments.items()
+            ]
         moments = [moment for moment in found if moment is not None]
         return min(moments).astimezone(zone(self.time_zone)).date() if moments else None
 
@@ -192,21 +282,28 @@ class WrittenRows:
         """Delete the rows, in one transaction."""
         with self.records.connection(f"deleting {self.name}") as connection:
             amount = self._expired(connection, before)
-            for table, moment in self.moments.items():
-                connection.execute(sa.delete(table).where(moment < self._start(before)))
+            # In one statement: the rows of one table tell whose those of another are.
+            gone = [
+                sa.delete(table).where(self._is_expired(table, before)).returning(table.c.id).cte(f"gone_{table.name}")
+                for table in self.moments
+            ]
+            connection.execute(sa.select(*(sa.select(sa.func.count()).select_from(c).scalar_subquery() for c in gone)))
             for statement in self.orphans:
                 connection.execute(statement)
         yield amount
 
     def _expired(self, connection: sa.Connection, before: date) -> Amount:
         written = sa.union_all(
-            *(sa.select(moment.label("moment")).where(moment < self._start(before)) for moment in self.moments.values())
+            *(
+                sa.select(moment.label("moment")).where(self._is_expired(table, before))
+                for table, moment in self.moments.items()
+            )
         ).subquery()
         day = sa.cast(sa.func.timezone(self.time_zone, written.c.moment), sa.Date)
         return Amount(*connection.execute(sa.select(sa.func.count(day.distinct()), sa.func.count())).one())
 
-    def _start(self, before: date) -> datetime:
-        return bounds(before, self.time_zone)[0]
+    def _is_expired(self, table: sa.Table, before: date) -> sa.ColumnElement[bool]:
+        return (self.moments[table] < bounds(before, self.time_zone)[0]) & self.ours()[table]
 
 
 def _in_session_zone(column: sa.Column[datetime]) -> sa.ColumnElement[datetime]:
@@ -215,22 +312,43 @@ def _in_session_zone(column: sa.Column[datetime]) -> sa.ColumnElement[datetime]:
     return sa.cast(column, sa.DateTime(timezone=True))
 
 
-def runs(records: Records, time_zone: str) -> WrittenRows:
-    """Runs and backfills with their events, older than the retention period."""
+def runs(records: Records, time_zone: str, logs: Path) -> WrittenRows:
+    """Our runs and backfills with their events, older than the retention period.
+
+    A run whose logs could not be removed from their folder stays: without it, nobody could tell whose they are.
+    """
+
+    def ours() -> Mapping[sa.Table, sa.ColumnElement[bool]]:
+        with_logs: list[str] = []
+        if not records.settings.owns_dagster:
+            with_logs += [folder.parent.name for folder in logs.glob("*/compute_logs")]
+        # Dagster removes the events with their run. These were written after the midnight at which their run expired.
+        ended = (EVENTS.c.run_id != "") & EVENTS.c.run_id.not_in(sa.select(RunsTable.c.run_id))
+        of_our_event = sa.or_(records.of_our_run(EVENTS.c.run_id), records.of_our_asset(EVENTS.c.asset_key), ended)
+        return {
+            EVENTS: of_our_event & EVENTS.c.run_id.not_in(with_logs),
+            EXECUTIONS: records.of_our_asset(EXECUTIONS.c.asset_key) & EXECUTIONS.c.run_id.not_in(with_logs),
+            BulkActionsTable: records.naming_our_asset(BulkActionsTable.c.body),
+            RunsTable: records.of_our_run(RunsTable.c.run_id) & RunsTable.c.run_id.not_in(with_logs),
+        }
+
     return WrittenRows(
         records,
         name="runs",
         moments={
-            RunsTable: _in_session_zone(RunsTable.c.create_timestamp),  # their tags go with them
-            BulkActionsTable: _in_session_zone(BulkActionsTable.c.timestamp),
             EVENTS: sa.func.timezone("utc", EVENTS.c.timestamp, type_=sa.DateTime(timezone=True)),
             EXECUTIONS: _in_session_zone(EXECUTIONS.c.create_timestamp),
+            BulkActionsTable: _in_session_zone(BulkActionsTable.c.timestamp),
+            RunsTable: _in_session_zone(RunsTable.c.create_timestamp),  # their tags go with them
         },
+        ours=ours,
         orphans=(
             sa.delete(BackfillTagsTable).where(
                 BackfillTagsTable.c.backfill_id.not_in(sa.select(BulkActionsTable.c.key))
             ),
-            sa.delete(TAGS).where(TAGS.c.event_id.not_in(sa.select(EVENTS.c.id))),
+            sa.delete(TAGS).where(
+                TAGS.c.event_id.not_in(sa.select(EVENTS.c.id)), records.of_our_asset(TAGS.c.asset_key)
+            ),
         ),
         covers=(
             *("dagster.runs", "dagster.run_tags", "dagster.bulk_actions", "dagster.backfill_tags"),
@@ -241,7 +359,7 @@ def runs(records: Records, time_zone: str) -> WrittenRows:
 
 
 def ticks(records: Records, time_zone: str) -> WrittenRows:
-    """Ticks of schedules and sensors, older than the retention period."""
+    """Ticks of our schedules and sensors, older than the retention period."""
     evaluations = AssetDaemonAssetEvaluationsTable
     return WrittenRows(
         records,
@@ -249,6 +367,10 @@ def ticks(records: Records, time_zone: str) -> WrittenRows:
         moments={
             JobTickTable: _in_session_zone(JobTickTable.c.timestamp),
             evaluations: _in_session_zone(evaluations.c.create_timestamp),
+        },
+        ours=lambda: {
+            JobTickTable: records.of_our_instigator(JobTickTable.c.selector_id),
+            evaluations: records.of_our_asset(evaluations.c.asset_key),
         },
         orphans=(),
         covers=("dagster.job_ticks", "dagster.asset_daemon_asset_evaluations"),

@@ -11,7 +11,14 @@ from typing import Final
 import dagster as dg
 
 from analytics_assets.database import DatabaseError
-from analytics_assets.retention.dagster_records import CheckEvaluations, PartitionRecords, Records, runs, ticks
+from analytics_assets.retention.dagster_records import (
+    CheckEvaluations,
+    DagsterStorage,
+    PartitionRecords,
+    Records,
+    runs,
+    ticks,
+)
 from analytics_assets.retention.targets import (
     NOTHING,
     Amount,
@@ -28,7 +35,7 @@ from analytics_assets.retention.targets import (
 from analytics_assets.settings import Settings
 from analytics_assets.store import Store, open_store
 from analytics_assets.store.counts import read_window
-from analytics_assets.store.expiry import write_ledger
+from analytics_assets.store.expiry import require_certain_cutoff, write_ledger
 
 EXEMPT: Final[Mapping[str, str]] = {
     "analytics.alembic_version": "name of a migration",
@@ -60,10 +67,25 @@ MANUAL: Final = "command line"
 """The ledger's run id of a removal that no Dagster run made."""
 
 
-def registry(store: Store, instance: dg.DagsterInstance) -> list[RetentionTarget]:
+def registry(store: Store, instance: dg.DagsterInstance | DagsterStorage) -> list[RetentionTarget]:
     """Return every retention target. A test fails for anything that is neither here nor in EXEMPT."""
     settings = store.settings
-    records = Records(instance)
+    records = Records(instance, settings)
+    logs = Path(instance.storage_directory())
+    of_runs = None if settings.owns_dagster else records.our_runs
+    return [
+        *list_own_targets(store),
+        PartitionRecords(records),
+        CheckEvaluations(records),
+        Files("run logs", ("data/dagster/storage",), logs, settings.time_zone, runs=of_runs),
+        runs(records, settings.time_zone, logs),
+        ticks(records, settings.time_zone),
+    ]
+
+
+def list_own_targets(store: Store) -> list[RetentionTarget]:
+    """Return the retention targets that are not Dagster's."""
+    settings = store.settings
     return [
         DailyCounts(store),
         CollectedDays(store),
@@ -72,11 +94,6 @@ def registry(store: Store, instance: dg.DagsterInstance) -> list[RetentionTarget
         Friction(store),
         Files("counter dumps", ("data/dumps",), settings.dump_dir, settings.time_zone, only_days=True),
         Pages(settings.publish_dir),
-        PartitionRecords(records),
-        CheckEvaluations(records),
-        runs(records, settings.time_zone),
-        Files("run logs", ("data/dagster/storage",), Path(instance.storage_directory()), settings.time_zone),
-        ticks(records, settings.time_zone),
     ]
 
 
@@ -93,17 +110,20 @@ class Report:
 
 
 def apply_retention(
-    settings: Settings, instance: dg.DagsterInstance, run_id: str, *, dry_run: bool = False
+    settings: Settings, instance: dg.DagsterInstance | DagsterStorage, run_id: str, *, dry_run: bool = False
 ) -> tuple[date, list[Report]]:
     """Remove what has expired from every target. With `dry_run`, only report it.
 
     Returns the first day that is kept, and a report per target.
 
     Raises:
+        UncertainError: the cut-off has moved further than time can have passed. Nothing was removed.
         DatabaseError: the analytics database, which says what has expired, is out of reach or not set up.
     """
     with open_store(settings) as store:
         before = read_window(store).first
+        if not dry_run:
+            require_certain_cutoff(store)
         targets = registry(store, instance)
         return before, preview(targets, before) if dry_run else sweep(targets, before, store, run_id)
 

@@ -1,6 +1,7 @@
 """Removing expired days from the analytics database, and the ledger that says so.
 
-Functions of the database remove, and they refuse every day that is still kept. Only findings of friction are deleted by
+Functions of the database remove, and they refuse every day that is still kept. A cut-off that has moved further than
+time can have passed is not certain: a wrong clock would remove everything. Only findings of friction are deleted by
 the service account itself, because it replaces them anyway. `retention` decides when, and what else
 keeps days.
 """
@@ -8,13 +9,16 @@ keeps days.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date, timedelta
+from typing import Final
 
 import sqlalchemy as sa
 
 from analytics_assets.contract import SCHEMA
-from analytics_assets.database import DatabaseError
+from analytics_assets.database import DatabaseError, sqlstate
 from analytics_assets.store import Store
+from analytics_assets.store.counts import read_window
 from analytics_assets.store.tables import (
     COLLECTED_DAYS,
     DAILY_COUNTS,
@@ -26,6 +30,82 @@ from analytics_assets.store.tables import (
     WEEKLY_COUNTS,
     WEEKS,
 )
+
+_NO_COLUMN: Final = "42703"
+"""SQLSTATE of a missing column."""
+
+
+class UncertainError(DatabaseError):
+    """The cut-off has moved further than time can have passed."""
+
+
+@dataclass(frozen=True)
+class Cutoff:
+    """The first day that is kept, by the database's clock, and how far time can have moved it."""
+
+    day: date
+    furthest: date
+    """The last day that time can have moved the cut-off to."""
+    clocks: tuple[date, date]
+    """Today by the database's clock, and by that of this machine."""
+
+    @property
+    def certain(self) -> date:
+        """The first day that is kept for certain."""
+        return min(self.day, self.furthest)
+
+    @property
+    def doubt(self) -> str | None:
+        """Why it is not certain, and the way out. None when it is."""
+        if self.day <= self.furthest:
+            return None
+        database, machine = self.clocks
+        return (
+            f"the cut-off is {self.day}: it has moved {(self.day - self.furthest).days} days further than time can have"
+            " passed since the last removal or change of the settings. Nothing is removed. Correct the clocks (today"
+            f" is {database} by the database's and {machine} by this machine's). If the cut-off is right, look with"
+            " `analytics-assets retention --dry-run`, then run"
+            f" `analytics-assets retention --confirm-cutoff {self.day}`"
+        )
+
+
+def read_cutoff(store: Store) -> Cutoff:
+    """Return the cut-off, and how far time can have moved it since the last entry of the ledger or change of settings.
+
+    Time is what has passed by both clocks, the database's and this machine's. A day is added, because a removal may
+    have run past midnight.
+
+    Raises:
+        DatabaseError: as `read_window` does.
+    """
+    window = read_window(store)
+    query = sa.text(
+        "select (now() at time zone time_zone)::date as today, known.cutoff,"
+        " (known.at at time zone time_zone)::date as day from analytics.settings s, lateral ("
+        " select s.cutoff, s.cutoff_at as at union all select cutoff, removed_at from analytics.retention_ledger"
+        " order by at desc limit 1) known"
+    )
+    with store.transaction("reading the retention ledger") as connection:
+        try:
+            row = connection.execute(query).one()
+        except sa.exc.ProgrammingError as error:
+            if sqlstate(error) != _NO_COLUMN:
+                raise
+            raise DatabaseError("schema analytics is of an earlier version: run `analytics-assets init-db`") from None
+    clocks = (row.today, store.settings.today())
+    return Cutoff(window.first, row.cutoff + (min(clocks) - row.day) + timedelta(days=1), clocks)
+
+
+def require_certain_cutoff(store: Store) -> None:
+    """Raise UncertainError, which names the way out, when the cut-off is not certain."""
+    if doubt := read_cutoff(store).doubt:
+        raise UncertainError(doubt)
+
+
+def confirm_cutoff(store: Store, day: date) -> None:
+    """Note that a person says the cut-off is right. Raises DatabaseError when `day` is not the cut-off."""
+    with store.transaction("confirming the cut-off") as connection:
+        connection.execute(sa.select(sa.func.analytics.confirm_cutoff(day)))
 
 
 def list_partitioned_days(store: Store) -> list[date]:

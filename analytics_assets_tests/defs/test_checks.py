@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from analytics_assets.contract import METRICS, PUBLISHED_PATH, SourceView, metric
 from analytics_assets.definitions import build_definitions
 from analytics_assets.defs.checks import (
+    CUTOFF_IS_CERTAIN,
     NO_EXPIRED_DAYS,
     NOT_RECOVERABLE,
     ONLY_FIVES,
@@ -407,7 +408,7 @@ def test_every_metric_has_every_check_and_shared_facts_are_checked_once() -> Non
     found = build_definitions(Settings.from_env({})).resolve_asset_graph().asset_check_keys
     assert {(key.asset_key.to_user_string(), key.name) for key in found} == {
         *((m.asset, name) for m in METRICS for name in CHECK_NAMES),
-        *((LEDGER, name) for name in (NO_EXPIRED_DAYS, DOCUMENTED)),
+        *((LEDGER, name) for name in (NO_EXPIRED_DAYS, CUTOFF_IS_CERTAIN, DOCUMENTED)),
         *(("/".join(m.origin.path), ONLY_VIEWS) for m in METRICS if isinstance(m.origin, SourceView)),
         *((PUBLISHED_PATH[0], name) for name in (ONLY_FIVES, NOT_RECOVERABLE)),
         (PUBLISHED, SAY_ONLY_WHAT_IS_PUBLISHED),

@@ -25,8 +25,17 @@ def clock_at(settings: Settings, moment: datetime) -> Iterator[None]:
         as_superuser(settings, str(running))
 
 
-def set_clock(settings: Settings, moment: datetime) -> None:
-    """Stop the clock at a moment."""
+def set_clock(settings: Settings, moment: datetime, *, time_has_passed: bool = True) -> None:
+    """Stop the clock at a moment. Unless it is a wrong clock, that much time has passed since everything before."""
+    if time_has_passed:
+        moved = f"timestamptz '{moment.isoformat()}' at time zone time_zone"
+        as_superuser(
+            settings,
+            "update analytics.retention_ledger set removed_at = removed_at"  # noqa: S608
+            f" - (select ({moved})::date - analytics.today() from analytics.settings) * interval '1 day'",
+            f"update analytics.settings set cutoff_at = cutoff_at - (({moved})::date - analytics.today())"  # noqa: S608
+            " * interval '1 day'",
+        )
     standing = f"select (timestamptz '{moment.isoformat()}' at time zone time_zone)::date from analytics.settings"  # noqa: S608
     as_superuser(
         settings,

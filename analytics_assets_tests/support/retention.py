@@ -18,8 +18,8 @@ TARGETS = [
     "pages",
     "partition records",
     "check evaluations",
-    "runs",
     "run logs",
+    "runs",
     "ticks",
 ]
 
