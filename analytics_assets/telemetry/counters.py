@@ -106,7 +106,8 @@ class Telemetry:
     `analytics_assets.telemetry` reports it once per minute and reason, without values.
 
     Args:
-        dump_dir: created, with one folder per day, by the first count.
+        dump_dir: created, with one folder per day, by the first count. A relative path means the working directory of
+            this call, whatever it is later.
         source: `web` or `admin`: the default of `count`.
         time_zone: IANA name of the zone whose calendar days are counted.
         max_keys: how many different keys of one event name are counted per day. Further keys are dropped; where the
@@ -117,6 +118,7 @@ class Telemetry:
     Raises:
         zoneinfo.ZoneInfoNotFoundError: the time zone does not exist.
         TelemetryError: the source does not exist.
+        FileNotFoundError: the path is relative, and the working directory no longer exists.
     """
 
     def __init__(
@@ -131,10 +133,11 @@ class Telemetry:
     ) -> None:
         if source is not None and source not in (SOURCE.choices or ()):
             raise TelemetryError(f"{SOURCE.name} {SOURCE.rule}")
+        # Absolute from the start: the application may change its working directory.
+        self._dump_dir = Path(dump_dir).absolute()
         self._recreate = partial(
-            Telemetry, dump_dir, source=source, time_zone=time_zone, max_keys=max_keys, strict=strict, clock=clock
+            Telemetry, self._dump_dir, source=source, time_zone=time_zone, max_keys=max_keys, strict=strict, clock=clock
         )
-        self._dump_dir = Path(dump_dir)
         self.source = source
         self._time_zone = time_zone
         self._zone = zone(time_zone)

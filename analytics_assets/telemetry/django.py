@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from analytics_assets.telemetry.counters import Telemetry, do_not_count
-from analytics_assets.telemetry.responses import SERVER_ERROR, ResponseCounter
+from analytics_assets.telemetry.responses import COUNTING, SERVER_ERROR, ResponseCounter, counted_scope, is_client_gone
 from analytics_assets.telemetry.routes import django_route
 
 # Django marks an asynchronous `get_response` for `inspect` from Python 3.12 on, and for `asyncio` before.
@@ -27,7 +27,8 @@ def count_responses(
     the settings.
 
     A response is counted when the inner middlewares have returned it. An exception that they raise counts as 500 and is
-    raised again.
+    raised again. A request is not counted when its view fails because the client has gone while the view read the body.
+    Where middlewares are nested, also those of another framework around Django, the outermost one counts.
 
     Args:
         telemetry: counts the responses.
@@ -37,32 +38,67 @@ def count_responses(
     """
     responses = ResponseCounter(telemetry, django_route, exclude)
 
+    def is_left_out(request: Any) -> bool:
+        excluded = responses.is_excluded(request)
+        if excluded and (outer := _find_outer(request)) is not None:
+            outer[COUNTING] = False
+        return excluded
+
+    def count(request: Any, status_code: int) -> None:
+        if _carrier(request).pop(COUNTING, True):
+            responses.count(request, request.method, status_code)
+
+    def note_that_the_client_has_gone(request: Any, error: Exception) -> None:
+        if is_client_gone(error):
+            _carrier(request)[COUNTING] = False
+
     def middleware(get_response: GetResponse) -> GetResponse:
         def answer(request: Any) -> Any:
-            if responses.is_excluded(request):
+            if is_left_out(request):
                 with do_not_count():
                     return get_response(request)
+            if _find_outer(request) is not None:
+                return get_response(request)
+            _carrier(request)[COUNTING] = True
             try:
                 response = get_response(request)
-            except Exception:
-                responses.count(request, request.method, SERVER_ERROR)
+            except Exception as error:
+                note_that_the_client_has_gone(request, error)
+                count(request, SERVER_ERROR)
                 raise
-            responses.count(request, request.method, response.status_code)
+            count(request, response.status_code)
             return response
 
         async def answer_async(request: Any) -> Any:
-            if responses.is_excluded(request):
+            if is_left_out(request):
                 with do_not_count():
                     return await get_response(request)
+            if _find_outer(request) is not None:
+                return await get_response(request)
+            _carrier(request)[COUNTING] = True
             try:
                 response = await get_response(request)
-            except Exception:
-                responses.count(request, request.method, SERVER_ERROR)
+            except Exception as error:
+                note_that_the_client_has_gone(request, error)
+                count(request, SERVER_ERROR)
                 raise
-            responses.count(request, request.method, response.status_code)
+            count(request, response.status_code)
             return response
 
-        return answer_async if _is_async(get_response) else answer
+        chosen: Any = answer_async if _is_async(get_response) else answer
+        chosen.process_exception = note_that_the_client_has_gone  # Django calls it when a view fails
+        return chosen  # type: ignore[no-any-return]
 
     middleware.sync_capable = middleware.async_capable = True  # type: ignore[attr-defined]  # Django reads these
     return middleware
+
+
+def _carrier(request: Any) -> MutableMapping[str, Any]:
+    """Where the mark of a request is: its ASGI scope, or its WSGI environ."""
+    return request.scope if hasattr(request, "scope") else getattr(request, "META", {})
+
+
+def _find_outer(request: Any) -> MutableMapping[str, Any] | None:
+    """The mark of an outer middleware that counts this request, None when there is none."""
+    carrier = _carrier(request)
+    return carrier if COUNTING in carrier else counted_scope.get()

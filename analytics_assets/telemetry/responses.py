@@ -1,10 +1,16 @@
-"""What the middlewares share: find the route of a response, and decide whether to count it."""
+"""What the middlewares share: find the route of a response, and decide whether to count it.
+
+Middlewares may be nested, for example on an application and on one that is mounted in it. The outermost one counts. It
+marks the request: `COUNTING` is a key of the scope or environ, which is True, or False when an inner `exclude` has left
+the request out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
+from contextvars import ContextVar
 from http import HTTPStatus
-from typing import Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 from analytics_assets.contract import FAILED
 from analytics_assets.telemetry.counters import Telemetry
@@ -12,6 +18,18 @@ from analytics_assets.telemetry.counters import Telemetry
 Request = TypeVar("Request")
 
 SERVER_ERROR: Final = 500
+COUNTING: Final = "analytics_assets.counting"
+
+_CLIENT_GONE: Final = {"ClientDisconnected", "RequestAborted", "UnreadablePostError"}
+"""Exceptions of Werkzeug and Django when they read the body of a request whose client has gone."""
+
+counted_scope: ContextVar[MutableMapping[str, Any] | None] = ContextVar("analytics_assets_counted_scope", default=None)
+"""The ASGI scope that is being counted. A WSGI application that is mounted in an ASGI one gets a new environ."""
+
+
+def is_client_gone(error: Exception) -> bool:
+    """Whether a request failed because its client has gone while its body was read: it has no response."""
+    return any(kind.__name__ in _CLIENT_GONE for kind in type(error).__mro__)
 
 
 class ResponseCounter(Generic[Request]):

@@ -7,7 +7,7 @@ from itertools import chain, islice
 from typing import Any
 
 from analytics_assets.telemetry.counters import Telemetry, do_not_count
-from analytics_assets.telemetry.responses import SERVER_ERROR, ResponseCounter
+from analytics_assets.telemetry.responses import COUNTING, SERVER_ERROR, ResponseCounter, counted_scope, is_client_gone
 from analytics_assets.telemetry.routes import flask_route
 
 Environ = dict[str, Any]
@@ -20,7 +20,7 @@ class CountResponses:
 
     A response is counted when the application returns its body, which is passed on unchanged. If the application starts
     its response later, the response is counted with the first piece of the body. An exception before that counts as 500
-    and is raised again.
+    and is raised again. Where middlewares are nested, the outermost one counts.
 
     Args:
         app: the application.
@@ -43,9 +43,14 @@ class CountResponses:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
+        outer = environ if COUNTING in environ else counted_scope.get()
         if self._responses.is_excluded(environ):
+            if outer is not None:
+                outer[COUNTING] = False
             with do_not_count():
                 return self.app(environ, start_response)
+        if outer is not None:
+            return self.app(environ, start_response)
 
         responses, method, status_code, route = self._responses, environ["REQUEST_METHOD"], 0, None
 
@@ -57,13 +62,17 @@ class CountResponses:
             return start_response(status, *arguments)
 
         def count(failed: bool) -> None:
+            if not environ.pop(COUNTING, False):
+                return
             found = route if status_code else responses.find_route(environ)
             responses.count_route(found, method, SERVER_ERROR if failed else status_code or SERVER_ERROR)
 
+        environ[COUNTING] = True
         try:
             body = self.app(environ, record_start)
-        except Exception:
-            count(True)
+        except Exception as error:
+            if not is_client_gone(error):
+                count(True)
             raise
         if not status_code:
             return _LazyBody(body, count)
@@ -82,8 +91,9 @@ class _LazyBody:
         try:
             pieces = iter(self._body)
             first = list(islice(pieces, 1))
-        except Exception:
-            self._count(True)
+        except Exception as error:
+            if not is_client_gone(error):
+                self._count(True)
             raise
         self._count(False)
         # `chain` has no `close`: only the server closes the body, and only once.

@@ -14,7 +14,7 @@ import pytest
 
 from analytics_assets.contract import DROP_FILE_PATTERN, DROP_REASONS, MAX_COUNT, METRICS, CounterDumps
 from analytics_assets.retention.targets import Files
-from analytics_assets.sources.counter_dumps import find_folder_problem, read_day
+from analytics_assets.sources.counter_dumps import UNREADABLE, find_folder_problem, read_day
 from analytics_assets.sources.drops import read_drops
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.telemetry import NOON, Clock
@@ -129,7 +129,7 @@ def test_a_file_that_cannot_be_one_is_told(tmp_path: Path) -> None:
     assert found.counts == {}
     assert [str(problem) for problem in found.problems] == [
         f"{DAY}/{FILE}: (file) is larger than a drop file; remove it from the day's folder",
-        f"{NEXT}/: (file) cannot be read; add the pipeline's login to the web application's group, which may read dumps",
+        f"{NEXT}/: {UNREADABLE}",
     ]
 
 
