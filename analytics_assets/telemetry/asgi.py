@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from analytics_assets.telemetry.counters import Telemetry, do_not_count
-from analytics_assets.telemetry.responses import COUNTING, SERVER_ERROR, ResponseCounter, counted_scope
+from analytics_assets.telemetry.responses import COUNTING, SERVER_ERROR, ResponseCounter
 from analytics_assets.telemetry.routes import StarletteRoutes
 
 Scope = MutableMapping[str, Any]
@@ -50,9 +50,9 @@ class CountResponses:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self._responses.is_excluded(scope):
-            if COUNTING in scope and (outer := counted_scope.get()) is not None:
-                outer[COUNTING] = False
+        if self._responses.may_exclude and self._responses.is_excluded(scope):
+            if COUNTING in scope:
+                scope[COUNTING] = False
             with do_not_count():
                 await self.app(scope, receive, send)
             return
@@ -67,7 +67,7 @@ class CountResponses:
             nonlocal settled
             if not settled and message["type"] == "http.response.start":
                 settled = True
-                if scope.get(COUNTING):
+                if scope[COUNTING]:
                     self._responses.count(scope, method, message["status"])
             return send(message)
 
@@ -79,14 +79,12 @@ class CountResponses:
             return message
 
         scope[COUNTING] = True
-        token = counted_scope.set(scope)
         try:
             await self.app(scope, receive_and_note_the_end, count_and_send)
         except Exception:
-            if not settled and scope.get(COUNTING):
+            if not settled and scope[COUNTING]:
                 self._responses.count(scope, method, SERVER_ERROR)
             raise
         finally:
-            counted_scope.reset(token)
             # The caller may pass the scope on to another application.
-            scope.pop(COUNTING, None)
+            del scope[COUNTING]

@@ -159,6 +159,7 @@ class Telemetry:
         self._line_of_reason: dict[str, Line] = {}
         self._drop_lock = threading.RLock()
         self._dropped: Counter[str] = Counter()
+        self._removed = False  # whether that is to be logged
         self._unwritten: dict[str, int] = {}  # reason -> drops that are not in the drop file yet
         self._next_log: dict[str, float] = {}
         self._last_errno = 0
@@ -230,7 +231,6 @@ class Telemetry:
         """Count, or drop and log. `make_row` returns the row of a key that has not been seen."""
         if _disabled.get():
             return
-        removed = False
         try:
             lock = self._lock
             # `acquire(False)` is faster than an acquire with a timeout.
@@ -240,17 +240,19 @@ class Telemetry:
             try:
                 # Read the clock under the lock: threads racing past midnight would flip the current day back and forth.
                 now = self._clock()
-                if not self._day_start <= now < self._next_check:
-                    removed = self._check_dump_and_day(now)
-                try:
-                    line = self._line_of_key.get(key)
-                except TypeError:  # an unhashable key is never stored, and is refused below
-                    line = None
-                dump = self._dump
-                if line is None or dump is None:
-                    self._count_new_key(key, times, make_row(self, key))
-                elif not (times is _ONCE and dump.increment(line)):  # `is`, because True and 1.0 equal 1
-                    _add_to_line(dump, line, times)
+                if self._day_start <= now < self._next_check:
+                    try:
+                        line = self._line_of_key.get(key)
+                    except TypeError:  # an unhashable key is never stored, and is refused below
+                        line = None
+                    dump = self._dump
+                    if line is not None and dump is not None:
+                        if not (times is _ONCE and dump.increment(line)):  # `is`, because True and 1.0 equal 1
+                            _add_to_line(dump, line, times)
+                        return
+                else:
+                    self._check_dump_and_day(now)
+                self._count_new_key(key, times, make_row(self, key))
             finally:
                 lock.release()
         except Exception as error:  # no error may reach the request that counts
@@ -258,9 +260,7 @@ class Telemetry:
                 raise
             reason, detail = self._explain(error)
             self.drop(reason, times, detail)
-        finally:
-            if removed:
-                self._log_removed()
+        self._log_removed()
 
     def _explain(self, error: Exception) -> tuple[str, str]:
         """Return why a count is dropped, and the detail for the log, which has no value."""
@@ -285,7 +285,7 @@ class Telemetry:
         return False
 
     def _count_new_key(self, key: _Key, times: int, row: dict[str, object]) -> None:
-        """Count a key that has not been seen today."""
+        """Count a key that has not been seen today, or any key after the dump was checked."""
         row = _dump_row({"event_date": self._event_date, **row, "count": times})
         event_name = str(row[EVENT_NAME.name])
         values = tuple(row.values())
@@ -318,17 +318,15 @@ class Telemetry:
             self._last_errno, self._next_attempt = error.errno or errno.EIO, time.monotonic() + _RETRY_SECONDS
             raise
 
-    def _check_dump_and_day(self, now: float) -> bool:
+    def _check_dump_and_day(self, now: float) -> None:
         """Drop the counts of a dump that was removed, and start the next day when it has begun.
 
-        Returns:
-            Whether the dump was removed. The caller logs it after it has released the lock, because a log handler may
-            be slow.
+        The caller calls `_log_removed` when it has released the lock, because a log handler may be slow.
         """
         # Check the dump first: after the day has changed, nothing would notice that it was removed.
-        removed = self._dump is not None and self._dump.is_removed()
-        if removed:
+        if self._dump is not None and self._dump.is_removed():
             self._record_drop(REMOVED, sum(line.count for line in self._line_of_row.values()))
+            self._removed = True
             self._close_dump()
         if self._drops is not None and self._drops.is_removed():
             for reason, line in self._line_of_reason.items():
@@ -346,7 +344,6 @@ class Telemetry:
         # The file system has answered, so it does not hang, even if threads waited long for each other.
         self._hanging_until = 0.0
         self._write_drops()
-        return removed
 
     def _close_dump(self) -> None:
         dump, self._dump = self._dump, None
@@ -371,6 +368,7 @@ class Telemetry:
         # An invalid `times` is recorded as one dropped call, because the value itself may be huge.
         self._record_drop(reason, times if type(times) is int and 0 < times <= MAX_COUNT else 1)
         problem = self._try_to_write_drops(reason)
+        self._log_removed()
         self._log_drop(reason, detail)
         if problem:
             self._log("drop file", "the number of dropped counts cannot be written: %s", problem)
@@ -395,18 +393,15 @@ class Telemetry:
         if reason == BUSY or (not lock.acquire(False) and not self._wait_for(lock)):
             self._next_check = 0.0  # the next count writes them
             return ""
-        removed = False
         try:
             now = self._clock()
             if not self._day_start <= now < self._next_check:
-                removed = self._check_dump_and_day(now)
+                self._check_dump_and_day(now)
             return self._write_drops()
         except Exception as error:  # of the clock
             return type(error).__name__
         finally:
             lock.release()
-            if removed:
-                self._log_removed()
 
     def _write_drops(self) -> str:
         """Add the unwritten drops to the drop file of the current day. Returns why it failed, or nothing.
@@ -448,7 +443,10 @@ class Telemetry:
         self._log(reason, text, reason, detail, self._dropped[reason])
 
     def _log_removed(self) -> None:
-        self._log_drop(REMOVED, "the dump was removed together with its counts")
+        """Log that the dump was removed, if `_check_dump_and_day` has found that."""
+        if self._removed:
+            self._removed = False
+            self._log_drop(REMOVED, "the dump was removed together with its counts")
 
     def _log(self, subject: str, text: str, *arguments: object) -> None:
         """Log once per minute and subject. The caller holds no lock, because a log handler may be slow."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from analytics_assets.telemetry.counters import Telemetry, do_not_count
-from analytics_assets.telemetry.responses import COUNTING, SERVER_ERROR, ResponseCounter, counted_scope, is_client_gone
+from analytics_assets.telemetry.responses import COUNTING, SERVER_ERROR, ResponseCounter, is_client_gone
 from analytics_assets.telemetry.routes import django_route
 
 # Django marks an asynchronous `get_response` for `inspect` from Python 3.12 on, and for `asyncio` before.
@@ -38,51 +38,53 @@ def count_responses(
     """
     responses = ResponseCounter(telemetry, django_route, exclude)
 
-    def is_left_out(request: Any) -> bool:
-        excluded = responses.is_excluded(request)
-        if excluded and (outer := _find_outer(request)) is not None:
-            outer[COUNTING] = False
+    def is_left_out(request: Any, marks: MutableMapping[str, Any]) -> bool:
+        excluded = responses.may_exclude and responses.is_excluded(request)
+        if excluded and COUNTING in marks:
+            marks[COUNTING] = False
         return excluded
-
-    def count(request: Any, status_code: int) -> None:
-        if _carrier(request).pop(COUNTING, True):
-            responses.count(request, request.method, status_code)
 
     def note_that_the_client_has_gone(request: Any, error: Exception) -> None:
         if is_client_gone(error):
-            _carrier(request)[COUNTING] = False
+            _marks(request)[COUNTING] = False
 
     def middleware(get_response: GetResponse) -> GetResponse:
         def answer(request: Any) -> Any:
-            if is_left_out(request):
+            marks = _marks(request)
+            if is_left_out(request, marks):
                 with do_not_count():
                     return get_response(request)
-            if _find_outer(request) is not None:
+            if COUNTING in marks:
                 return get_response(request)
-            _carrier(request)[COUNTING] = True
+            marks[COUNTING] = True
             try:
                 response = get_response(request)
             except Exception as error:
                 note_that_the_client_has_gone(request, error)
-                count(request, SERVER_ERROR)
+                if marks.pop(COUNTING):
+                    responses.count(request, request.method, SERVER_ERROR)
                 raise
-            count(request, response.status_code)
+            if marks.pop(COUNTING):
+                responses.count(request, request.method, response.status_code)
             return response
 
         async def answer_async(request: Any) -> Any:
-            if is_left_out(request):
+            marks = _marks(request)
+            if is_left_out(request, marks):
                 with do_not_count():
                     return await get_response(request)
-            if _find_outer(request) is not None:
+            if COUNTING in marks:
                 return await get_response(request)
-            _carrier(request)[COUNTING] = True
+            marks[COUNTING] = True
             try:
                 response = await get_response(request)
             except Exception as error:
                 note_that_the_client_has_gone(request, error)
-                count(request, SERVER_ERROR)
+                if marks.pop(COUNTING):
+                    responses.count(request, request.method, SERVER_ERROR)
                 raise
-            count(request, response.status_code)
+            if marks.pop(COUNTING):
+                responses.count(request, request.method, response.status_code)
             return response
 
         chosen: Any = answer_async if _is_async(get_response) else answer
@@ -93,12 +95,7 @@ def count_responses(
     return middleware
 
 
-def _carrier(request: Any) -> MutableMapping[str, Any]:
-    """Where the mark of a request is: its ASGI scope, or its WSGI environ."""
-    return request.scope if hasattr(request, "scope") else getattr(request, "META", {})
-
-
-def _find_outer(request: Any) -> MutableMapping[str, Any] | None:
-    """The mark of an outer middleware that counts this request, None when there is none."""
-    carrier = _carrier(request)
-    return carrier if COUNTING in carrier else counted_scope.get()
+def _marks(request: Any) -> MutableMapping[str, Any]:
+    """Where a request is marked as being counted: its ASGI scope, or its WSGI environ."""
+    marks: MutableMapping[str, Any] = request.scope if hasattr(request, "scope") else getattr(request, "META", {})
+    return marks

@@ -7,10 +7,9 @@ the request out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
-from contextvars import ContextVar
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 from analytics_assets.contract import FAILED
 from analytics_assets.telemetry.counters import Telemetry
@@ -22,9 +21,6 @@ COUNTING: Final = "analytics_assets.counting"
 
 _CLIENT_GONE: Final = {"ClientDisconnected", "RequestAborted", "UnreadablePostError"}
 """Exceptions of Werkzeug and Django when they read the body of a request whose client has gone."""
-
-counted_scope: ContextVar[MutableMapping[str, Any] | None] = ContextVar("analytics_assets_counted_scope", default=None)
-"""The ASGI scope that is being counted. A WSGI application that is mounted in an ASGI one gets a new environ."""
 
 
 def is_client_gone(error: Exception) -> bool:
@@ -50,6 +46,7 @@ class ResponseCounter(Generic[Request]):
         self._telemetry = telemetry
         self._route = route
         self._exclude = exclude
+        self.may_exclude = exclude is not None
 
     def is_excluded(self, request: Request) -> bool:
         """Whether the request is left out; True when `exclude` raises."""
@@ -63,19 +60,30 @@ class ResponseCounter(Generic[Request]):
 
     def count(self, request: Request, method: str, status_code: int) -> None:
         """Count one response."""
-        self.count_route(self.find_route(request), method, status_code)
+        try:
+            route = self._route(request)
+        except Exception as error:
+            self._drop(error)
+            return
+        # Not by `count_route`: one call less for each response.
+        if type(status_code) is HTTPStatus:
+            status_code = status_code.value  # the contract accepts only a plain int
+        self._telemetry.count_response(method, route, status_code)
 
     def find_route(self, request: Request) -> str | Literal[False] | None:
         """The route template, None when the request has no route, False when `route` raises."""
         try:
             return self._route(request)
         except Exception as error:
-            self._telemetry.drop(FAILED, 1, f"`route` raised {type(error).__name__}")
+            self._drop(error)
             return False
+
+    def _drop(self, error: Exception) -> None:
+        self._telemetry.drop(FAILED, 1, f"`route` raised {type(error).__name__}")
 
     def count_route(self, route: str | Literal[False] | None, method: str, status_code: int) -> None:
         """Count one response of a route that `find_route` has returned; nothing for False."""
         if type(status_code) is HTTPStatus:
-            status_code = status_code.value  # the contract accepts only a plain int
+            status_code = status_code.value
         if route is not False:
             self._telemetry.count_response(method, route, status_code)

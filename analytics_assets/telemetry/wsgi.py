@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from itertools import chain, islice
 from typing import Any
 
 from analytics_assets.telemetry.counters import Telemetry, do_not_count
-from analytics_assets.telemetry.responses import COUNTING, SERVER_ERROR, ResponseCounter, counted_scope, is_client_gone
+from analytics_assets.telemetry.responses import COUNTING, SERVER_ERROR, ResponseCounter, is_client_gone
 from analytics_assets.telemetry.routes import flask_route
 
 Environ = dict[str, Any]
@@ -43,8 +43,8 @@ class CountResponses:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
-        outer = environ if COUNTING in environ else counted_scope.get()
-        if self._responses.is_excluded(environ):
+        outer = environ if COUNTING in environ else _find_scope(start_response)
+        if self._responses.may_exclude and self._responses.is_excluded(environ):
             if outer is not None:
                 outer[COUNTING] = False
             with do_not_count():
@@ -78,6 +78,12 @@ class CountResponses:
             return _LazyBody(body, count)
         count(False)
         return body
+
+
+def _find_scope(start_response: StartResponse) -> MutableMapping[str, Any] | None:
+    """The scope that an outer ASGI middleware counts, where Starlette or asgiref call a WSGI application in it."""
+    scope = getattr(getattr(start_response, "__self__", None), "scope", None)
+    return scope if isinstance(scope, MutableMapping) and COUNTING in scope else None
 
 
 class _LazyBody:

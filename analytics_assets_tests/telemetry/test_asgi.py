@@ -931,7 +931,7 @@ asyncio.run(main())
 """
 
 
-def test_a_real_client_that_hangs_up_on_uvicorn_is_not_counted(tmp_path: Path) -> None:
+def test_a_client_that_hangs_up_and_what_the_server_answers_itself_are_not_counted_on_uvicorn(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", UPLOADS, tmp_path],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -941,6 +941,9 @@ def test_a_real_client_that_hangs_up_on_uvicorn_is_not_counted(tmp_path: Path) -
         try:
             assert process.stdout is not None
             port = int(process.stdout.readline())
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+                client.sendall(b"no request at all\r\n\r\n")
+                assert client.recv(100).startswith(b"HTTP/1.1 400")
             head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345"
             for rest in (None, b"67890"):
                 with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
