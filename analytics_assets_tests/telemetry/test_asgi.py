@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -838,9 +839,6 @@ def test_a_client_that_hangs_up_during_the_upload_is_not_counted(counting: Count
     async def body(request: Request) -> Response:
         return PlainTextResponse(str(len(await request.body())))
 
-    async def form(request: Request) -> Response:
-        return PlainTextResponse(str(await request.form()))
-
     async def handled(request: Request) -> Response:
         try:
             await request.body()
@@ -848,7 +846,7 @@ def test_a_client_that_hangs_up_during_the_upload_is_not_counted(counting: Count
             return PlainTextResponse("gone", status_code=400)
         raise AssertionError
 
-    app = Starlette(routes=[Route(f"/{at.__name__}", at, methods=["POST"]) for at in (body, form, handled)])
+    app = Starlette(routes=[Route(f"/{at.__name__}", at, methods=["POST"]) for at in (body, handled)])
     app.add_middleware(Passing)
     api = FastAPI()
 
@@ -871,21 +869,13 @@ def test_a_client_that_hangs_up_during_the_upload_is_not_counted(counting: Count
     else:
         app.add_middleware(CountResponses, telemetry=counting.telemetry)
         counted = app
-    form_type = {"content-type": "application/x-www-form-urlencoded"}
-    json_type = {"content-type": "application/json"}
-    for target, headers in {
-        "/body": {},
-        "/form": form_type,
-        "/handled": {},
-        "/api/json": json_type,
-        "/api/raw": {},
-    }.items():
-        asyncio.run(hung_up(counted, http_scope(target, "POST", headers), PART))
+    for target in ("/body", "/handled", "/api/json", "/api/raw"):
+        asyncio.run(hung_up(counted, http_scope(target, "POST", {"content-type": "application/json"}), PART))
     assert isinstance(asyncio.run(hung_up(counting.around(plain), http_scope("/"), PART)), RuntimeError)
     assert counting.seen() == {}
-    for target, status in {"/body": 200, "/form": 200, "/api/json": 422, "/api/raw": 200}.items():
+    for target, status in {"/body": 200, "/api/json": 422, "/api/raw": 200}.items():
         assert ask(counted, target, "POST").status == status
-    assert sum(counting.seen().values()) == 4
+    assert counting.seen() == {("POST /body", 200): 1, ("POST /api/json", 422): 1, ("POST /api/raw", 200): 1}
 
 
 def test_a_client_that_hangs_up_after_the_start_is_counted_once(counting: Counting) -> None:
@@ -972,17 +962,17 @@ def test_a_handler_of_everything_counts_as_what_it_answers_where_the_application
     async def unavailable(request: Request, error: Exception) -> Response:
         return PlainTextResponse("later", status_code=503)
 
-    app = kind(exception_handlers={handles: unavailable})
-    app.router.routes.append(Route("/fail/{x}", fail))
-    wrapped = counting.around(app)
-    answer = ask(wrapped, "/fail/canary")
+    plain, added = (kind(exception_handlers={handles: unavailable}) for _ in range(2))
+    for app in (plain, added):
+        app.router.routes.append(Route("/fail/{x}", fail))
+    answer = ask(counting.around(plain), "/fail/canary")
     assert (answer.status, type(answer.error)) == (503, ValueError)
     assert counting.seen() == {("GET /fail/{x}", 503): 1}
     # An added middleware is inside of that handler; with both, the outermost one counts.
-    app.add_middleware(CountResponses, telemetry=counting.telemetry)
-    assert ask(wrapped, "/fail/canary").status == 503
+    added.add_middleware(CountResponses, telemetry=counting.telemetry)
+    assert ask(counting.around(added), "/fail/canary").status == 503
     assert counting.seen() == {("GET /fail/{x}", 503): 2}
-    assert ask(app, "/fail/canary").status == 503
+    assert ask(added, "/fail/canary").status == 503
     assert counting.seen() == {("GET /fail/{x}", 503): 2, ("GET /fail/{x}", 500): 1}
 
 
@@ -1003,21 +993,23 @@ def test_an_endpoint_of_two_routes_below_any_root_path(counting: Counting, kind:
     if kind is FastAPI:
         app.add_middleware(CountResponses, telemetry=counting.telemetry)
     app.router.routes.extend(routes)
-    # The server may pass the path with the root path, or without it.
+    expected: Counter[tuple[str, int]] = Counter()
+    # A server passes the path with the root path; some leave it out, and then Starlette does not find what is mounted.
     for prefix in {"", root.removesuffix("/")}:
-        for target in ("/apikeys/1", "/apikeys/1/2/", "/api/1", "/api/1/2/", "/apikeys2/1", "/apikeys2/1/2/"):
-            ambiguous = prefix == "" and root in {"/api", "/apikeys"} and target.startswith(f"{root}/")
-            if not ambiguous:
-                assert ask(app, prefix + target, root_path=root).status == 200, (prefix, target)
-    assert {endpoint for endpoint, _ in counting.seen()} <= {
-        "GET /apikeys/{x}",
-        "GET /apikeys/{x}/{y}/",
-        "GET /api/{x}",
-        "GET /api/{x}/{y}/",
-        "GET /apikeys2/{x}",
-        "GET /apikeys2/{x}/{y}/",
-    }
-    assert ("GET /apikeys2/{x}", 200) in counting.seen()
+        for target, template in {
+            "/apikeys/1": "/apikeys/{x}",
+            "/apikeys/1/2/": "/apikeys/{x}/{y}/",
+            "/api/1": "/api/{x}",
+            "/api/1/2/": "/api/{x}/{y}/",
+            "/apikeys2/1": "/apikeys2/{x}",
+            "/apikeys2/1/2/": "/apikeys2/{x}/{y}/",
+        }.items():
+            status = ask(app, prefix + target, root_path=root).status
+            expected[f"GET {template}" if status == 200 else "(unmatched)", status] += 1
+            if prefix == root:
+                assert status == 200, target
+    assert counting.seen() == dict(expected)
+    assert expected["GET /apikeys/{x}", 200] >= 1
 
 
 # --- middlewares in middlewares
