@@ -12,15 +12,18 @@ import json
 import logging
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -711,3 +714,84 @@ def test_what_waits_for_a_writer_is_in_the_drop_file_when_that_writer_is_done(
         writer.join()
     assert host.dropped == drops(host.folder) == {"busy": 2}
     host.check("busy")
+
+
+STOPPED = """
+import os, sys, threading, time
+from analytics_assets.telemetry import Telemetry
+
+telemetry = Telemetry(os.environ["DUMPS"])
+counted = threading.Event()
+
+def descriptors(kind):
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            if kind in os.readlink(f"/proc/self/fd/{number}"):
+                found.add(int(number))
+        except OSError:
+            pass
+    return found
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+def application(environ, start_response):
+    pipes = descriptors("pipe:")
+    say(f"started {os.getpid()}")
+    if environ["PATH_INFO"] == "/first":
+        give_up = time.monotonic() + 60
+        while len(closed := pipes - descriptors("pipe:")) < 2 and time.monotonic() < give_up:
+            time.sleep(0.01)
+        # The dump and its mapping take the numbers of the pipe that gunicorn has closed.
+        while os.open("/dev/null", os.O_RDONLY) != min(closed):
+            pass
+        os.close(min(closed))
+        telemetry.count("directory_searched", event_id=1, times=10)
+        say(f"taken {closed == descriptors('.ndjson')}")
+        counted.set()
+    counted.wait(60)
+    start_response("200 OK", [])
+    return [b"ok"]
+"""
+
+
+def test_what_gunicorn_writes_into_a_pipe_that_it_has_closed_reaches_no_line(tmp_path: Path) -> None:
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "gunicorn", "--worker-class=gthread", "--threads=4", "--graceful-timeout=1"),
+            *("--no-control-socket", "--bind=127.0.0.1:0", "stopped:application"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DUMPS": str(tmp_path / "dumps")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stderr is not None
+        said = server.stderr
+
+        def wait_for(pattern: str) -> str:
+            for line in said:
+                if match := re.search(pattern, line):
+                    return match[1]
+            raise AssertionError(f"gunicorn has ended without: {pattern}")
+
+        port = int(wait_for(r"Listening at: http://127\.0\.0\.1:(\d+)"))
+        with ExitStack() as clients:
+            for path in ("first", "second", "third"):
+                client = clients.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
+                client.sendall(f"GET /{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                worker = int(wait_for(r"started (\d+)"))
+            os.kill(worker, signal.SIGTERM)
+            assert wait_for("taken (.*)") == "True"
+            # The worker ends when its threads are done, so after the last stray write.
+            give_up = time.monotonic() + 60
+            while Path(f"/proc/{worker}").exists():
+                assert time.monotonic() < give_up, "the worker does not end"
+                time.sleep(0.01)
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
+    assert dumped(tmp_path / "dumps") == 10
