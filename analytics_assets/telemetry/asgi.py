@@ -67,7 +67,7 @@ class CountResponses:
             nonlocal settled
             if not settled and message["type"] == "http.response.start":
                 settled = True
-                if scope[COUNTING]:
+                if scope.get(COUNTING, True):
                     self._responses.count(scope, method, message["status"])
             return send(message)
 
@@ -82,9 +82,9 @@ class CountResponses:
         try:
             await self.app(scope, receive_and_note_the_end, count_and_send)
         except Exception:
-            if not settled and scope[COUNTING]:
+            if not settled and scope.get(COUNTING, True):
                 self._responses.count(scope, method, SERVER_ERROR)
             raise
         finally:
             # The caller may pass the scope on to another application.
-            del scope[COUNTING]
+            scope.pop(COUNTING, None)

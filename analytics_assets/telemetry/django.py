@@ -61,10 +61,10 @@ def count_responses(
                 response = get_response(request)
             except Exception as error:
                 note_that_the_client_has_gone(request, error)
-                if marks.pop(COUNTING):
+                if marks.pop(COUNTING, True):
                     responses.count(request, request.method, SERVER_ERROR)
                 raise
-            if marks.pop(COUNTING):
+            if marks.pop(COUNTING, True):
                 responses.count(request, request.method, response.status_code)
             return response
 
@@ -80,10 +80,10 @@ def count_responses(
                 response = await get_response(request)
             except Exception as error:
                 note_that_the_client_has_gone(request, error)
-                if marks.pop(COUNTING):
+                if marks.pop(COUNTING, True):
                     responses.count(request, request.method, SERVER_ERROR)
                 raise
-            if marks.pop(COUNTING):
+            if marks.pop(COUNTING, True):
                 responses.count(request, request.method, response.status_code)
             return response
 

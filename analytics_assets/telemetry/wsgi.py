@@ -62,7 +62,7 @@ class CountResponses:
             return start_response(status, *arguments)
 
         def count(failed: bool) -> None:
-            if not environ.pop(COUNTING, False):
+            if not environ.pop(COUNTING, True):
                 return
             found = route if status_code else responses.find_route(environ)
             responses.count_route(found, method, SERVER_ERROR if failed else status_code or SERVER_ERROR)

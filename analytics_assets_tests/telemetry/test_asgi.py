@@ -1098,3 +1098,16 @@ def test_applications_that_answer_one_after_the_other_and_inside_each_other_coun
     for _ in range(2):  # one scope, handed on after the first application is done
         asyncio.run(send_request(inner, scope))
     assert counting.seen() == {("GET /outer", 200): 1, ("GET /inner/{x}", 200): 4}
+
+
+def test_an_application_that_empties_its_scope_is_counted(counting: Counting) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        fails = scope["path"] == "/fail"
+        scope.clear()
+        if fails:
+            raise ValueError
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    assert ask(counting.around(app), "/").status == 200
+    assert isinstance(ask(counting.around(app), "/fail").error, ValueError)
+    assert counting.seen() == {("(unmatched)", 200): 1, ("(unmatched)", 500): 1}
