@@ -36,14 +36,16 @@ _PURPOSE: Final = {
 
 
 def main() -> None:
-    """Run the command line; a missing extra is one sentence instead of a traceback."""
+    """Run the command line; an extra that is missing, or too old, is one sentence instead of a traceback."""
     try:
         from analytics_assets.cli import main as run
 
         run()
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        # A web application may have an older SQLAlchemy: then a name in one of its modules is missing.
+        package = (error.name or "").partition(".")[0]
         for extra, modules in EXTRAS.items():
-            if error.name in modules:
+            if package in modules:
                 named = f'the extra "{extra}" ({_PURPOSE[extra]})'
                 sys.exit(f"analytics-assets needs {named}: pip install 'analytics-assets[{extra}]'")
         raise

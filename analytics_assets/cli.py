@@ -180,6 +180,30 @@ def sources() -> None:
         raise click.ClickException(f"{problems} problem(s)")
 
 
+@main.command("repair-dumps")
+@_report_errors
+def repair_dumps() -> None:
+    """Restore the first bytes of counter dumps that the web application's server has overwritten.
+
+    A day with such a dump is refused: `(row) is not a line of JSON`, in line 1. This command needs no database. Run it
+    as the web application's user, who owns the dumps. Afterwards, collect the day again.
+    """
+    from analytics_assets.sources.repair import repair_dumps
+
+    try:
+        repaired = repair_dumps(Settings.from_env().dump_dir)
+    except OSError:
+        raise click.ClickException("cannot read the dump folder: set ANALYTICS_DUMP_DIR to the telemetry's") from None
+    for place in repaired.restored:
+        click.echo(f"{place}: restored")
+    for problem in repaired.problems:
+        click.echo(str(problem))
+    if repaired.problems:
+        raise click.ClickException(f"{len(repaired.problems)} dump(s) could not be repaired")
+    if not repaired.restored:
+        click.echo("No dump has damaged first bytes.")
+
+
 @main.command()
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 @click.option(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from analytics_assets.cli import main
+from analytics_assets.contract import DROP_REASONS, FAILED
 from analytics_assets.dictionary import markdown
 from analytics_assets.settings import VARIABLES
 
@@ -54,6 +55,12 @@ def anchors(page: Path) -> set[str]:
 def test_the_data_dictionary_is_what_the_contract_generates() -> None:
     path = ROOT / "docs/data-dictionary.md"
     assert path.read_text(encoding="utf-8") == markdown(), f"run: analytics-assets dictionary --write {path}"
+
+
+def test_the_telemetry_page_explains_every_reason_to_drop_a_count() -> None:
+    table = re.findall(r"^\|.*\|$", (ROOT / "docs/telemetry.md").read_text(encoding="utf-8"), re.MULTILINE)
+    for reason in DROP_REASONS.keys() - {FAILED}:  # any other error
+        assert any(f"(`{reason}`)" in row for row in table), reason
 
 
 def test_the_readme_lists_every_setting_with_its_meaning() -> None:

@@ -88,6 +88,11 @@ def test_nothing_comes_along(alone: Path) -> None:
     assert output(alone / "bin/pip", "check", cwd=alone) == "No broken requirements found.\n"
 
 
+def test_nothing_is_missed_where_it_is_installed_without_its_dependencies(wheel: Path, alone: Path) -> None:
+    output(alone / "bin/pip", "install", "--no-deps", "--force-reinstall", wheel, cwd=alone)
+    assert output(alone / "bin/pip", "check", cwd=alone) == "No broken requirements found.\n"
+
+
 def test_the_telemetry_counts_there(alone: Path) -> None:
     script = (
         "from analytics_assets.telemetry import Telemetry, asgi, django, wsgi\n"
@@ -139,6 +144,17 @@ def test_a_missing_extra_is_named(tmp_path: Path, module: str, subcommand: str, 
     assert (ended.returncode, ended.stdout) == (1, "")
     assert is_sentence(ended.stderr, extra), ended.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["sqlalchemy", "sqlalchemy.dialects.postgresql", "dagster"])
+def test_an_extra_that_is_too_old_is_named(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ImportError(f"cannot import name 'URL' from {module!r}", name=module)
+
+    monkeypatch.setattr(cli, "main", fail)
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert is_sentence(f"{ended.value}\n", "pipeline")
 
 
 @pytest.mark.parametrize("module", ["analytics_assets.settings", "analytics_assets.nowhere", "toposort"])

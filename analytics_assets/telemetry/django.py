@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from analytics_assets.telemetry.counters import Telemetry, do_not_count
-from analytics_assets.telemetry.responses import SERVER_ERROR, ResponseCounter
+from analytics_assets.telemetry.responses import COUNTING, SERVER_ERROR, ResponseCounter, is_client_gone
 from analytics_assets.telemetry.routes import django_route
 
 # Django marks an asynchronous `get_response` for `inspect` from Python 3.12 on, and for `asyncio` before.
@@ -27,7 +27,8 @@ def count_responses(
     the settings.
 
     A response is counted when the inner middlewares have returned it. An exception that they raise counts as 500 and is
-    raised again.
+    raised again. A request is not counted when its view fails because the client has gone while the view read the body.
+    Where middlewares are nested, also those of another framework around Django, the outermost one counts.
 
     Args:
         telemetry: counts the responses.
@@ -37,32 +38,64 @@ def count_responses(
     """
     responses = ResponseCounter(telemetry, django_route, exclude)
 
+    def is_left_out(request: Any, marks: MutableMapping[str, Any]) -> bool:
+        excluded = responses.may_exclude and responses.is_excluded(request)
+        if excluded and COUNTING in marks:
+            marks[COUNTING] = False
+        return excluded
+
+    def note_that_the_client_has_gone(request: Any, error: Exception) -> None:
+        if is_client_gone(error):
+            _marks(request)[COUNTING] = False
+
     def middleware(get_response: GetResponse) -> GetResponse:
         def answer(request: Any) -> Any:
-            if responses.is_excluded(request):
+            marks = _marks(request)
+            if is_left_out(request, marks):
                 with do_not_count():
                     return get_response(request)
+            if COUNTING in marks:
+                return get_response(request)
+            marks[COUNTING] = True
             try:
                 response = get_response(request)
-            except Exception:
-                responses.count(request, request.method, SERVER_ERROR)
+            except Exception as error:
+                note_that_the_client_has_gone(request, error)
+                if marks.pop(COUNTING, True):
+                    responses.count(request, request.method, SERVER_ERROR)
                 raise
-            responses.count(request, request.method, response.status_code)
+            if marks.pop(COUNTING, True):
+                responses.count(request, request.method, response.status_code)
             return response
 
         async def answer_async(request: Any) -> Any:
-            if responses.is_excluded(request):
+            marks = _marks(request)
+            if is_left_out(request, marks):
                 with do_not_count():
                     return await get_response(request)
+            if COUNTING in marks:
+                return await get_response(request)
+            marks[COUNTING] = True
             try:
                 response = await get_response(request)
-            except Exception:
-                responses.count(request, request.method, SERVER_ERROR)
+            except Exception as error:
+                note_that_the_client_has_gone(request, error)
+                if marks.pop(COUNTING, True):
+                    responses.count(request, request.method, SERVER_ERROR)
                 raise
-            responses.count(request, request.method, response.status_code)
+            if marks.pop(COUNTING, True):
+                responses.count(request, request.method, response.status_code)
             return response
 
-        return answer_async if _is_async(get_response) else answer
+        chosen: Any = answer_async if _is_async(get_response) else answer
+        chosen.process_exception = note_that_the_client_has_gone  # Django calls it when a view fails
+        return chosen  # type: ignore[no-any-return]
 
     middleware.sync_capable = middleware.async_capable = True  # type: ignore[attr-defined]  # Django reads these
     return middleware
+
+
+def _marks(request: Any) -> MutableMapping[str, Any]:
+    """Where a request is marked as being counted: its ASGI scope, or its WSGI environ."""
+    marks: MutableMapping[str, Any] = request.scope if hasattr(request, "scope") else getattr(request, "META", {})
+    return marks

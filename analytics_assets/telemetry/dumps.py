@@ -1,4 +1,4 @@
-"""The writer of counter dumps: one memory-mapped NDJSON file per process and day.
+"""The writer of counter dumps and drop files: memory-mapped NDJSON, one file of each per process and day.
 
 This module handles bytes and offsets only. The caller decides which rows are allowed and which day it is, and handles
 threads and forks.
@@ -12,6 +12,10 @@ The file is the buffer, so it must be valid whenever the process is killed, and 
 * That `write` allocates the line's space: a full disk, a quota or a size limit is an OSError there, never a SIGBUS at a
   later store. (Copy-on-write file systems such as btrfs and ZFS allocate space for every rewrite, so they guarantee
   neither.)
+
+Other code of the application may write into a descriptor number that it has closed and that the dump was given since
+(gunicorn's threaded worker does). The file position is past the end of what the file system takes, so that such a write
+fails and cannot reach a line. This module writes to explicit offsets.
 
 A power failure may lose what the kernel has not yet written back, because this module never calls fsync.
 """
@@ -49,7 +53,7 @@ class Line:
 
 
 class DumpFile:
-    """A new file `<dump_dir>/<event_date>/<128 random bits in hex>.ndjson`, readable by its owner and group.
+    """A new file `<dump_dir>/<event_date>/<128 random bits in hex><suffix>`, readable by its owner and group.
 
     The group may also delete it, because retention runs as the pipeline's user, not as the web application's.
 
@@ -59,14 +63,15 @@ class DumpFile:
         OSError: the folder or the file cannot be created.
     """
 
-    def __init__(self, dump_dir: Path, event_date: str) -> None:
+    def __init__(self, dump_dir: Path, event_date: str, suffix: str = ".ndjson") -> None:
         folder = dump_dir / event_date
         for path in (dump_dir, folder):
             _make_folder(path)
-        self._path = folder / f"{secrets.token_hex(16)}.ndjson"
+        self._path = folder / f"{secrets.token_hex(16)}{suffix}"
         # A file object may be closed twice: a child may be forked while a thread of its parent closes the file. A bare
         # descriptor's number may already belong to another file then.
         self._file = FileIO(self._path, "x+", opener=partial(os.open, mode=0o640))
+        _seek_past_the_end(self._file.fileno())
         # An empty file cannot be mapped, so use an anonymous mapping until the first line is written.
         self._map = mmap.mmap(-1, 1)
 
@@ -146,6 +151,21 @@ class DumpFile:
 
 def _digits(count: int) -> bytes:
     return str(count).rjust(_WIDTH).encode()
+
+
+def _seek_past_the_end(descriptor: int) -> None:
+    """Set the file position to the largest one that there is: any write there fails (EFBIG, or EINVAL).
+
+    It differs between file systems, from 2**44 on ext4 to 2**63 on tmpfs. A larger one is refused, so it is searched.
+    """
+    reached, beyond = 0, 2**63
+    while beyond - reached > 1:
+        # Try the largest one of all first.
+        position = beyond - 1 if beyond == 2**63 else (reached + beyond) // 2
+        try:
+            reached = os.lseek(descriptor, position, os.SEEK_SET)
+        except OSError:
+            beyond = position
 
 
 def _make_folder(path: Path) -> None:

@@ -120,6 +120,11 @@ def _find_group_end(pattern: str, start: int) -> int:
     return len(pattern)
 
 
+def _strip_root(path: str, root: str) -> str:
+    """Remove the root path, like Starlette: where it is a prefix in whole segments. Some servers leave it out."""
+    return path.removeprefix(root) if path == root or path.startswith(f"{root}/") else path
+
+
 _Route = tuple[str | None, str]
 """Template, regular expression of the paths."""
 
@@ -144,7 +149,7 @@ class StarletteRoutes:
         _, _, routes = self._entries.get((id(router), id(endpoint))) or self._walk(router, endpoint)
         if len(routes) > 1:
             # One endpoint serves several routes, so match the path against each of them.
-            path = scope["path"].removeprefix(scope.get("app_root_path", scope.get("root_path", "")))
+            path = _strip_root(scope["path"], scope.get("app_root_path", scope.get("root_path", "")))
             routes = [route for route in routes if _compile(route[1]).match(path)]
         return routes[0][0] if routes else None
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from itertools import chain, islice
 from typing import Any
 
 from analytics_assets.telemetry.counters import Telemetry, do_not_count
-from analytics_assets.telemetry.responses import SERVER_ERROR, ResponseCounter
+from analytics_assets.telemetry.responses import COUNTING, SERVER_ERROR, ResponseCounter, is_client_gone
 from analytics_assets.telemetry.routes import flask_route
 
 Environ = dict[str, Any]
@@ -20,7 +20,7 @@ class CountResponses:
 
     A response is counted when the application returns its body, which is passed on unchanged. If the application starts
     its response later, the response is counted with the first piece of the body. An exception before that counts as 500
-    and is raised again.
+    and is raised again. Where middlewares are nested, the outermost one counts.
 
     Args:
         app: the application.
@@ -43,9 +43,14 @@ class CountResponses:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
-        if self._responses.is_excluded(environ):
+        outer = environ if COUNTING in environ else _find_scope(start_response)
+        if self._responses.may_exclude and self._responses.is_excluded(environ):
+            if outer is not None:
+                outer[COUNTING] = False
             with do_not_count():
                 return self.app(environ, start_response)
+        if outer is not None:
+            return self.app(environ, start_response)
 
         responses, method, status_code, route = self._responses, environ["REQUEST_METHOD"], 0, None
 
@@ -57,18 +62,28 @@ class CountResponses:
             return start_response(status, *arguments)
 
         def count(failed: bool) -> None:
+            if not environ.pop(COUNTING, True):
+                return
             found = route if status_code else responses.find_route(environ)
             responses.count_route(found, method, SERVER_ERROR if failed else status_code or SERVER_ERROR)
 
+        environ[COUNTING] = True
         try:
             body = self.app(environ, record_start)
-        except Exception:
-            count(True)
+        except Exception as error:
+            if not is_client_gone(error):
+                count(True)
             raise
         if not status_code:
             return _LazyBody(body, count)
         count(False)
         return body
+
+
+def _find_scope(start_response: StartResponse) -> MutableMapping[str, Any] | None:
+    """The scope that an outer ASGI middleware counts, where Starlette or asgiref call a WSGI application in it."""
+    scope = getattr(getattr(start_response, "__self__", None), "scope", None)
+    return scope if isinstance(scope, MutableMapping) and COUNTING in scope else None
 
 
 class _LazyBody:
@@ -82,8 +97,9 @@ class _LazyBody:
         try:
             pieces = iter(self._body)
             first = list(islice(pieces, 1))
-        except Exception:
-            self._count(True)
+        except Exception as error:
+            if not is_client_gone(error):
+                self._count(True)
             raise
         self._count(False)
         # `chain` has no `close`: only the server closes the body, and only once.

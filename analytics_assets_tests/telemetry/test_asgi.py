@@ -1,6 +1,12 @@
 """The ASGI middleware on Starlette, FastAPI and plain applications, driven by the protocol's own messages."""
 
 import asyncio
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,6 +16,7 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter, FastAPI
+from flask import Flask
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.endpoints import HTTPEndpoint
@@ -26,8 +33,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from analytics_assets.telemetry.asgi import CountResponses
+from analytics_assets.telemetry.wsgi import CountResponses as WsgiCountResponses
 from analytics_assets_tests.support.http import Answer, http_scope, send_request
 from analytics_assets_tests.support.telemetry import Counting, responses, rows
+
+with warnings.catch_warnings(action="ignore"):  # it is deprecated, and what people use
+    from starlette.middleware.wsgi import WSGIMiddleware
+
+ROOT = Path(__file__).parents[2]
 
 
 def ask(app: Any, target: str | bytes, method: str = "GET", **arguments: Any) -> Answer:
@@ -473,22 +486,30 @@ def test_background_tasks_run_after_the_response_and_their_failure_counts_nothin
     assert ran == [counting.seen()] == [{("GET /", 200): 1}]
 
 
-def test_the_application_gets_the_scope_and_receive_of_the_server(counting: Counting) -> None:
+def test_the_application_gets_the_scope_and_the_messages_of_the_server(counting: Counting) -> None:
     given: list[object] = []
+    messages: list[Message] = [
+        {"type": "http.request", "body": b"a", "more_body": True},
+        {"type": "http.request", "body": b"b"},
+        {"type": "http.disconnect"},
+    ]
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        given.extend((scope, receive))
+        given.extend([scope, *[await receive() for _ in messages]])
+
+    coming = iter(messages)
 
     async def receive() -> Message:
-        raise AssertionError
+        return next(coming)
 
     async def send(message: Message) -> None:
         raise AssertionError
 
     scope = http_scope("/")
+    before = dict(scope)
     asyncio.run(counting.around(app)(scope, receive, send))
-    assert given[0] is scope
-    assert given[1] is receive
+    assert [id(each) for each in given] == [id(each) for each in [scope, *messages]]
+    assert scope == before
     # The request has no response, so there is nothing to count.
     assert counting.seen() == {}
 
@@ -752,8 +773,8 @@ def test_when_exclude_raises_nothing_is_counted_and_the_drop_is(
 
     app = counting.around(Starlette(routes=[Route("/", look)]), exclude=exclude)
     assert [ask(app, "/").status, ask(app, "/canary").status] == [200, 404]
-    assert counting.telemetry.dropped == {"failed": 2}
-    assert not counting.folder.exists()
+    assert counting.seen(dropped={"failed": 2}) == {}
+    assert rows(counting.folder) == []
     (record,) = caplog.records
     assert record.getMessage() == "not counted (failed): `exclude` raised KeyError; 1 since this process started"
 
@@ -788,3 +809,305 @@ def test_an_application_without_routes_is_unmatched(counting: Counting) -> None:
     for found in ({}, {"endpoint": ok}, {"router": Router()}, {"router": Router(), "endpoint": ok}):
         assert ask(counting.around(app_of(found)), "/canary").status == 200
     assert counting.seen() == {("(unmatched)", 200): 4}
+
+
+# --- a client that goes before its response starts
+
+
+async def hung_up(app: Any, scope: Scope, *received: Message) -> BaseException | None:
+    """One request whose client goes after some messages. Returns what the application raises."""
+    messages = iter([*received, {"type": "http.disconnect"}])
+
+    async def receive() -> Message:
+        return next(messages, {"type": "http.disconnect"})
+
+    async def send(message: Message) -> None:
+        """Like uvicorn, drop what is sent to nobody."""
+
+    try:
+        await app(scope, receive, send)
+    except Exception as error:
+        return error
+    return None
+
+
+PART: Message = {"type": "http.request", "body": b'{"a": ', "more_body": True}
+
+
+@pytest.mark.parametrize("around", [True, False])
+def test_a_client_that_hangs_up_during_the_upload_is_not_counted(counting: Counting, around: bool) -> None:
+    async def body(request: Request) -> Response:
+        return PlainTextResponse(str(len(await request.body())))
+
+    async def handled(request: Request) -> Response:
+        try:
+            await request.body()
+        except ClientDisconnect:
+            return PlainTextResponse("gone", status_code=400)
+        raise AssertionError
+
+    app = Starlette(routes=[Route(f"/{at.__name__}", at, methods=["POST"]) for at in (body, handled)])
+    app.add_middleware(Passing)
+    api = FastAPI()
+
+    @api.post("/json")
+    async def json_body(item: dict[str, str]) -> str:
+        return "ok"
+
+    @api.post("/raw")
+    async def raw_body(request: Request) -> str:
+        return str(await request.body())
+
+    async def plain(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        raise RuntimeError
+
+    app.mount("/api", api)
+    if around:
+        counted = counting.around(app)
+    else:
+        app.add_middleware(CountResponses, telemetry=counting.telemetry)
+        counted = app
+    for target in ("/body", "/handled", "/api/json", "/api/raw"):
+        asyncio.run(hung_up(counted, http_scope(target, "POST", {"content-type": "application/json"}), PART))
+    assert isinstance(asyncio.run(hung_up(counting.around(plain), http_scope("/"), PART)), RuntimeError)
+    assert counting.seen() == {}
+    for target, status in {"/body": 200, "/api/json": 422, "/api/raw": 200}.items():
+        assert ask(counted, target, "POST").status == status
+    assert counting.seen() == {("POST /body", 200): 1, ("POST /api/json", 422): 1, ("POST /api/raw", 200): 1}
+
+
+def test_a_client_that_hangs_up_after_the_start_is_counted_once(counting: Counting) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        await receive()
+        raise RuntimeError
+
+    assert isinstance(asyncio.run(hung_up(counting.around(app), http_scope("/"))), RuntimeError)
+    assert counting.seen() == {("(unmatched)", 201): 1}
+
+
+UPLOADS = """
+import sys
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from analytics_assets.telemetry import Telemetry
+from analytics_assets.telemetry.asgi import CountResponses
+
+async def upload(request):
+    print("started", flush=True)
+    try:
+        return PlainTextResponse(str(len(await request.body())))
+    finally:
+        print("ended", flush=True)
+
+app = Starlette(routes=[Route("/upload", upload, methods=["POST"])])
+app.add_middleware(CountResponses, telemetry=Telemetry(sys.argv[1]))
+server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+
+async def main():
+    import asyncio
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    print(server.servers[0].sockets[0].getsockname()[1], flush=True)
+    await serving
+
+import asyncio
+asyncio.run(main())
+"""
+
+
+def test_a_client_that_hangs_up_and_what_the_server_answers_itself_are_not_counted_on_uvicorn(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", UPLOADS, tmp_path],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline())
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+                client.sendall(b"no request at all\r\n\r\n")
+                assert client.recv(100).startswith(b"HTTP/1.1 400")
+            head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345"
+            for rest in (None, b"67890"):
+                with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+                    client.sendall(head)
+                    assert process.stdout.readline() == "started\n"
+                    if rest:
+                        client.sendall(rest)
+                        assert client.recv(100).startswith(b"HTTP/1.1 200")
+                assert process.stdout.readline() == "ended\n"
+        finally:
+            process.terminate()
+    assert responses(tmp_path) == {("POST /upload", 200): 1}
+
+
+# --- handlers of everything
+
+
+@pytest.mark.parametrize("kind", [Starlette, FastAPI])
+@pytest.mark.parametrize("handles", [Exception, 500])
+def test_a_handler_of_everything_counts_as_what_it_answers_where_the_application_is_wrapped(
+    counting: Counting, kind: type[Starlette], handles: type[Exception] | int
+) -> None:
+    async def fail(request: Request) -> Response:
+        raise ValueError("canary")
+
+    async def unavailable(request: Request, error: Exception) -> Response:
+        return PlainTextResponse("later", status_code=503)
+
+    plain, added = (kind(exception_handlers={handles: unavailable}) for _ in range(2))
+    for app in (plain, added):
+        app.router.routes.append(Route("/fail/{x}", fail))
+    answer = ask(counting.around(plain), "/fail/canary")
+    assert (answer.status, type(answer.error)) == (503, ValueError)
+    assert counting.seen() == {("GET /fail/{x}", 503): 1}
+    # An added middleware is inside of that handler; with both, the outermost one counts.
+    added.add_middleware(CountResponses, telemetry=counting.telemetry)
+    assert ask(counting.around(added), "/fail/canary").status == 503
+    assert counting.seen() == {("GET /fail/{x}", 503): 2}
+    assert ask(added, "/fail/canary").status == 503
+    assert counting.seen() == {("GET /fail/{x}", 503): 2, ("GET /fail/{x}", 500): 1}
+
+
+# --- root paths
+
+
+@pytest.mark.parametrize("root", ["", "/", "/api", "/api/", "/api/v1", "/apikeys", "/a p"])
+@pytest.mark.parametrize("kind", [Starlette, FastAPI])
+def test_an_endpoint_of_two_routes_below_any_root_path(counting: Counting, kind: type[Starlette], root: str) -> None:
+    inner = Starlette(routes=[Route("/{x}", ok), Route("/{x}/{y}/", ok)])
+    routes = [
+        Route("/apikeys/{x}", ok),
+        Route("/apikeys/{x}/{y}/", ok),
+        Mount("/api", inner),
+        Mount("/apikeys2", inner),
+    ]
+    app = counted_starlette(counting, []) if kind is Starlette else FastAPI(root_path=root)
+    if kind is FastAPI:
+        app.add_middleware(CountResponses, telemetry=counting.telemetry)
+    app.router.routes.extend(routes)
+    expected: Counter[tuple[str, int]] = Counter()
+    # A server passes the path with the root path; some leave it out, and then Starlette does not find what is mounted.
+    for prefix in {"", root.removesuffix("/")}:
+        for target, template in {
+            "/apikeys/1": "/apikeys/{x}",
+            "/apikeys/1/2/": "/apikeys/{x}/{y}/",
+            "/api/1": "/api/{x}",
+            "/api/1/2/": "/api/{x}/{y}/",
+            "/apikeys2/1": "/apikeys2/{x}",
+            "/apikeys2/1/2/": "/apikeys2/{x}/{y}/",
+        }.items():
+            status = ask(app, prefix + target, root_path=root).status
+            expected[f"GET {template}" if status == 200 else "(unmatched)", status] += 1
+            if prefix == root:
+                assert status == 200, target
+    assert counting.seen() == dict(expected)
+    assert expected["GET /apikeys/{x}", 200] >= 1
+
+
+# --- middlewares in middlewares
+
+
+def nested_applications(counting: Counting, **inner_arguments: Any) -> dict[str, Any]:
+    """Applications with a middleware of ours -> mounted below their name in an application that has one, too."""
+
+    async def fail(request: Request) -> Response:
+        raise ValueError
+
+    def own(app: Any) -> Any:
+        app.add_middleware(CountResponses, telemetry=counting.telemetry, **inner_arguments)
+        return app
+
+    def flask_app() -> Flask:
+        app = Flask("inner")
+        app.add_url_rule("/e/<x>", view_func=lambda x: "ok", endpoint="e")
+        app.wsgi_app = WsgiCountResponses(app.wsgi_app, counting.telemetry, **inner_arguments)  # type: ignore[method-assign]
+        return app
+
+    api = FastAPI()
+    api.get("/e/{x}")(new_endpoint())
+    router = Router([Route("/e/{x}", ok), Route("/fail", fail)])
+    return {
+        "starlette": own(Starlette(routes=[Route("/e/{x}", ok), Route("/fail", fail)])),
+        "fastapi": own(api),
+        "router": counting.around(router, **inner_arguments),
+        "deep": own(Starlette(routes=[Mount("/d", own(Starlette(routes=[Route("/e/{x}", ok)])))])),
+        "copying": copies_the_scope(own(Starlette(routes=[Route("/e/{x}", ok)]))),
+        "flask": WSGIMiddleware(flask_app()),
+    }
+
+
+def copies_the_scope(app: Any) -> ASGIApp:
+    async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(dict(scope), receive, send)
+
+    return middleware
+
+
+def test_where_middlewares_are_nested_the_outermost_one_counts(counting: Counting) -> None:
+    mounted = nested_applications(counting)
+    app = counted_starlette(counting, [Mount(f"/{name}", inner) for name, inner in mounted.items()])
+    app.add_middleware(CountResponses, telemetry=counting.telemetry)  # once more by mistake
+    for name in mounted:
+        assert ask(app, f"/{name}/d/e/1" if name == "deep" else f"/{name}/e/1").status == 200, name
+    assert ask(app, "/starlette/fail").status == 500
+    assert ask(app, "/router/fail").status == 500
+    assert ask(app, "/starlette/canary").status == 404
+    assert counting.seen() == {
+        ("GET /starlette/e/{x}", 200): 1,
+        ("GET /fastapi/e/{x}", 200): 1,
+        ("GET /router/e/{x}", 200): 1,
+        ("GET /deep/d/e/{x}", 200): 1,
+        ("GET /copying/{path}", 200): 1,
+        ("GET /flask/{path}", 200): 1,
+        ("GET /starlette/fail", 500): 1,
+        ("GET /router/fail", 500): 1,
+        ("(unmatched)", 404): 1,
+    }
+
+
+def test_what_an_inner_middleware_excludes_is_not_counted_by_the_outer_one(counting: Counting) -> None:
+    mounted = nested_applications(counting, exclude=lambda _: True)
+    app = counted_starlette(counting, [Mount(f"/{name}", inner) for name, inner in mounted.items()])
+    for name in mounted:
+        assert ask(app, f"/{name}/d/e/1" if name == "deep" else f"/{name}/e/1").status == 200, name
+    assert ask(app, "/starlette/fail").status == 500
+    assert ask(app, "/router/fail").status == 500
+    assert counting.seen() == {}
+    assert ask(app, "/canary").status == 404
+    assert counting.seen() == {("(unmatched)", 404): 1}
+
+
+def test_applications_that_answer_one_after_the_other_and_inside_each_other_count_each(counting: Counting) -> None:
+    inner = counting.around(Starlette(routes=[Route("/inner/{x}", ok)]))
+
+    async def ask_the_other(request: Request) -> Response:
+        answers = [await send_request(inner, http_scope("/inner/1")) for _ in range(2)]
+        return PlainTextResponse(str([answer.status for answer in answers]))
+
+    app = counted_starlette(counting, [Route("/outer", ask_the_other)])
+    assert ask(app, "/outer").body == b"[200, 200]"
+    scope = http_scope("/inner/1")
+    for _ in range(2):  # one scope, handed on after the first application is done
+        asyncio.run(send_request(inner, scope))
+    assert counting.seen() == {("GET /outer", 200): 1, ("GET /inner/{x}", 200): 4}
+
+
+def test_an_application_that_empties_its_scope_is_counted(counting: Counting) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        fails = scope["path"] == "/fail"
+        scope.clear()
+        if fails:
+            raise ValueError
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    assert ask(counting.around(app), "/").status == 200
+    assert isinstance(ask(counting.around(app), "/fail").error, ValueError)
+    assert counting.seen() == {("(unmatched)", 200): 1, ("(unmatched)", 500): 1}

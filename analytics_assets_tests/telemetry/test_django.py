@@ -1,6 +1,7 @@
 """The Django middleware in a Django configured here, through its synchronous and its asynchronous handlers."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from http import HTTPStatus
@@ -8,14 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
-from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse, UnreadablePostError
 from django.test import AsyncClient, Client
 from django.urls import include, path, re_path
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
+from analytics_assets.telemetry.asgi import CountResponses
 from analytics_assets.telemetry.django import count_responses
+from analytics_assets.telemetry.wsgi import CountResponses as WsgiCountResponses
 from analytics_assets_tests.support.django_site import COMMON, LOCALE, i18n_patterns, site_settings
 from analytics_assets_tests.support.http import environ_of, http_scope, send_request
 from analytics_assets_tests.support.telemetry import Counting, rows
@@ -317,8 +323,8 @@ def test_when_exclude_raises_nothing_is_counted_and_the_drop_is(
     # There is no `request.user`, because no middleware has set it.
     ask = site(path("look/", look), exclude=lambda request: request.user.is_staff)
     assert [ask("/look/").status_code, ask("/canary/").status_code] == [200, 404]
-    assert counting.telemetry.dropped == {"failed": 2}
-    assert not counting.folder.exists()
+    assert counting.seen(dropped={"failed": 2}) == {}
+    assert rows(counting.folder) == []
     (said,) = (record.getMessage() for record in caplog.records if record.name.startswith("analytics_assets"))
     assert said == "not counted (failed): `exclude` raised AttributeError; 1 since this process started"
 
@@ -389,4 +395,90 @@ def test_a_request_that_is_cancelled_is_not_counted(counting: Counting) -> None:
             await task
 
     asyncio.run(cancelled())
+    assert counting.seen() == {}
+
+
+def test_a_handler_of_everything_counts_as_what_it_answers(counting: Counting, site: Callable[..., Ask]) -> None:
+    def fail(request: HttpRequest, x: str) -> HttpResponse:
+        raise ValueError("canary")
+
+    def unavailable(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("later", status=503)
+
+    ask = site(path("fail/<x>/", fail))
+    settings.ROOT_URLCONF.handler500 = unavailable
+    assert ask("/fail/canary/").status_code == 503
+    assert counting.seen() == {("GET /fail/{x}/", 503): 1}
+
+
+class GoneInput(io.BytesIO):
+    """The body of a request whose client has gone, as uWSGI and mod_wsgi report it."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise OSError("canary")
+
+    readline = read
+
+
+@pytest.mark.parametrize("propagated", [False, True])
+def test_a_client_that_hangs_up_during_the_upload_is_not_counted(counting: Counting, propagated: bool) -> None:
+    def upload(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(str(len(request.body)))
+
+    more = {"CONTENT_LENGTH": "10", "wsgi.input": GoneInput()}
+    with site_settings(counting.telemetry, path("upload/", upload), DEBUG_PROPAGATE_EXCEPTIONS=propagated):
+        ended = ExitStack()
+        if propagated:
+            ended.enter_context(pytest.raises(UnreadablePostError))
+        with ended:
+            WSGIHandler()(environ_of("/upload/", "POST", more), lambda *_: None)
+        assert counting.seen() == {}
+        WSGIHandler()(environ_of("/upload/", "POST"), lambda *_: None)
+    assert counting.seen() == {("POST /upload/", 200): 1}
+
+
+def test_a_client_that_hangs_up_on_the_asynchronous_handler_is_not_counted(counting: Counting) -> None:
+    with site_settings(counting.telemetry, path("upload/", ok_async)):
+        messages = iter([{"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.disconnect"}])
+
+        async def receive() -> Any:
+            return next(messages)
+
+        async def send(message: Any) -> None:
+            raise AssertionError
+
+        asyncio.run(ASGIHandler()(http_scope("/upload/", "POST"), receive, send))
+    assert counting.seen() == {}
+
+
+def test_where_middlewares_are_nested_the_outermost_one_counts(counting: Counting, site: Callable[..., Ask]) -> None:
+    def fail(request: HttpRequest) -> HttpResponse:
+        raise ValueError
+
+    site(path("x/<y>/", ok), path("fail/", fail), middleware=(None, COMMON, None))
+    # In Django alone, in another WSGI middleware, and mounted in an ASGI application.
+    wsgi = WSGIHandler()
+    around = WsgiCountResponses(wsgi, counting.telemetry, route=lambda environ: "/around")
+    asgi = Starlette(routes=[Mount("/django", ASGIHandler())])
+    asgi.add_middleware(CountResponses, telemetry=counting.telemetry)
+    for target in ("/x/1/", "/fail/"):
+        wsgi(environ_of(target), lambda *_: None)
+        around(environ_of(target), lambda *_: None)
+        asyncio.run(send_request(asgi, http_scope(f"/django{target}")))
+    assert counting.seen() == {
+        ("GET /x/{y}/", 200): 1,
+        ("GET /fail/", 500): 1,
+        ("GET /around", 200): 1,
+        ("GET /around", 500): 1,
+        ("GET /django/{path}", 200): 1,
+        ("GET /django/{path}", 500): 1,
+    }
+
+
+def test_what_an_inner_middleware_excludes_is_not_counted_by_the_outer_one(
+    counting: Counting, site: Callable[..., Ask]
+) -> None:
+    site(path("x/<y>/", ok), exclude=lambda request: True)
+    around = WsgiCountResponses(WSGIHandler(), counting.telemetry, route=lambda environ: "/around")
+    around(environ_of("/x/1/"), lambda *_: None)
     assert counting.seen() == {}

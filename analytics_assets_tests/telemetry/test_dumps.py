@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,6 +151,37 @@ def test_what_is_added_is_what_is_read(
     assert rows(only_file(folder)) == expected
     dump.close()
     assert rows(only_file(folder)) == expected
+
+
+def descriptors_of(path: Path) -> list[int]:
+    """Every descriptor of this process for a file, also the one that a mapping keeps."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{number}") == str(path):
+                found.append(int(number))
+        except FileNotFoundError:  # the descriptor of this listing itself
+            continue
+    return found
+
+
+@pytest.mark.parametrize("folder", [None, "/dev/shm"])  # noqa: S108 # another file system, with another largest position
+@pytest.mark.parametrize("stray", [b"\0", b".", b"\1\0\0\0\0\0\0\0", b"\0" * 5000])
+def test_a_stray_write_into_its_descriptor_reaches_no_line(tmp_path: Path, folder: str | None, stray: bytes) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        dump = DumpFile(Path(place), DAY)
+        path = only_file(Path(place))
+        lines = []
+        for number in range(200):
+            for descriptor in descriptors_of(path):
+                with pytest.raises(OSError, match=r"File too large|Invalid argument"):
+                    os.write(descriptor, stray)
+            lines.append(dump.append({"key": number}, 1))
+            dump.add(lines[number // 2], 10**8)
+        assert len(descriptors_of(path)) == 2
+        assert [row["key"] for row in rows(path)] == list(range(200))
+        assert counts(path) == [1 + (2 if number < 100 else 0) * 10**8 for number in range(200)]
+        dump.close()
 
 
 LIVE = """

@@ -11,14 +11,19 @@ import itertools
 import json
 import logging
 import os
+import pickle
+import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +32,7 @@ import pytest
 
 from analytics_assets.telemetry import Telemetry, counters
 from analytics_assets.telemetry.dumps import DumpFile, Line
+from analytics_assets_tests.support.telemetry import drops
 
 ROOT = Path(__file__).parents[2]
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp()
@@ -35,6 +41,7 @@ CANARY = "canary"
 """Part of the name of every dump folder."""
 FIRST_ID = 31_337_000_000
 """Ids start at this number, so that a log line with an id can be found."""
+UNWRITTEN = "the number of dropped counts cannot be written: "
 
 
 def dumped(folder: Path) -> int:
@@ -82,7 +89,8 @@ class Host(logging.Handler):
         """Every call is counted or dropped; each reason is logged once, without folder and value."""
         assert set(self.dropped) == set(reasons), self.dropped
         assert dumped(self.folder) + sum(self.dropped.values()) == self.calls, (dumped(self.folder), self.dropped)
-        told = [record.getMessage() for record in self.records]
+        assert drops(self.folder) == self.dropped
+        told = [record.getMessage() for record in self.records if not record.getMessage().startswith(UNWRITTEN)]
         assert sorted(text.partition(":")[0] for text in told) == sorted(f"not counted ({why})" for why in reasons), (
             told
         )
@@ -220,13 +228,18 @@ def possible(trouble: str) -> str:
 
 
 def start(folder: Path, trouble: str) -> tuple[Host, Trouble]:
-    # Use a relative path: an unprivileged user may not traverse the parents of pytest's folders.
-    os.chdir(folder)
-    folder.chmod(0o711)
-    place = Path(CANARY)
+    place = folder / CANARY
     made = TROUBLES[trouble](place)
     next(made)
     return Host(place), made
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A folder that an unprivileged user reaches, unlike pytest's."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o711)  # noqa: S103
+        yield Path(folder)
 
 
 def from_the_beginning(folder: Path, trouble: str) -> None:
@@ -245,8 +258,8 @@ def from_the_beginning(folder: Path, trouble: str) -> None:
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_what_cannot_be_written_is_dropped_until_it_can_be(tmp_path: Path, trouble: str) -> None:
-    in_a_process(from_the_beginning, tmp_path, possible(trouble))
+def test_what_cannot_be_written_is_dropped_until_it_can_be(reachable: Path, trouble: str) -> None:
+    in_a_process(from_the_beginning, reachable, possible(trouble))
 
 
 def while_counting(folder: Path, trouble: str) -> None:
@@ -274,8 +287,8 @@ def while_counting(folder: Path, trouble: str) -> None:
 
 # read_only and below_a_file are impossible while the dump is open.
 @pytest.mark.parametrize("trouble", ["full", "out_of_inodes", "limited", "forbidden"])
-def test_what_has_a_line_is_counted_in_the_trouble_and_the_next_day_after_it(tmp_path: Path, trouble: str) -> None:
-    in_a_process(while_counting, tmp_path, possible(trouble))
+def test_what_has_a_line_is_counted_in_the_trouble_and_the_next_day_after_it(reachable: Path, trouble: str) -> None:
+    in_a_process(while_counting, reachable, possible(trouble))
 
 
 def filled_by_the_counts(folder: Path, trouble: str) -> None:
@@ -301,14 +314,14 @@ def filled_by_the_counts(folder: Path, trouble: str) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["full", "limited"])
-def test_a_disk_that_the_counts_themselves_fill(tmp_path: Path, trouble: str) -> None:
-    in_a_process(filled_by_the_counts, tmp_path, possible(trouble))
+def test_a_disk_that_the_counts_themselves_fill(reachable: Path, trouble: str) -> None:
+    in_a_process(filled_by_the_counts, reachable, possible(trouble))
 
 
 def removed(folder: Path, what: str) -> None:
     host = Host(folder / CANARY / "dumps")
     host.search(*range(10))
-    (file,) = host.folder.glob("*/*")
+    (file,) = host.folder.glob("*/*.ndjson")
     gone = {"file": file, "folder of the day": file.parent, "dump folder": host.folder, "all": host.folder.parent}[what]
     os.rename(gone, folder / "aside")
     host.search(*range(20))  # before the next check of the dump
@@ -320,7 +333,7 @@ def removed(folder: Path, what: str) -> None:
     assert dumped(host.folder) == 20
     host.now += 2
     host.search(*range(20))
-    assert len(list(host.folder.glob("*/*"))) == 1
+    assert len(list(host.folder.glob("*/*.ndjson"))) == 1
     host.telemetry.close()
     host.check("removed")
 
@@ -555,9 +568,230 @@ def test_a_failing_file_system_is_asked_once_a_second(host: Host, monkeypatch: p
         host.search(*range(5))
     seconds.now = 1003.5
     host.search(*range(5), *range(5))
-    assert asked == [1000, 1001, 1002, *[1003.5] * 5]
+    # Five keys, and the number of drops.
+    assert asked == [1000, 1001, 1002, *[1003.5] * 6]
     assert host.dropped == {"io": 150}
     assert host.records[0].getMessage() == (
         "not counted (io): the dump cannot be written: Input/output error; 1 since this process started"
     )
     host.check("io")
+
+
+def working_directory_changed(folder: Path, _: str) -> None:
+    os.chdir(folder)
+    host = Host(Path(CANARY))
+    host.folder = folder / CANARY
+    (folder / "elsewhere").mkdir()
+    host.search(1, 2)
+    for place in ("elsewhere", "/", folder):
+        os.chdir(place)
+        host.now += 2
+        host.search(1, 2)
+    assert len(list(folder.rglob("*.ndjson"))) == 1
+    host.telemetry.close()
+    host.check()
+
+    os.chdir(folder)
+    pickled = pickle.dumps(Telemetry(CANARY))
+    os.chdir("elsewhere")
+    with pickle.loads(pickled) as copy:  # noqa: S301 # our own
+        copy.count("directory_searched", event_id=FIRST_ID)
+    assert dumped(folder) == dumped(folder / CANARY) == 9
+
+
+def test_a_relative_folder_stays_where_it_is_when_the_working_directory_changes(tmp_path: Path) -> None:
+    in_a_process(working_directory_changed, tmp_path)
+
+
+@pytest.mark.parametrize("reason", ["removed", "refused", "capped"])
+def test_a_slow_log_handler_holds_up_no_other_thread(host: Host, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    logging_now, go_on = threading.Event(), threading.Event()
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logging_now.set()
+            go_on.wait(60)
+
+    def drop() -> None:
+        if reason == "removed":
+            shutil.rmtree(host.folder)
+            host.now += 2
+            host.search(0)
+        elif reason == "refused":
+            host.telemetry.count("directory_searched", event_id=-1)
+        else:
+            host.search(*range(1, 4))
+
+    host.telemetry._max_keys = 3
+    monkeypatch.setattr(counters, "_LOCK_SECONDS", 60.0)  # behind the lock, the main thread would wait for long
+    host.search(0)
+    slow = Slow()
+    logging.getLogger("analytics_assets.telemetry").addHandler(slow)
+    dropping = threading.Thread(target=drop)
+    dropping.start()
+    try:
+        assert logging_now.wait(60)
+        assert host.telemetry._lock.acquire(blocking=False), "it logs while it holds its lock"
+        host.telemetry._lock.release()
+        before = dumped(host.folder)
+        host.search(0)
+        assert dumped(host.folder) == before + 1
+        assert dropping.is_alive()
+    finally:
+        go_on.set()
+        dropping.join()
+        logging.getLogger("analytics_assets.telemetry").removeHandler(slow)
+    assert set(host.dropped) == {reason}
+    assert drops(host.folder) == host.dropped
+
+
+def no_new_file(folder: Path, trouble: str) -> None:
+    """The dump can grow, but no drop file can be created."""
+    host, made = start(folder, trouble)
+    host.search(0)
+    next(made)
+    for _ in range(3):
+        host.telemetry.count("directory_searched", event_id=-1)
+    host.search(*range(100))
+    assert host.dropped == {"refused": 3}
+    why = os.strerror(errno.ENOSPC if trouble == "out_of_inodes" else errno.EACCES)
+    assert [record.getMessage() for record in host.records][1:] == [UNWRITTEN + why]
+    next(made)
+    give_up = time.monotonic() + 60
+    while drops(host.folder) != {"refused": 3}:
+        assert time.monotonic() < give_up, "the drops are not written any more"
+        host.now += 2
+        host.search(0)
+        time.sleep(0.01)
+    host.calls += 3
+    host.telemetry.close()
+    host.check("refused")
+
+
+@pytest.mark.parametrize("trouble", ["out_of_inodes", "forbidden"])
+def test_a_drop_file_that_cannot_be_made_harms_no_count_and_is_made_up_for(reachable: Path, trouble: str) -> None:
+    in_a_process(no_new_file, reachable, trouble if may_mount() else "forbidden")
+
+
+def drop_file_removed(folder: Path, _: str) -> None:
+    host = Host(folder / CANARY)
+    host.search(0)
+    for _call in range(5):
+        host.telemetry.count("directory_searched", event_id=-1)
+    host.calls += 5
+    (file,) = host.folder.glob("*/*.drops")
+    file.unlink()
+    host.now += 2
+    host.search(0)
+    host.telemetry.close()
+    host.check("refused")
+
+
+def test_a_removed_drop_file_is_written_again(tmp_path: Path) -> None:
+    in_a_process(drop_file_removed, tmp_path)
+
+
+def test_what_waits_for_a_writer_is_in_the_drop_file_when_that_writer_is_done(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging, go_on = threading.Event(), threading.Event()
+
+    class Hanging(DumpFile):
+        def append(self, row: Mapping[str, object], count: int) -> Line:
+            hanging.set()
+            go_on.wait(60)
+            return super().append(row, count)
+
+    monkeypatch.setattr(counters, "DumpFile", Hanging)
+    monkeypatch.setattr(counters, "_LOCK_SECONDS", 0.01)
+    writer = threading.Thread(target=host.search, args=(0,))
+    writer.start()
+    try:
+        assert hanging.wait(60)
+        host.search(1, 2)
+    finally:
+        go_on.set()
+        writer.join()
+    assert host.dropped == drops(host.folder) == {"busy": 2}
+    host.check("busy")
+
+
+STOPPED = """
+import os, sys, threading, time
+from analytics_assets.telemetry import Telemetry
+
+telemetry = Telemetry(os.environ["DUMPS"])
+counted = threading.Event()
+
+def descriptors(kind):
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            if kind in os.readlink(f"/proc/self/fd/{number}"):
+                found.add(int(number))
+        except OSError:
+            pass
+    return found
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+def application(environ, start_response):
+    pipes = descriptors("pipe:")
+    say(f"started {os.getpid()}")
+    if environ["PATH_INFO"] == "/first":
+        give_up = time.monotonic() + 60
+        while len(closed := pipes - descriptors("pipe:")) < 2 and time.monotonic() < give_up:
+            time.sleep(0.01)
+        # The dump and its mapping take the numbers of the pipe that gunicorn has closed.
+        while os.open("/dev/null", os.O_RDONLY) != min(closed):
+            pass
+        os.close(min(closed))
+        telemetry.count("directory_searched", event_id=1, times=10)
+        say(f"taken {closed == descriptors('.ndjson')}")
+        counted.set()
+    counted.wait(60)
+    start_response("200 OK", [])
+    return [b"ok"]
+"""
+
+
+def test_what_gunicorn_writes_into_a_pipe_that_it_has_closed_reaches_no_line(tmp_path: Path) -> None:
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "gunicorn", "--worker-class=gthread", "--threads=4", "--graceful-timeout=1"),
+            *("--no-control-socket", "--bind=127.0.0.1:0", "stopped:application"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DUMPS": str(tmp_path / "dumps")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stderr is not None
+        said = server.stderr
+
+        def wait_for(pattern: str) -> str:
+            for line in said:
+                if match := re.search(pattern, line):
+                    return match[1]
+            raise AssertionError(f"gunicorn has ended without: {pattern}")
+
+        port = int(wait_for(r"Listening at: http://127\.0\.0\.1:(\d+)"))
+        with ExitStack() as clients:
+            for path in ("first", "second", "third"):
+                client = clients.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
+                client.sendall(f"GET /{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                worker = int(wait_for(r"started (\d+)"))
+            os.kill(worker, signal.SIGTERM)
+            assert wait_for("taken (.*)") == "True"
+            # The worker ends when its threads are done, so after the last stray write.
+            give_up = time.monotonic() + 60
+            while Path(f"/proc/{worker}").exists():
+                assert time.monotonic() < give_up, "the worker does not end"
+                time.sleep(0.01)
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
+    assert dumped(tmp_path / "dumps") == 10

@@ -9,7 +9,9 @@ from wsgiref.util import FileWrapper
 from wsgiref.validate import validator
 
 import pytest
-from flask import Blueprint, Flask, Response, abort, redirect, stream_with_context
+from flask import Blueprint, Flask, Response, abort, redirect, request, stream_with_context
+from werkzeug.exceptions import ClientDisconnected
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.routing import BaseConverter
 
 from analytics_assets.telemetry.wsgi import CountResponses
@@ -186,8 +188,8 @@ def test_when_exclude_raises_nothing_is_counted_and_the_drop_is(
         raise LookupError(f"canary {environ['PATH_INFO']}")
 
     assert served(counted(counting, app, exclude=exclude), "/canary") == ("200 OK", b"ok")
-    assert counting.telemetry.dropped == {"failed": 1}
-    assert not counting.folder.exists()
+    assert counting.seen(dropped={"failed": 1}) == {}
+    assert rows(counting.folder) == []
     assert "`exclude` raised LookupError" in caplog.text
     assert "canary" not in caplog.text
 
@@ -442,3 +444,94 @@ def test_a_route_of_ones_own(counting: Counting, caplog: pytest.LogCaptureFixtur
     assert counting.seen(dropped={"failed": 1}) == {("GET /found/{x}", 200): 1}
     assert "`route` raised KeyError" in caplog.text
     assert "canary" not in caplog.text
+
+
+def test_a_handler_of_everything_counts_as_what_it_answers(counting: Counting) -> None:
+    app = flask_app(counting)
+
+    @app.errorhandler(Exception)
+    def unavailable(error: Exception) -> Any:
+        return "later", 503
+
+    @app.route("/fail/<x>")
+    def fail(x: str) -> str:
+        raise ValueError("canary")
+
+    assert app.test_client().get("/fail/canary").status_code == 503
+    assert counting.seen() == {("GET /fail/{x}", 503): 1}
+
+
+def test_a_client_that_hangs_up_during_the_upload_counts_only_where_the_application_answers(counting: Counting) -> None:
+    def app(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        raise ClientDisconnected
+
+    def lazy(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        raise ClientDisconnected
+        yield b""
+
+    for each in (app, lazy):
+        with pytest.raises(ClientDisconnected):
+            list(CountResponses(each, counting.telemetry)(environ_of(), lambda *_: None))
+    assert counting.seen() == {}
+
+    flask = flask_app(counting)
+
+    @flask.post("/upload")
+    def upload() -> str:
+        return str(len(request.get_data()))
+
+    more = {"CONTENT_LENGTH": "10", "wsgi.input": io.BytesIO(b"12345")}
+    assert (
+        served(flask.wsgi_app, more=more | {"PATH_INFO": "/upload", "REQUEST_METHOD": "POST"})[0] == "400 BAD REQUEST"
+    )
+    assert counting.seen() == {("POST /upload", 400): 1}
+
+
+def test_where_middlewares_are_nested_the_outermost_one_counts(counting: Counting) -> None:
+    def late(environ: Environ, start_response: Any) -> Iterator[bytes]:
+        start_response("404 Nicht da", PLAIN)
+        yield b"a"
+
+    def late_around(environ: Environ, start_response: Any) -> Iterator[bytes]:
+        yield from CountResponses(late, counting.telemetry)(environ, start_response)
+
+    def fail(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        raise ValueError
+
+    inner = flask_app(counting)
+    inner.add_url_rule("/e/<x>", "e", lambda x: x)
+    outer = flask_app(counting)
+    outer.wsgi_app = DispatcherMiddleware(outer.wsgi_app, {"/inner": inner})  # type: ignore[method-assign]
+    outer.wsgi_app = CountResponses(  # type: ignore[method-assign]
+        outer.wsgi_app, counting.telemetry, route=lambda environ: "/outer"
+    )
+    assert inner.test_client().get("/e/1").status_code == 200
+    assert outer.test_client().get("/inner/e/1").status_code == 200
+    assert outer.test_client().get("/nothing").status_code == 404
+    for app, status in ((late, "404 Nicht da"), (late_around, "404 Nicht da"), (fail, "500 Internal Server Error")):
+        assert served(counted(counting, CountResponses(app, counting.telemetry)))[0] == status
+    assert counting.seen() == {
+        ("GET /e/{x}", 200): 1,
+        ("GET /outer", 200): 1,
+        ("GET /outer", 404): 1,
+        ("(unmatched)", 404): 2,
+        ("(unmatched)", 500): 1,
+    }
+
+
+def test_what_an_inner_middleware_excludes_is_not_counted_by_the_outer_one(counting: Counting) -> None:
+    def app(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", PLAIN)
+        return [b"ok"]
+
+    def late(environ: Environ, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", PLAIN)
+        yield b"ok"
+
+    def fail(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        raise ValueError
+
+    for each in (app, late, fail):
+        inner = CountResponses(each, counting.telemetry, exclude=lambda environ: True)
+        served(CountResponses(inner, counting.telemetry))
+    assert counting.seen() == {}
