@@ -20,9 +20,10 @@ from typing import IO, Final
 import dagster as dg
 import psutil
 import requests
+import sqlalchemy as sa
 from dagster_postgres.utils import DagsterPostgresException
 
-from analytics_assets.database import UnreachableError
+from analytics_assets.database import UnreachableError, failure_cause
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.store.setup import init_db
 
@@ -137,8 +138,9 @@ def dagster_instance(settings: Settings, home: Path | None = None) -> Iterator[d
     os.environ.update(settings.environment())  # dagster.yaml reads the URL from the environment
     try:
         instance = dg.DagsterInstance.from_config(str(home or dagster_home(settings)))
-    except DagsterPostgresException:
-        raise UnreachableError("the database of DAGSTER_POSTGRES_URL cannot be reached; is it running?") from None
+    except (DagsterPostgresException, sa.exc.DBAPIError) as error:
+        cause = failure_cause(str(error.__cause__ or error))
+        raise UnreachableError(f"the database of DAGSTER_POSTGRES_URL cannot be reached: {cause}") from None
     finally:
         os.environ.clear()
         os.environ.update(environment)

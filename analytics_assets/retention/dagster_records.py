@@ -20,7 +20,7 @@ from dagster._core.storage.runs.schema import BackfillTagsTable, BulkActionsTabl
 from dagster._core.storage.schedules.schema import AssetDaemonAssetEvaluationsTable, JobTickTable
 from dagster_postgres.utils import DagsterPostgresException
 
-from analytics_assets.database import DatabaseError, UnreachableError, redacted_errors
+from analytics_assets.database import DatabaseError, UnreachableError, failure_cause, redacted_errors
 from analytics_assets.days import bounds, zone
 from analytics_assets.retention.event_log import EVENTS, EXECUTIONS, TAGS, EventLogStorage, forget_partitions
 from analytics_assets.retention.targets import Amount
@@ -45,8 +45,11 @@ class Records:
         try:
             with redacted_errors(doing), storage.index_transaction() as connection:
                 yield connection
-        except DagsterPostgresException:
-            raise UnreachableError(f"{doing}: the database of DAGSTER_POSTGRES_URL cannot be reached") from None
+        except DagsterPostgresException as error:
+            cause = failure_cause(str(error.__cause__))
+            raise UnreachableError(
+                f"{doing}: the database of DAGSTER_POSTGRES_URL cannot be reached: {cause}"
+            ) from None
 
 
 _LIKE_DAY: Final = "____-__-__"
