@@ -24,6 +24,9 @@ P = ParamSpec("P")
 
 PORT = click.option("--port", default=3000, show_default=True, help="Port of the UI, on 127.0.0.1.")
 
+_MAX_LINES = 20
+"""Problems of the dumps that are printed. The rest is a number."""
+
 _EPILOG = "\b\nSettings (environment):\n" + "\n".join(
     f"  {name}\n      {meaning.replace('`', '')}" for name, meaning in settings_module.VARIABLES.items()
 )
@@ -123,17 +126,30 @@ def init_db(admin_url: str | None) -> None:
 
 
 @main.command()
+@click.option("--draft", is_flag=True, help="Print SQL that could create the views, to be reviewed, and check nothing.")
+@click.option(
+    "--operator-url", help="With --draft: URL of a login of the host's database. Default: ANALYTICS_SOURCE_URL."
+)
 @_report_errors
-def sources() -> None:
+def sources(draft: bool, operator_url: str | None) -> None:
     """Check the source views and the dump folder.
 
-    The columns of the views and the layout of the folder must match the contract. No rows are read.
+    The columns of the views must match the contract; none of their rows is read. The dumps of the newest finished day
+    and of today are parsed as collecting does.
+
+    With --draft, print SQL that could create the views instead. It follows from names and types of the host's tables,
+    and says what is unclear.
     """
     from analytics_assets.local import server
     from analytics_assets.sources.app_views import find_view_problems
-    from analytics_assets.sources.counter_dumps import find_folder_problem
+    from analytics_assets.sources.counter_dumps import check_newest_days
     from analytics_assets.sources.login import summarize_excess_rights
 
+    if draft:
+        _print_draft(operator_url)
+        return
+    if operator_url:
+        raise click.UsageError("--operator-url goes with --draft")
     settings = Settings.from_env()
     if not settings.source_url:
         click.echo("ANALYTICS_SOURCE_URL is not set: checking the embedded database.")
@@ -155,11 +171,31 @@ def sources() -> None:
                 click.echo(f"  {problem}")
         for warning in summarize_excess_rights(connection):
             click.echo(f"warning: {warning}")
-    refusal = find_folder_problem(settings.dump_dir)
-    click.echo("counter dumps: " + ("ok" if refusal is None else str(refusal)))
-    problems += refusal is not None
+    days, refused = check_newest_days(settings)
+    problems += len(refused)
+    parsed = f" (parsed: {', '.join(map(str, days))})" if days else ""
+    click.echo(f"counter dumps: {'refused' if refused else 'ok'}{parsed}")
+    for problem in refused[:_MAX_LINES]:
+        click.echo(f"  {problem}")
+    if len(refused) > _MAX_LINES:
+        click.echo(f"  and {len(refused) - _MAX_LINES} more")
     if problems:
         raise click.ClickException(f"{problems} problem(s)")
+
+
+def _print_draft(operator_url: str | None) -> None:
+    from analytics_assets.sources.draft import draft
+
+    variable = "--operator-url" if operator_url else "ANALYTICS_SOURCE_URL"
+    url = settings_module.database_url(operator_url, variable) if operator_url else Settings.from_env().source_url
+    if url is None:
+        raise SettingsError("a draft needs the host application's database: set ANALYTICS_SOURCE_URL or --operator-url")
+    with (
+        redacted_errors(f"reading the catalog of the host application's database ({variable})"),
+        engine(url, variable, read_only=True) as database,
+        database.connect() as connection,
+    ):
+        click.echo(draft(connection))
 
 
 @main.command()
