@@ -24,6 +24,9 @@ P = ParamSpec("P")
 
 PORT = click.option("--port", default=3000, show_default=True, help="Port of the UI, on 127.0.0.1.")
 
+_MAX_LINES = 20
+"""Problems of the dumps that are printed. The rest is a number."""
+
 _EPILOG = "\b\nSettings (environment):\n" + "\n".join(
     f"  {name}\n      {meaning.replace('`', '')}" for name, meaning in settings_module.VARIABLES.items()
 )
@@ -142,17 +145,30 @@ def init_db(admin_url: str | None, shorten_retention: bool, dagster_home: Path |
 
 
 @main.command()
+@click.option("--draft", is_flag=True, help="Print SQL that could create the views, to be reviewed, and check nothing.")
+@click.option(
+    "--operator-url", help="With --draft: URL of a login of the host's database. Default: ANALYTICS_SOURCE_URL."
+)
 @_report_errors
-def sources() -> None:
+def sources(draft: bool, operator_url: str | None) -> None:
     """Check the source views and the dump folder.
 
-    The columns of the views and the layout of the folder must match the contract. No rows are read.
+    The columns of the views must match the contract; none of their rows is read. The dumps of the newest finished day
+    and of today are parsed as collecting does.
+
+    With --draft, print SQL that could create the views instead. It follows from names and types of the host's tables,
+    and says what is unclear.
     """
     from analytics_assets.local import server
     from analytics_assets.sources.app_views import find_view_problems
-    from analytics_assets.sources.counter_dumps import find_folder_problem
+    from analytics_assets.sources.counter_dumps import check_newest_days
     from analytics_assets.sources.login import summarize_excess_rights
 
+    if draft:
+        _print_draft(operator_url)
+        return
+    if operator_url:
+        raise click.UsageError("--operator-url goes with --draft")
     settings = Settings.from_env()
     problems = 0
     with (
@@ -173,9 +189,14 @@ def sources() -> None:
                 click.echo(f"  {problem}")
         for warning in summarize_excess_rights(connection):
             click.echo(f"warning: {warning}")
-    refusal = find_folder_problem(settings.dump_dir)
-    click.echo("counter dumps: " + ("ok" if refusal is None else str(refusal)))
-    problems += refusal is not None
+    days, refused = check_newest_days(settings)
+    problems += len(refused)
+    parsed = f" (parsed: {', '.join(map(str, days))})" if days else ""
+    click.echo(f"counter dumps: {'refused' if refused else 'ok'}{parsed}")
+    for problem in refused[:_MAX_LINES]:
+        click.echo(f"  {problem}")
+    if len(refused) > _MAX_LINES:
+        click.echo(f"  and {len(refused) - _MAX_LINES} more")
     if problems:
         raise click.ClickException(f"{problems} problem(s)")
 
@@ -194,14 +215,29 @@ def repair_dumps() -> None:
         repaired = repair_dumps(Settings.from_env().dump_dir)
     except OSError:
         raise click.ClickException("cannot read the dump folder: set ANALYTICS_DUMP_DIR to the telemetry's") from None
-    for place in repaired.restored:
-        click.echo(f"{place}: restored")
+    for where in repaired.restored:
+        click.echo(f"{where}: restored")
     for problem in repaired.problems:
         click.echo(str(problem))
     if repaired.problems:
         raise click.ClickException(f"{len(repaired.problems)} dump(s) could not be repaired")
     if not repaired.restored:
         click.echo("No dump has damaged first bytes.")
+
+
+def _print_draft(operator_url: str | None) -> None:
+    from analytics_assets.sources.draft import draft
+
+    variable = "--operator-url" if operator_url else "ANALYTICS_SOURCE_URL"
+    url = settings_module.database_url(operator_url, variable) if operator_url else Settings.from_env().source_url
+    if url is None:
+        raise SettingsError("a draft needs the host application's database: set ANALYTICS_SOURCE_URL or --operator-url")
+    with (
+        redacted_errors(f"reading the catalog of the host application's database ({variable})"),
+        engine(url, variable, read_only=True) as database,
+        database.connect() as connection,
+    ):
+        click.echo(draft(connection))
 
 
 @main.command()

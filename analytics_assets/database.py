@@ -5,6 +5,7 @@ Both databases, the host's and the pipeline's own, are opened here. Their SQL be
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -18,6 +19,10 @@ REFUSED: Final = "AN001"
 """The SQLSTATE of an error that one of our own database functions raises. Its text holds no value."""
 
 
+_ROW_SECURITY: Final = "check_enable_rls"
+"""The function of PostgreSQL that raises the error about row level security; the error's text may be translated."""
+
+
 class DatabaseError(RuntimeError):
     """The database refused or was out of reach. The text names error class and structure, never data."""
 
@@ -26,9 +31,46 @@ class UnreachableError(DatabaseError):
     """The database is out of reach, or has closed the connection."""
 
 
+_CAUSES: Final = (
+    ("closed the connection|been closed|EOF detected|terminating connection", "it closed the connection"),
+    ("unsupported startup parameter", "a connection pooler refuses a parameter of the URL; take `options` out of it"),
+    (
+        'invalid (dsn|connection option|port|[a-z_"]+ value)|invalid value for|unrecognized configuration parameter'
+        "|denied to set parameter|invalid command-line argument",
+        "a parameter of the URL, or the value of one, is unknown; look at sslmode and options, for example",
+    ),
+    ("database .* does not exist|no such database", "the server has no database of the name in the URL"),
+    (
+        "authentication failed|no password supplied|role .* does not exist|not permitted to log in|no such user"
+        "|permission denied for database|pg_hba.conf|SASL|auth failed|login failed",
+        "the server refuses the login; check user and password in the URL, and pg_hba.conf on the server",
+    ),
+    ("too many (connections|clients)|connection slots|no more connections", "the server has no free connection"),
+    ("starting up|shutting down|recovery mode|not yet accepting", "the server is starting or stopping; try again soon"),
+    (
+        "certificate|SSL|TLS|private key",
+        "TLS fails; check the root certificate, the host name in the server's certificate, and sslmode",
+    ),
+    ("could not translate host name", "the host name in the URL is unknown"),
+    (
+        "Connection refused|No such file or directory|time(d )?out|No route to host|unreachable",
+        "nobody listens at host and port of the URL; is the server running?",
+    ),
+)
+"""Pattern in what libpq, PostgreSQL or PgBouncer says of a failed log-in, which has no SQLSTATE -> cause.
+
+The first one that fits counts. A server that answered says more than one that did not, and of a host name with two
+addresses both are in the text.
+"""
+
+
 @contextmanager
 def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterator[sa.Engine]:
     """Yield an engine that keeps one connection until the end.
+
+    With `read_only`, each transaction begins as READ ONLY and with `row_security` off: a query from which row level
+    security would hide rows is then an error. Neither is a startup parameter, which PgBouncer refuses, or a setting of
+    the session, which PgBouncer shares among its clients.
 
     Raises:
         SettingsError: no URL is known.
@@ -37,14 +79,18 @@ def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterat
         raise SettingsError(
             f"{variable} is not set: start with `analytics-assets up`, which brings its own PostgreSQL, or set it"
         )
-    options = "-c default_transaction_read_only=on" if read_only else ""
+    parameters = {"application_name": "analytics-assets", "connect_timeout": 10}
+    in_url = sa.make_url(url).query
     made = sa.create_engine(
         url,
         hide_parameters=True,
         pool_size=1,
         max_overflow=0,
-        connect_args={"application_name": "analytics-assets", "connect_timeout": 10, "options": options},
+        execution_options={"postgresql_readonly": True} if read_only else {},
+        connect_args={name: value for name, value in parameters.items() if name not in in_url},
     )
+    if read_only:
+        sa.event.listen(made, "begin", lambda connection: connection.exec_driver_sql("set local row_security = off"))
     try:
         yield made
     finally:
@@ -95,12 +141,14 @@ def _structure(error: sa.exc.DBAPIError) -> str:
     diagnostics = getattr(error.orig, "diag", None)
     state = sqlstate(error)
     if diagnostics is None or state is None:
-        return (
-            "the database cannot be reached or closed the connection; is it running, and are address, name, login and"
-            " password in the URL right?"
-        )
+        return f"the database cannot be reached: {failure_cause(str(error.orig))}"
     if state == REFUSED:
         return str(diagnostics.message_primary)
+    if diagnostics.source_function == _ROW_SECURITY:
+        return (
+            "row level security hides rows, so the count would be too low; give the view an owner who sees every row"
+            " (the table's owner, or a role with bypassrls), and no security_invoker"
+        )
     try:
         kind = psycopg2.errors.lookup(state).__name__
     except KeyError:
@@ -112,3 +160,12 @@ def _structure(error: sa.exc.DBAPIError) -> str:
     }
     where = ", ".join(f"{what} {name}" for what, name in named.items() if name)
     return f"{kind} (SQLSTATE {state}{', ' + where if where else ''})"
+
+
+def failure_cause(text: str) -> str:
+    """Return the cause that a text of the driver is about. No part of the text is passed on."""
+    unquoted = re.sub(r'"[^"]*"', '""', text)  # a quoted name could contain any of the patterns
+    for pattern, cause in _CAUSES:
+        if re.search(pattern, unquoted, re.IGNORECASE):
+            return cause
+    return "is it running, and are address, name, login and password in the URL right?"

@@ -40,11 +40,13 @@ def database_url(text: str, variable: str) -> str:
     """
     try:
         url = sa.make_url(text)
+        if url.drivername in {"postgres", "postgresql"}:
+            url = url.set(drivername="postgresql+psycopg2")
+        if url.drivername == "postgresql+psycopg2":
+            url.get_dialect()().create_connect_args(url)  # hosts and ports among the parameters have to fit
     except (sa.exc.ArgumentError, ValueError):  # ValueError: a port that is not a number, or an @ in the password
         # The text may hold a password, so neither it nor SQLAlchemy's message is shown.
         raise SettingsError(f"{variable} is not a database URL (postgresql://user:password@host:5432/name)") from None
-    if url.drivername in {"postgres", "postgresql"}:
-        url = url.set(drivername="postgresql+psycopg2")
     if url.drivername != "postgresql+psycopg2":
         raise SettingsError(f"{variable} must be a PostgreSQL URL (postgresql://user:password@host:5432/name)")
     return url.render_as_string(hide_password=False)

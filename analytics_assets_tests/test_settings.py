@@ -72,6 +72,8 @@ def test_the_driver_is_named(scheme: str) -> None:
         "postgresql+asyncpg://writer:canary@db.example/counts",
         "postgresql://writer:secret@db.example:canary/counts",
         "postgresql://writer:sec@ret:canary@db.example/counts",
+        "postgresql://writer:canary@db.example/counts?port=canary",
+        "postgresql://writer:canary@/counts?host=one&host=two&port=1",
     ],
 )
 def test_a_bad_url_is_refused_without_its_password(variable: str, value: str) -> None:

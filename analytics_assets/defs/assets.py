@@ -97,7 +97,8 @@ def _metric_asset(
             dg.AssetCheckSpec(
                 AT_SOURCE,
                 asset=metric.asset,
-                description="The source has only what the contract allows. A day that has more is not written.",
+                description="The source has only what the contract allows. A day that has more is not written."
+                " Rows in no day are a warning.",
             )
         ],
         # Otherwise the default IO manager would pickle the result of every run.

@@ -31,6 +31,10 @@ _RECOVERY: Final = (
     "Nothing was written for these days; the stored counts are unchanged. Correct the source (a dump: correct or remove"
     " the named line or file; a view: see `analytics-assets sources`), then materialize these days again."
 )
+_OUTSIDE_RECOVERY: Final = (
+    "A row without a plausible time is in no collected day; every other row is counted. If it should count, the host"
+    " application's operator corrects its time, in the table or in the view. If not, the view leaves it out."
+)
 
 
 class CollectConfig(dg.Config):
@@ -39,6 +43,10 @@ class CollectConfig(dg.Config):
     allow_empty: bool = Field(
         default=False,
         description="Allow an empty day to replace one that has counts. A refused run asks for this.",
+    )
+    allow_decrease: bool = Field(
+        default=False,
+        description="Allow a day to replace one with a much larger total. A refused run asks for this.",
     )
 
 
@@ -52,6 +60,8 @@ class _Outcome:
     problems: list[Problem] = field(default_factory=list)
     refused: list[date] = field(default_factory=list)
     """Days that the problems are about."""
+    outside: list[str] = field(default_factory=list)
+    """Rows that no day has."""
     out_of_reach: bool = False
 
 
@@ -82,16 +92,16 @@ def collect(
             with open_reader(metric, settings) as reader:
                 for warning in reader.warnings:
                     context.log.warning(warning)
-                outcome = _collect_days(store, reader, metric, days, window=window, allow_empty=config.allow_empty)
+                outcome = _collect_days(store, reader, metric, days, window=window, config=config)
         except OriginRefusedError as refusal:
             context.log_event(_evaluation(metric, gate_result(refusal.problems, refusal.recovery)))
             raise dg.Failure(f"the source was refused before a row was read: {refusal}", allow_retries=False) from None
 
-        gate = gate_result(outcome.problems, _RECOVERY, about=outcome.refused)
+        gate = gate_result(outcome.problems, _RECOVERY, outcome.outside, about=outcome.refused)
         if outcome.failed:
             for day, stored in outcome.stored.items():
                 context.log_event(dg.AssetMaterialization(metric.asset, partition=str(day), metadata=_metadata(stored)))
-            if outcome.problems or outcome.stored:
+            if outcome.problems or outcome.outside or outcome.stored:
                 context.log_event(_evaluation(metric, gate))
             if not outcome.out_of_reach and len(expired) < len(days):
                 # Dagster skips the check op after a failure, and the checks would show as failed. A database that goes
@@ -117,7 +127,7 @@ def _forget_planned(context: dg.AssetExecutionContext, metric: Metric, expired: 
 
 
 def _collect_days(
-    store: Store, reader: Reader, metric: Metric, days: Sequence[date], *, window: Window, allow_empty: bool
+    store: Store, reader: Reader, metric: Metric, days: Sequence[date], *, window: Window, config: CollectConfig
 ) -> _Outcome:
     outcome = _Outcome()
     for day in days:
@@ -132,19 +142,38 @@ def _collect_days(
                 outcome.refused.append(day)
                 outcome.failed[day] = f"the source breaks the contract, see check {AT_SOURCE}"
             else:
-                outcome.stored[day] = replace_day(store, metric, day, counted.rows, allow_empty=allow_empty)
+                outcome.stored[day] = replace_day(
+                    store,
+                    metric,
+                    day,
+                    counted.rows,
+                    allow_empty=config.allow_empty,
+                    allow_decrease=config.allow_decrease,
+                )
         except (DayRefusedError, DatabaseError) as refusal:
             outcome.failed[day] = str(refusal)
             outcome.out_of_reach = isinstance(refusal, UnreachableError)
         except OSError as error:
             outcome.failed[day] = f"the dumps cannot be read: {type(error).__name__}"
+    if not outcome.out_of_reach:
+        try:
+            outcome.outside = list(map(str, reader.outside()))
+        except DatabaseError as refusal:
+            outcome.outside = [f"rows that no day has could not be counted: {refusal}"]
     return outcome
 
 
-def gate_result(problems: Sequence[Problem], recovery: str, *, about: Collection[date] = ()) -> dg.AssetCheckResult:
-    """Return the gate's result: a failure where the contract refuses what the source has. `about`: its days."""
-    violations = sum(problem.rows for problem in problems)
-    return make_result(AT_SOURCE, problems, recovery, {"violations": violations}, about=about)
+def gate_result(
+    problems: Sequence[Problem], recovery: str, outside: Sequence[str] = (), *, about: Collection[date] = ()
+) -> dg.AssetCheckResult:
+    """Return the gate's result: a failure where the contract refuses what the source has. `about`: its days.
+
+    Rows that no day has (`outside`) are a warning: the days themselves are right.
+    """
+    violations = {"violations": sum(problem.rows for problem in problems)}
+    recoveries = [recovery] * bool(problems) + [_OUTSIDE_RECOVERY] * bool(outside)
+    result = make_result(AT_SOURCE, [*problems, *outside], "\n\n".join(recoveries), violations, about=about)
+    return result._replace(severity=dg.AssetCheckSeverity.WARN) if outside and not problems else result
 
 
 def _evaluation(metric: Metric, result: dg.AssetCheckResult) -> dg.AssetCheckEvaluation:

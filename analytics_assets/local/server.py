@@ -23,7 +23,7 @@ import requests
 import sqlalchemy as sa
 from dagster_postgres.utils import DagsterPostgresException
 
-from analytics_assets.database import UnreachableError
+from analytics_assets.database import UnreachableError, failure_cause
 from analytics_assets.retention.dagster_records import DagsterStorage, open_dagster_storage
 from analytics_assets.retention.shortening import describe_shortening
 from analytics_assets.settings import Settings, SettingsError
@@ -214,8 +214,9 @@ def dagster_instance(settings: Settings, home: Path | None = None) -> Iterator[d
     os.environ.update(settings.environment())  # dagster.yaml reads the URL from the environment
     try:
         instance = dg.DagsterInstance.from_config(str(home or dagster_home(settings)))
-    except DagsterPostgresException:
-        raise UnreachableError("the database of DAGSTER_POSTGRES_URL cannot be reached; is it running?") from None
+    except (DagsterPostgresException, sa.exc.DBAPIError) as error:
+        cause = failure_cause(str(error.__cause__ or error))
+        raise UnreachableError(f"the database of DAGSTER_POSTGRES_URL cannot be reached: {cause}") from None
     finally:
         os.environ.clear()
         os.environ.update(environment)

@@ -26,7 +26,7 @@ from dagster._core.storage.schedules.schema import AssetDaemonAssetEvaluationsTa
 from dagster_postgres.utils import DagsterPostgresException
 
 from analytics_assets.contract import ABOUT
-from analytics_assets.database import DatabaseError, UnreachableError, redacted_errors
+from analytics_assets.database import DatabaseError, UnreachableError, failure_cause, redacted_errors
 from analytics_assets.days import bounds, zone
 from analytics_assets.dictionary import asset_descriptions
 from analytics_assets.retention.event_log import EVENTS, EXECUTIONS, TAGS, EventLogStorage, forget_partitions
@@ -80,8 +80,11 @@ class Records:
         try:
             with redacted_errors(doing), storage.index_transaction() as connection:
                 yield connection
-        except DagsterPostgresException:
-            raise UnreachableError(f"{doing}: the database of DAGSTER_POSTGRES_URL cannot be reached") from None
+        except DagsterPostgresException as error:
+            cause = failure_cause(str(error.__cause__))
+            raise UnreachableError(
+                f"{doing}: the database of DAGSTER_POSTGRES_URL cannot be reached: {cause}"
+            ) from None
 
     def of_our_asset(self, column: sa.Column[str]) -> sa.ColumnElement[bool]:
         """Return the condition that a column names an asset of ours."""

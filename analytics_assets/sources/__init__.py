@@ -42,6 +42,8 @@ class Reader:
     """Counts a day, grouped by the fields of the metric."""
     total: Callable[[date], int]
     """Counts the same day independently, for the comparison with what is stored."""
+    outside: Callable[[], Sequence[Problem]] = tuple
+    """Counts the rows that no day has, such as those without a moment."""
     warnings: Sequence[str] = ()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -29,6 +29,38 @@ COLUMN_TYPES: Final = {
 }
 """Column of a source view -> PostgreSQL types it may have."""
 
+_HIDING: Final = """
+with recursive used (oid, reader) as (
+    select c.oid, (select oid from pg_roles where rolname = current_user)
+    from pg_class c
+    where c.relnamespace = to_regnamespace(:schema) and c.relname = :view
+  union
+    select d.refobjid, case
+        when v.relkind = 'v' and v.reloptions::text ~* 'security_invoker=(t|y|on|1)' then used.reader
+        else v.relowner end
+    from used
+    join pg_class v on v.oid = used.oid and v.relkind in ('v', 'm')
+    join pg_rewrite w on w.ev_class = v.oid
+    join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = w.oid
+        and d.refclassid = 'pg_class'::regclass and d.refobjid <> v.oid
+)
+select distinct format('%I.%I', n.nspname, t.relname),
+    case when r.rolname = current_user then 'the pipeline''s login' else 'the owner of the view' end
+from used
+join pg_class t on t.oid = used.oid and t.relrowsecurity
+join pg_namespace n on n.oid = t.relnamespace
+join pg_roles r on r.oid = used.reader and not r.rolsuper and not r.rolbypassrls
+where t.relforcerowsecurity or not pg_has_role(used.reader, t.relowner, 'usage')
+order by 1, 2
+"""
+"""Tables below a view where row level security applies, and to whom.
+
+A query with `row_security` off is an error, but a materialized view has lost the rows when it was refreshed.
+"""
+
+_FIRST_PLAUSIBLE: Final = datetime(1971, 1, 1, tzinfo=UTC)
+"""Earlier is the zero of a clock or of a type (1970-01-01, year 1, -infinity), not when something happened."""
+
 _TURNED_ON_RULE: Final = Violation("turned_on", "must be true or false")
 RECOVERY: Final = (
     "The host application's operator corrects the view; `analytics-assets sources` confirms it. Then materialize these"
@@ -44,18 +76,17 @@ def open_view(metric: Metric, view: SourceView, settings: Settings) -> Iterator[
         OriginRefusedError: the view is missing, may not be read, or differs from the contract.
         DatabaseError: the database is out of reach.
     """
-    with (
-        _redacted_reading(metric),
-        engine(settings.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
+    with engine(settings.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database:
+        with _redacted_reading(metric), database.connect() as connection:
+            if problems := find_view_problems(connection, view):
+                raise OriginRefusedError(problems, RECOVERY)
+            warnings = summarize_excess_rights(connection)
         # Each statement is a transaction: one transaction over 180 days would hold back the host's vacuum.
-        database.execution_options(isolation_level="AUTOCOMMIT").connect() as connection,
-    ):
-        if problems := find_view_problems(connection, view):
-            raise OriginRefusedError(problems, RECOVERY)
         yield Reader(
-            count=lambda day: _count_groups(connection, metric, view, day, settings.time_zone),
-            total=lambda day: _count_rows(connection, metric, view, day, settings.time_zone),
-            warnings=summarize_excess_rights(connection),
+            count=lambda day: _count_groups(database, metric, view, day, settings.time_zone),
+            total=lambda day: _count_rows(database, metric, view, day, settings.time_zone),
+            outside=lambda: _count_outside(database, metric, view, settings),
+            warnings=warnings,
         )
 
 
@@ -91,6 +122,14 @@ def _view_violations(connection: sa.Connection, view: SourceView) -> list[Violat
         return [Violation("(view)", "cannot be read; grant usage on its schema and select on it")]
     unexpected = sorted(columns.keys() - set(view.columns))
     violations = [Violation(name, "is an unexpected column; remove it from the view") for name in unexpected]
+    violations += [
+        Violation(
+            "(view)",
+            f"reads {table}, where row level security hides rows from {reader}; give the view an owner who sees every"
+            " row (the table's owner, or a role with bypassrls), and no security_invoker",
+        )
+        for table, reader in connection.execute(sa.text(_HIDING), parameters)
+    ]
     for name in view.columns:
         if name not in columns:
             violations.append(Violation(name, "is a missing column; add it to the view"))
@@ -140,7 +179,7 @@ def _table_of(view: SourceView) -> sa.TableClause:
     return sa.table(view.name, *(sa.column(name) for name in view.columns), schema=SOURCE_SCHEMA)
 
 
-def _count_groups(connection: sa.Connection, metric: Metric, view: SourceView, day: date, time_zone: str) -> Counted:
+def _count_groups(database: sa.Engine, metric: Metric, view: SourceView, day: date, time_zone: str) -> Counted:
     table = _table_of(view)
     event_id = sa.cast(table.c.event_id, sa.Text)
     source = sa.cast(table.c.source, sa.Text)
@@ -161,7 +200,7 @@ def _count_groups(connection: sa.Connection, metric: Metric, view: SourceView, d
         .subquery()
     )
     query = sa.select(*classified.c, sa.func.count().label("rows")).group_by(*classified.c)
-    with _redacted_reading(metric):
+    with _redacted_reading(metric), database.connect() as connection:
         groups = connection.execute(query).all()
 
     where = f"{day}: view {SOURCE_SCHEMA}.{view.name}"
@@ -186,8 +225,31 @@ def _count_groups(connection: sa.Connection, metric: Metric, view: SourceView, d
     return Counted(rows, problems)
 
 
-def _count_rows(connection: sa.Connection, metric: Metric, view: SourceView, day: date, time_zone: str) -> int:
+def _count_rows(database: sa.Engine, metric: Metric, view: SourceView, day: date, time_zone: str) -> int:
     table = _table_of(view)
     query = sa.select(sa.func.count()).select_from(table).where(_happened_on(table, day, time_zone))
-    with _redacted_reading(metric):
+    with _redacted_reading(metric), database.connect() as connection:
         return connection.scalar(query) or 0
+
+
+def _count_outside(database: sa.Engine, metric: Metric, view: SourceView, settings: Settings) -> list[Problem]:
+    """Count the rows that no day has, by the reason, and those that no day will have soon."""
+    table = _table_of(view)
+    moment = table.c.occurred_at
+    _, horizon = bounds(settings.today() + timedelta(days=1), settings.time_zone)
+    conditions = {
+        "is null": moment.is_(None),
+        f"is before {_FIRST_PLAUSIBLE.year}": moment < _FIRST_PLAUSIBLE,
+        "is later than tomorrow": moment >= horizon,
+    }
+    sums = [sa.func.count().filter(condition) for condition in conditions.values()]
+    # The conditions are repeated behind `where`, so that PostgreSQL can use the host's index.
+    query = sa.select(*sums).select_from(table).where(sa.or_(*conditions.values()))
+    with _redacted_reading(metric), database.connect() as connection:
+        counted = connection.execute(query).one()
+    where = f"view {SOURCE_SCHEMA}.{view.name}"
+    return [
+        Problem(where, Violation("occurred_at", rule), rows)
+        for rule, rows in zip(conditions, counted, strict=True)
+        if rows
+    ]

@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -28,10 +28,11 @@ from analytics_assets.contract import (
     EVENT_DATE,
     EVENT_NAME,
     METRICS,
+    SOURCE,
     CounterDumps,
     Metric,
 )
-from analytics_assets.guard import NOT_AN_OBJECT, Violation, row_violations
+from analytics_assets.guard import NOT_AN_OBJECT, UNKNOWN_FIELD, Violation, obeys, row_violations
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
 
@@ -40,6 +41,10 @@ UNREADABLE: Final = Violation(
     "(file)", "cannot be read; add the pipeline's login to the web application's group, which may read dumps"
 )
 NOT_JSON: Final = Violation("(row)", "is not a line of JSON with distinct keys")
+_NEWER: Final = (
+    "; if the web application is newer than the pipeline, upgrade the pipeline first, then materialize the day again"
+)
+UNKNOWN_NAME: Final = Violation(EVENT_NAME.name, EVENT_NAME.rule + _NEWER)
 WRONG_DAY: Final = Violation(EVENT_DATE.name, "must be the day of its folder")
 FOREIGN_FOLDER: Final = Problem(
     "dump folder",
@@ -53,6 +58,12 @@ _OF_FILE_SYSTEM: Final = re.compile(r"lost\+found|\..*")
 """`lost+found` is in the root of a file system, and `.snapshot` or `.zfs` where a storage keeps snapshots."""
 
 _FOLDER_RECOVERY: Final = "`analytics-assets sources` says when it is right."
+
+_UNREADABLE_LINES: Final = (ValueError, KeyError, TypeError, OverflowError)
+"""What pandas raises for lines that it cannot read or add up."""
+
+_BATCH: Final = 4 << 20
+"""In bytes, of the files that pandas reads at once. It takes milliseconds per call, and a day may have thousands."""
 
 _MAX_LINE: Final = 4096
 """In bytes. A line of a dump never crosses a page of this size, so a longer line is not parsed."""
@@ -116,6 +127,30 @@ def parse_day(path: Path) -> date | None:
         return date.fromisoformat(path.name)
     except ValueError:
         return None
+
+
+def check_newest_days(settings: Settings) -> tuple[list[date], list[Problem]]:
+    """Parse the newest finished day and today for every metric, as collecting does.
+
+    Returns the days that were parsed, and what collecting refuses of them or of the folder.
+    """
+    folder, today = settings.dump_dir, str(settings.today())
+    if problem := find_folder_problem(folder):
+        return [], [problem]
+    names = {path.name for path in folder.iterdir() if obeys(EVENT_DATE, path.name)}
+    newest_finished = max((name for name in names if name < today), default=today)
+    days = sorted(date.fromisoformat(name) for name in {newest_finished, today} & names)
+    try:
+        problems = [
+            problem
+            for day in days
+            for metric in METRICS
+            if isinstance(metric.origin, CounterDumps)
+            for problem in read_day(folder / str(day), metric, day).problems
+        ]
+    except OSError:
+        problems = [Problem("dump folder", UNREADABLE)]
+    return days, list(dict.fromkeys(problems))
 
 
 def read_day(folder: Path, metric: Metric, day: date) -> Counted:
@@ -182,10 +217,13 @@ def _parse(line: bytes, metric: Metric, day: date) -> tuple[dict[str, Any] | Non
         return None, [NOT_AN_OBJECT]
     name = row.get("event_name")
     if not isinstance(name, str) or name not in _DUMPED_NAMES:
-        return None, [Violation(EVENT_NAME.name, EVENT_NAME.rule)]
+        return None, [UNKNOWN_NAME]
     if name not in metric.event_names:
         return None, []
-    violations = row_violations(row, metric.dump_fields, metric.event_names)
+    violations = [
+        Violation(v.field, v.rule + _NEWER) if v == UNKNOWN_FIELD or v.field == SOURCE.name else v
+        for v in row_violations(row, metric.dump_fields, metric.event_names)
+    ]
     if not violations and row["event_date"] != day.isoformat():
         violations = [WRONG_DAY]
     return row, violations
@@ -210,18 +248,44 @@ def _sum_with_pandas(folder: Path, metric: Metric) -> int:
     Raises:
         OriginRefusedError: pandas cannot read a file.
     """
-    total = 0
     dumps, _, problems = _list_dumps(folder)
     if problems:
         raise OriginRefusedError(problems, _FOLDER_RECOVERY)
-    for path in dumps:
-        text = path.read_bytes().strip(b"\n")
-        if not text:
-            continue
+    total = 0
+    for batch in _batches(dumps):
         try:
-            frame = pd.read_json(io.BytesIO(text), lines=True, dtype=False)
-            total += int(frame.loc[frame["event_name"].isin(metric.event_names), "count"].sum())
-        except (ValueError, KeyError, TypeError, OverflowError):
-            unreadable = Problem(f"{folder.name}/{path.name}", NOT_JSON)
-            raise OriginRefusedError([unreadable], "Correct or remove the line or the file.") from None
+            total += _sum_lines(b"\n".join(batch.values()), metric)
+        except _UNREADABLE_LINES:
+            # Only the broken file is named.
+            total += sum(_sum_file(path, content, metric) for path, content in batch.items())
     return total
+
+
+def _batches(paths: Sequence[Path]) -> Iterator[dict[Path, bytes]]:
+    batch: dict[Path, bytes] = {}
+    size = 0
+    for path in paths:
+        batch[path] = path.read_bytes()
+        size += len(batch[path])
+        if size >= _BATCH:
+            yield batch
+            batch, size = {}, 0
+    yield batch
+
+
+def _sum_file(path: Path, content: bytes, metric: Metric) -> int:
+    try:
+        return _sum_lines(content, metric)
+    except _UNREADABLE_LINES:
+        unreadable = Problem(f"{path.parent.name}/{path.name}", NOT_JSON)
+        raise OriginRefusedError([unreadable], "Correct or remove the line or the file.") from None
+
+
+def _sum_lines(text: bytes, metric: Metric) -> int:
+    lines = [line for line in text.split(b"\n") if line]
+    if not lines:
+        return 0
+    frame = pd.read_json(io.BytesIO(b"\n".join(lines)), lines=True, dtype=False)
+    if len(frame) != len(lines):
+        raise ValueError  # two broken lines that are one row together
+    return int(frame.loc[frame["event_name"].isin(metric.event_names), "count"].sum())

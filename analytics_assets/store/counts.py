@@ -13,11 +13,18 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from analytics_assets.contract import LOOKBACK_DAYS, Metric
+from analytics_assets.contract import LOOKBACK_DAYS, CounterDumps, Metric
 from analytics_assets.database import DatabaseError, sqlstate
 from analytics_assets.guard import Row
 from analytics_assets.store import Store
 from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS
+
+LARGE_DECREASE: Final = 0.2
+"""A day that is collected again may lose this share of its stored total: people delete rows in the host's tables.
+
+A loss of fewer than FEW is always allowed. Counter dumps only grow, so any loss there is refused.
+"""
+FEW: Final = 5
 
 _NOT_SET_UP: Final = {"42P01", "3F000"}
 """SQLSTATEs of a missing table and a missing schema."""
@@ -83,27 +90,43 @@ def read_window(store: Store) -> Window:
     return Window(row.first, last, max(row.first, last - timedelta(days=LOOKBACK_DAYS + row.early)))
 
 
-def replace_day(store: Store, metric: Metric, day: date, rows: Sequence[Row], *, allow_empty: bool = False) -> Stored:
+def replace_day(
+    store: Store,
+    metric: Metric,
+    day: date,
+    rows: Sequence[Row],
+    *,
+    allow_empty: bool = False,
+    allow_decrease: bool = False,
+) -> Stored:
     """Replace what `metric` has on `day` by `rows`, and note the day as collected.
 
     `rows` have every field of the metric's table; an absent source is None. Concurrent calls are serialized, and the
     later one replaces the whole day.
 
     Raises:
-        DayRefusedError: `rows` is empty, the stored day is not, and `allow_empty` is false.
+        DayRefusedError: the stored day has counts, and `rows` is empty without `allow_empty`, or its total is much
+            smaller without `allow_decrease`.
         DatabaseError: a constraint or the retention period refuses. The stored day is unchanged.
     """
     table = COUNTS[metric.table]
+    total = sum(row["count"] for row in rows)
     with store.transaction("making the partition of the day") as connection:
         # Committed on its own: attaching a partition holds a lock that the counting of other days would wait for.
         connection.execute(sa.select(sa.func.analytics.create_day(day)))
     with store.transaction("replacing the day") as connection:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(metric.asset), day.toordinal())))
         of_day = belongs_to(metric, day)
-        if not rows and not allow_empty and connection.scalar(sa.select(sa.exists().where(of_day))):
+        before = int(connection.scalar(sa.select(sa.func.sum(table.c.count)).where(of_day)) or 0)
+        if before and not rows and not allow_empty:
             raise DayRefusedError(
                 "the source is empty now, but counts are stored; if the source is right, run the day again with"
                 " allow_empty: true in the run's config"
+            )
+        if rows and _is_large(metric, before - total, before) and not allow_decrease:
+            raise DayRefusedError(
+                "the source has less than is stored (dump files or rows are gone); if the source is right, run the"
+                " day again with allow_decrease: true in the run's config"
             )
         connection.execute(sa.delete(table).where(of_day))
         if rows:
@@ -117,7 +140,13 @@ def replace_day(store: Store, metric: Metric, day: date, rows: Sequence[Row], *,
                 set_={"rows": note.excluded.rows, "collected_at": note.excluded.collected_at},
             )
         )
-    return Stored(len(rows), sum(row["count"] for row in rows))
+    return Stored(len(rows), total)
+
+
+def _is_large(metric: Metric, lost: int, before: int) -> bool:
+    if isinstance(metric.origin, CounterDumps):
+        return lost > 0
+    return lost >= FEW and lost > LARGE_DECREASE * before
 
 
 def read_day(store: Store, metric: Metric, day: date) -> Stored:

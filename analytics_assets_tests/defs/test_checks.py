@@ -373,6 +373,31 @@ def test_counts_are_not_replaced_by_an_empty_source(pipeline: Pipeline, host: Ho
     ]
 
 
+@pytest.mark.parametrize(
+    ("numbers", "refused"),
+    [((100, 79), True), ((100, 80), False), ((6, 1), True), ((5, 1), False)],
+)
+def test_counts_are_not_replaced_by_far_fewer(
+    pipeline: Pipeline, host: Host, yesterday: date, numbers: tuple[int, int], refused: bool
+) -> None:
+    before, after = numbers
+    zone = pipeline.settings.time_zone
+    host.occur("signups", moments(yesterday, zone, before))
+    assert pipeline.run(["event_signups"], yesterday).success
+    host.sql("delete from signups")
+    host.occur("signups", moments(yesterday, zone, after))
+
+    again = pipeline.run(["event_signups"], yesterday)
+    assert again.success is not refused
+    assert sum(pipeline.stored("event_signups", yesterday).values()) == (before if refused else after)
+    if refused:
+        failure = failures(again)["event_signups"]
+        assert f"- {yesterday}: the source has less than is stored" in failure
+        assert "allow_decrease: true" in failure
+        assert pipeline.run(["event_signups"], yesterday, allow_decrease=True).success
+        assert sum(pipeline.stored("event_signups", yesterday).values()) == after
+
+
 # --- settings and database
 
 

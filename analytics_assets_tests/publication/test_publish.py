@@ -42,7 +42,7 @@ SIGNUPS, NAME = "event_signups", "event_signup"
 def collect(settings: Settings, asset: str, day: date, counts: Mapping[str, Any]) -> None:
     """Collect a day, split over the sources: event -> count, of each event name or per event name."""
     with open_store(settings) as store:
-        replace_day(store, metric(asset), day, rows_of(asset, day, counts), allow_empty=True)
+        replace_day(store, metric(asset), day, rows_of(asset, day, counts), allow_empty=True, allow_decrease=True)
 
 
 def rows_of(asset: str, day: date, counts: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from analytics_assets.database import DatabaseError
 from analytics_assets.defs.evaluation import open_reader
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.sources import OriginRefusedError
-from analytics_assets_tests.support.host import Host, moments
+from analytics_assets_tests.support.host import Host, last_moment, moments
 from analytics_assets_tests.support.pipeline import Pipeline, everything_said, failures, gate
 
 SIGNUPS, CONSENT = metric("event_signups"), metric("consent_changes")
@@ -203,6 +203,69 @@ def test_an_id_of_any_usual_type_is_counted_canonically(
     assert counted.rows == [row]
 
 
+# --- row level security
+
+
+HIDDEN = "alter table signups enable row level security; create policy p on signups using (source = 'admin')"
+GIVE_AWAY = "grant create on schema analytics_source to hidden_from; alter table analytics_source.signups owner to"
+
+
+@pytest.fixture
+def hidden_from(host: Host) -> Iterator[str]:
+    """A role that may read the table of sign-ups, but sees no row that the policy hides."""
+    host.sql("create role hidden_from; grant select on signups to hidden_from")
+    yield "hidden_from"
+    host.sql("drop owned by hidden_from cascade; drop role hidden_from")
+
+
+@pytest.mark.parametrize(
+    ("statements", "whom"),
+    [
+        ("alter view analytics_source.signups set (security_invoker = on); grant select on signups to {reader}", "pi"),
+        ("{give} hidden_from", "the owner of the view"),
+        ("alter table signups force row level security; alter table signups owner to hidden_from; {give} hidden_from",
+         "the owner of the view"),
+        ("create view below as select * from signups; alter view below owner to hidden_from;"
+         " create or replace view analytics_source.signups as select event_id, occurred_at, source from below",
+         "the owner of the view"),
+        ("drop view analytics_source.signups; create materialized view analytics_source.signups as"
+         " select event_id, occurred_at, source from signups; grant select on analytics_source.signups to {reader};"
+         " {give} hidden_from", "the owner of the view"),
+    ],
+    ids=["invoker", "owner", "forced", "view below", "materialized"],
+)  # fmt: skip
+def test_a_view_that_hides_rows_is_refused(
+    host: Host, reading: Settings, hidden_from: str, statements: str, whom: str
+) -> None:
+    host.sql(HIDDEN)
+    host.sql(statements.format(give=GIVE_AWAY, reader=READER))
+    said = refusal_of(reading)
+    whom = "the pipeline's login" if whom == "pi" else whom
+    assert f"reads public.signups, where row level security hides rows from {whom}; give the view an owner" in said
+    assert hidden_from not in said
+
+
+def test_a_view_whose_owner_sees_every_row_is_counted(host: Host, reading: Settings, yesterday: date) -> None:
+    host.occur("signups", moments(yesterday, "UTC", 3))
+    host.sql(HIDDEN)
+    with open_reader(SIGNUPS, reading) as source:
+        assert source.total(yesterday) == 3
+
+
+def test_rows_that_a_function_does_not_see_are_an_error_and_not_a_smaller_count(
+    pipeline: Pipeline, host: Host, yesterday: date, leaked: Callable[..., bool]
+) -> None:
+    """The catalog does not know which tables a function reads."""
+    host.occur("signups", moments(yesterday, pipeline.settings.time_zone, 3))
+    host.sql("create function seen() returns setof signups language sql stable as 'select * from signups'")
+    host.sql(f"grant select on signups to {READER}; {HIDDEN}")
+    replace_view(host, "event_id, occurred_at, source", " from seen()")
+    (failure,) = failures(pipeline.run(["event_signups"], yesterday)).values()
+    assert "row level security hides rows, so the count would be too low; give the view an owner" in failure
+    assert pipeline.sql("select * from analytics.collected_days") == []
+    assert not leaked(failure)
+
+
 # --- the login
 
 
@@ -298,6 +361,69 @@ def test_a_row_that_breaks_a_rule_costs_its_day_and_no_other(
     assert gate(pipeline, result, "profile_visibility_toggles").passed
     assert pipeline.materialized("profile_visibility_toggles") == {before, yesterday}
     assert not leaked(failure)
+
+
+NO_DAY = {
+    "null": "is null",
+    "'infinity'": "is later than tomorrow",
+    "now() + interval '3 days'": "is later than tomorrow",
+    "'-infinity'": "is before 1971",
+    "'epoch'": "is before 1971",
+    "'0001-01-01'": "is before 1971",
+}
+
+
+@pytest.mark.parametrize(("moment", "rule"), NO_DAY.items(), ids=NO_DAY.keys())
+def test_a_row_that_is_in_no_day_is_a_warning_of_the_gate(
+    host: Host, reading: Settings, moment: str, rule: str
+) -> None:
+    host.sql(f"insert into signups (event_id, occurred_at) select 'canary', {moment} from generate_series(1, 7)")  # noqa: S608
+    with open_reader(SIGNUPS, reading) as source:
+        assert list(map(str, source.outside())) == [f"view analytics_source.signups: occurred_at {rule} (7 rows)"]
+
+
+def test_rows_of_any_day_up_to_tomorrow_are_no_warning(host: Host, reading: Settings, yesterday: date) -> None:
+    host.occur("signups", [last_moment(yesterday + timedelta(days=2), reading.time_zone)])
+    host.sql("insert into signups (event_id, occurred_at) values ('1', '1971-01-02')")
+    with open_reader(SIGNUPS, reading) as source:
+        assert source.outside() == []
+
+
+def test_the_gate_names_rows_without_a_day_and_the_days_are_stored(
+    pipeline: Pipeline, host: Host, yesterday: date, leaked: Callable[..., bool]
+) -> None:
+    zone, before = pipeline.settings.time_zone, yesterday - timedelta(days=1)
+    host.occur("signups", moments(yesterday, zone, 5))
+    host.sql("insert into signups (event_id) select 'canary' from generate_series(1, 7)")
+    result = pipeline.run(["event_signups"], before, yesterday)
+    assert result.success
+    assert pipeline.stored("event_signups", yesterday) == {("event_signup", "1", "web"): 5}
+    warning = gate(pipeline, result, "event_signups")
+    assert (warning.passed, warning.severity) == (False, dg.AssetCheckSeverity.WARN)
+    named = "- view analytics_source.signups: occurred_at is null (7 rows)"
+    assert (warning.description or "").startswith(named)
+
+    host.occur("signups", moments(before, zone, 2), source="canary")
+    red = gate(pipeline, pipeline.run(["event_signups"], before, yesterday), "event_signups")
+    assert (red.passed, red.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert named in (red.description or "")
+    assert f"- {before}: view analytics_source.signups: source" in (red.description or "")
+    assert not leaked()
+
+
+def test_rows_without_a_day_that_cannot_be_counted_are_a_warning_too(
+    pipeline: Pipeline, host: Host, yesterday: date, leaked: Callable[..., bool]
+) -> None:
+    """The function is dear, so PostgreSQL calls it only for rows that the other conditions let through."""
+    host.sql("create function refuse(moment timestamptz) returns boolean language plpgsql cost 100000 as"
+             " $$ begin if moment is null then raise exception 'canary'; end if; return true; end $$")  # fmt: skip
+    host.occur("signups", moments(yesterday, pipeline.settings.time_zone, 5))
+    host.sql("insert into signups (event_id) values ('canary')")
+    replace_view(host, "event_id, occurred_at, source", " from signups where refuse(occurred_at)")
+    result = pipeline.run(["event_signups"], yesterday)
+    assert result.success
+    assert "- rows that no day has could not be counted" in (gate(pipeline, result, "event_signups").description or "")
+    assert not leaked()
 
 
 def test_a_consent_without_direction_costs_its_day(pipeline: Pipeline, host: Host, yesterday: date) -> None:

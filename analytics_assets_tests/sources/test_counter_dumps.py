@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from analytics_assets.contract import COUNT, EVENT_DATE, EVENT_ID, MAX_COUNT, STATUS_CODE, metric
 from analytics_assets.guard import row_violations
 from analytics_assets.settings import Settings
-from analytics_assets.sources import OriginRefusedError
+from analytics_assets.sources import OriginRefusedError, counter_dumps
 from analytics_assets.sources.counter_dumps import UNREADABLE, open_dumps, read_day
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.host import Host, moments
@@ -264,6 +266,70 @@ def test_a_mended_dump_is_collected(pipeline: Pipeline, host: Host, yesterday: d
     (pipeline.settings.dump_dir / str(yesterday) / POISON_FILE).unlink()
     assert pipeline.run(DUMP_FED, yesterday).success
     assert [total(pipeline, asset, yesterday) for asset in DUMP_FED] == [3, 3, 3]
+
+
+def test_a_day_that_has_lost_dumps_is_refused(pipeline: Pipeline, yesterday: date) -> None:
+    folder = pipeline.settings.dump_dir
+    for _ in range(4):
+        count_a_day(folder, yesterday, pipeline.settings.time_zone)
+    assert pipeline.run(DUMP_FED, yesterday).success
+    for path in sorted((folder / str(yesterday)).iterdir())[:2]:
+        path.unlink()
+
+    result = pipeline.run(DUMP_FED, yesterday)
+    assert set(failures(result)) == set(DUMP_FED)
+    for asset in DUMP_FED:
+        assert f"- {yesterday}: the source has less than is stored (dump files" in failures(result)[asset]
+    assert [total(pipeline, asset, yesterday) for asset in DUMP_FED] == [4, 4, 4]
+
+    assert pipeline.run(DUMP_FED, yesterday, allow_decrease=True).success
+    assert [total(pipeline, asset, yesterday) for asset in DUMP_FED] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("change", [{"event_name": "badge_scanned"}, {"device": "phone"}, {"source": "kiosk"}])
+def test_a_dump_of_a_newer_web_application_says_who_is_upgraded_first(tmp_path: Path, change: dict[str, Any]) -> None:
+    write(tmp_path / str(DAY), line(**change))
+    (problem,) = read_day(tmp_path / str(DAY), VIEWS, DAY).problems
+    assert "if the web application is newer than the pipeline, upgrade the pipeline first" in str(problem)
+    assert not set(change.values()) & set(str(problem).split())
+
+
+# --- the comparison
+
+
+def test_the_comparison_reads_many_small_files_in_a_few_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call takes milliseconds, however short the file."""
+    for number in range(5000):
+        write(tmp_path / str(DAY), line(count=1) + b"\n" * (number % 3), f"{number:032x}.ndjson")
+    calls = Counter[str]()
+
+    def read_json(*arguments: Any, **options: Any) -> Any:
+        calls["read_json"] += 1
+        return pd.read_json(*arguments, **options)
+
+    monkeypatch.setattr(counter_dumps, "pd", SimpleNamespace(read_json=read_json))
+    with open_dumps(VIEWS, replace(Settings.from_env({}), dump_dir=tmp_path)) as source:
+        assert source.total(DAY) == 5000
+    assert calls["read_json"] == 1
+
+
+@pytest.mark.parametrize("batch", [1, 200, 1 << 20])
+def test_the_comparison_does_not_depend_on_how_many_files_it_reads_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(counter_dumps, "_BATCH", batch)
+    names = [f"{number:032x}.ndjson" for number in range(9)]
+    for number, name in enumerate(names):
+        write(tmp_path / str(DAY), b"\n" + line(count=10**number) + b"\n" + line(event_name="directory_searched"), name)
+    write(tmp_path / str(DAY), b"", names[4])
+    with open_dumps(VIEWS, replace(Settings.from_env({}), dump_dir=tmp_path)) as source:
+        assert source.total(DAY) == 111_101_111
+        # Halves of lines that would be one line together, and a file that no reader takes for lines.
+        for first, second in ((b'{"count": [{}', b"{}]}"), (line(count=1), b"canary"), (line()[:-9], line()[-9:])):
+            write(tmp_path / str(DAY), first, names[4])
+            write(tmp_path / str(DAY), second, names[5])
+            with pytest.raises(OriginRefusedError, match=f"{DAY}/0{{31}}[45].ndjson: .row. is not a line of JSON"):
+                source.total(DAY)
 
 
 def test_a_sum_past_the_largest_count_is_refused(tmp_path: Path) -> None:

@@ -44,15 +44,18 @@ class Pipeline:
         return build_definitions(self.settings)
 
     def run(
-        self, assets: Sequence[str], first: date, last: date | None = None, *, allow_empty: bool = False
+        self, assets: Sequence[str], first: date, last: date | None = None, **config: bool
     ) -> dg.ExecuteInProcessResult:
-        """Materialize the assets for a range of days, with their checks, in one run that may fail."""
+        """Materialize the assets for a range of days, with their checks, in one run that may fail.
+
+        `config` is the run config of each asset, such as `allow_empty=True`.
+        """
         job = self.definitions().resolve_implicit_global_asset_job_def()
         return job.execute_in_process(
             instance=self.instance,
             asset_selection=[dg.AssetKey(name) for name in assets],
             tags=range_tags(first, last or first),
-            run_config={"ops": {name: {"config": {"allow_empty": allow_empty}} for name in assets}},
+            run_config={"ops": {name: {"config": config} for name in assets}},
             raise_on_error=False,
         )
 

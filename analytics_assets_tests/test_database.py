@@ -1,0 +1,146 @@
+"""Connections: what a URL may ask for, what read-only means, and which cause a failed log-in is said to have."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from analytics_assets.database import DatabaseError, UnreachableError, engine, failure_cause, redacted_errors
+from analytics_assets_tests.support.host import Host
+
+
+def error_of(url: sa.URL) -> str:
+    """What is said of a URL that does not work."""
+    with (
+        pytest.raises(UnreachableError) as error,
+        redacted_errors("looking"),
+        engine(url.render_as_string(hide_password=False), "ANALYTICS_SOURCE_URL", read_only=True) as database,
+        database.connect(),
+    ):
+        pass
+    assert error.value.__suppress_context__
+    return str(error.value)
+
+
+def shown(url: sa.URL, *names: str) -> dict[str, str]:
+    """Settings of a read-only session."""
+    with (
+        engine(url.render_as_string(hide_password=False), "ANALYTICS_SOURCE_URL", read_only=True) as database,
+        database.connect() as connection,
+    ):
+        return {name: str(connection.exec_driver_sql(f"show {name}").scalar()) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("query", "name", "expected"),
+    [
+        ({"options": "-c statement_timeout=1234"}, "statement_timeout", "1234ms"),
+        ({"options": "-c default_transaction_read_only=off -c row_security=on"}, "work_mem", "4MB"),
+        ({"application_name": "nightly"}, "application_name", "nightly"),
+        ({"connect_timeout": "3"}, "application_name", "analytics-assets"),
+        ({}, "statement_timeout", "0"),
+    ],
+)
+def test_what_the_url_asks_for_is_honoured_beside_what_reading_needs(
+    host: Host, query: Mapping[str, str], name: str, expected: str
+) -> None:
+    assert shown(host.url.update_query_dict(query), name, "transaction_read_only", "row_security") == {
+        name: expected,
+        "transaction_read_only": "on",
+        "row_security": "off",
+    }
+
+
+def test_every_transaction_of_a_read_only_engine_refuses_to_write(host: Host) -> None:
+    with engine(host.url.render_as_string(hide_password=False), "ANALYTICS_SOURCE_URL", read_only=True) as database:
+        for _ in range(2):
+            with (
+                pytest.raises(DatabaseError, match="ReadOnlySqlTransaction"),
+                redacted_errors("writing"),
+                database.begin() as connection,
+            ):
+                connection.exec_driver_sql("insert into signups (event_id) values ('1')")
+
+
+# --- why a log-in fails: on a real server
+
+
+def test_nobody_listens(host: Host, tmp_path: Path) -> None:
+    for url in (
+        sa.make_url("postgresql+psycopg2://canary:canary@127.0.0.1:1/canary"),
+        host.url.update_query_dict({"host": str(tmp_path)}),
+    ):
+        assert error_of(url) == (
+            "looking: the database cannot be reached:"
+            " nobody listens at host and port of the URL; is the server running?"
+        )
+
+
+def test_the_host_name_is_unknown() -> None:
+    said = error_of(sa.make_url("postgresql+psycopg2://someone:canary@canary.invalid/canary"))
+    assert "the host name in the URL is unknown" in said
+    assert "canary" not in said
+
+
+def test_no_database_has_the_name(host: Host) -> None:
+    said = error_of(host.url.set(database="canary"))
+    assert "the server has no database of the name in the URL" in said
+    assert "canary" not in said
+
+
+@pytest.mark.parametrize("query", [{"sslmode": "canary"}, {"canary": "1"}, {"options": "-c canary=1"}])
+def test_a_parameter_is_unknown(host: Host, query: Mapping[str, str]) -> None:
+    said = error_of(host.url.update_query_dict(query))
+    assert "a parameter of the URL, or the value of one, is unknown" in said
+    assert "canary" not in said
+
+
+def test_the_login_is_refused(host: Host) -> None:
+    host.sql("drop role if exists canary_closed; create role canary_closed nologin")
+    try:
+        for name in ("canary_closed", "canary_absent"):
+            said = error_of(host.url.set(username=name))
+            assert "the server refuses the login; check user and password in the URL" in said
+            assert "canary" not in said
+        host.sql("alter role canary_closed login connection limit 0")
+        assert "the server has no free connection" in error_of(host.url.set(username="canary_closed"))
+    finally:
+        host.sql("drop role canary_closed")
+
+
+# --- why a log-in fails: texts of servers that no test starts
+
+LOGIN, DATABASE, TLS, CLOSED = "refuses the login", "no database of the name", "TLS fails", "it closed the connection"
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ('FATAL:  password authentication failed for user "canary"', LOGIN),
+        ("fe_sendauth: no password supplied", LOGIN),
+        ('FATAL:  no pg_hba.conf entry for host "10.0.0.1", user "canary", database "x", SSL off', LOGIN),
+        ('FATAL:  permission denied for database "canary"', LOGIN),
+        ('connection to server at "db" (10.0.0.1), port 5432 failed: SSL error: certificate verify failed', TLS),
+        ('root certificate file "/canary/root.crt" does not exist', TLS),
+        ('server certificate for "canary" does not match host name "db"', TLS),
+        ("server does not support SSL, but SSL was required", TLS),
+        ("SSL connection has been closed unexpectedly", CLOSED),
+        ("server closed the connection unexpectedly", CLOSED),
+        ("FATAL:  no such database: canary", DATABASE),
+        ("FATAL:  the database system is starting up", "starting or stopping"),
+        ("FATAL:  sorry, too many clients already", "no free connection"),
+        ("FATAL:  unsupported startup parameter: options", "a connection pooler refuses a parameter"),
+        ('FATAL:  database "role certificate invalid dsn" does not exist', DATABASE),
+        (
+            'connection to server at "localhost" (::1), port 5432 failed: Connection refused\n'
+            'connection to server at "localhost" (127.0.0.1), port 5432 failed: FATAL:  role "canary" does not exist',
+            LOGIN,
+        ),
+        ("FATAL:  canary", "are address, name, login and password in the URL right?"),
+    ],
+)
+def test_each_text_has_one_cause_and_is_not_repeated(text: str, cause: str) -> None:
+    assert cause in failure_cause(text)
+    assert not re.search("canary|10\\.0|db", failure_cause(text).replace("pg_hba", ""))
