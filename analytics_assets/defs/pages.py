@@ -6,6 +6,7 @@ from typing import Any, Final
 import dagster as dg
 
 from analytics_assets.contract import FRICTION_PATH, METRICS, PAGES, PUBLISHED_PATH
+from analytics_assets.defs.retries import retried
 from analytics_assets.publication.pages.core import FOLDER, Health
 from analytics_assets.publication.pages.publish import write_core_pages, write_published_pages
 from analytics_assets.publication.pages.writing import Written
@@ -30,6 +31,7 @@ _ENDED: Final = {"SUCCEEDED", "FAILED"}
     kinds={"html"},
     owners=["team:core"],
 )
+@retried
 def core_pages(context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult[None]:
     """Write the core team's pages."""
     keys = context.job_def.asset_layer.asset_graph.asset_check_keys
@@ -46,6 +48,7 @@ def core_pages(context: dg.AssetExecutionContext, settings: dg.ResourceParam[Set
     kinds={"html", "csv", "json"},
     owners=["team:core"],
 )
+@retried
 def published_pages(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult[None]:
     """Write the pages for everybody else."""
     with open_store(settings) as store:
