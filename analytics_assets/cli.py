@@ -37,7 +37,7 @@ def _report_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        from analytics_assets.local.server import ServerError
+        from analytics_assets.local.processes import ServerError
 
         try:
             command(*args, **kwargs)
@@ -77,6 +77,7 @@ def up(port: int) -> None:
             process.wait()
         except KeyboardInterrupt:
             click.echo("Stopping.")
+            return
     if process.returncode:
         raise click.ClickException("Dagster has ended unexpectedly; see its output above")
 

@@ -20,6 +20,7 @@ for name in VARIABLES:
 # A zone in which it is about noon, so that no day ends while a test runs.
 os.environ["ANALYTICS_TIMEZONE"] = _ZONE or f"Etc/GMT{datetime.now(UTC).hour - 12:+d}"
 
+from analytics_assets.defs import retries  # noqa: E402
 from analytics_assets.local.postgres import embedded_postgres, ensure_database  # noqa: E402
 from analytics_assets.local.server import dagster_instance  # noqa: E402
 from analytics_assets.store.grants import RIGHTS  # noqa: E402
@@ -37,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "make_server_folder" in getattr(item, "fixturenames", ()):
             item.add_marker("server")
+
+
+@pytest.fixture(autouse=True)
+def _no_wait_before_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step whose database is out of reach is tried again at once, in the test's own process."""
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ DEFS_LAYERS = [
     {"assets", "checks"},
     {"collect"},
     {"evaluation", "pages"},
-    {"partitions"},
+    {"partitions", "retries"},
 ]
 DEFS_RANK = {name: rank for rank, names in enumerate(DEFS_LAYERS) for name in names}
 

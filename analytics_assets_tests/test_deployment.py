@@ -7,7 +7,9 @@ import re
 import shutil
 import socket
 import ssl
+import stat
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
@@ -215,7 +217,7 @@ def test_upgrade_backup_and_restore(installed: Deployment) -> None:
     fill(installed)
 
     folder = installed.place("/var/backups/analytics")
-    for age in (29, 32):
+    for age in (29, 30, 32):
         (folder / str(age)).mkdir(parents=True)
         os.utime(folder / str(age), times=(time.time() - age * 86400,) * 2)
     installed.run(*blocks("Backup"))
@@ -256,6 +258,48 @@ def test_upgrade_backup_and_restore(installed: Deployment) -> None:
     assert rows(installed, "analytics", published) == [(last_day(), "not_collected")], "it is never published again"
     for name in ("analytics", "dagster"):
         installed.run(f"sudo -u postgres dropdb {name}_before")
+
+
+def test_a_backup_takes_place_beside_a_writer_and_stops_when_something_is_missing(installed: Deployment) -> None:
+    old = installed.place("/var/backups/analytics/old")
+    dumps = installed.place("/var/lib/events-app/counter-dumps")
+    busy = dumps / "busy"
+    busy.write_bytes(bytes(1 << 26))
+    script = "sh /usr/local/sbin/analytics-backup 2>&1 || echo stopped with $?"
+
+    ended = threading.Event()
+
+    def write() -> None:
+        while not ended.is_set():
+            os.utime(busy)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        said = installed.run(script)
+    finally:
+        ended.set()
+        writer.join()
+        busy.unlink()
+    assert "file changed as we read it" in said
+    assert "stopped" not in said
+
+    old.mkdir()
+    os.utime(old, times=(time.time() - 30 * 86400,) * 2)
+    away = dumps.rename(dumps.with_name("away"))
+    try:
+        assert "stopped with " in installed.run(script)
+    finally:
+        away.rename(dumps)
+    assert not old.exists(), "what is old goes even if the backup fails"
+
+
+def test_the_services_may_read_what_root_has_installed(installed: Deployment) -> None:
+    checkout = installed.place("/srv/analytics_assets")
+    paths = [path for path in (checkout, *checkout.rglob("*")) if not path.is_symlink()]
+    assert len(paths) > 1000
+    assert [path for path in paths if not path.stat().st_mode & stat.S_IROTH] == []
+    assert [path for path in paths if path.is_dir() and not path.stat().st_mode & stat.S_IXOTH] == []
 
 
 def test_what_has_expired_goes_before_anybody_reads() -> None:

@@ -27,7 +27,8 @@ import requests
 import sqlalchemy as sa
 
 from analytics_assets.demo.activity import create_demo_app
-from analytics_assets.local.server import HOST, ROOT, stop
+from analytics_assets.local.processes import stop
+from analytics_assets.local.server import HOST, ROOT
 from analytics_assets.settings import Settings
 from analytics_assets_tests.support.database import pipeline_settings
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, failures

@@ -33,6 +33,7 @@ from analytics_assets.defs.collect import CollectConfig, Results, collect
 from analytics_assets.defs.evaluation import AT_SOURCE
 from analytics_assets.defs.pages import make_core_pages, published_pages
 from analytics_assets.defs.partitions import days_awaited, days_of_run
+from analytics_assets.defs.retries import HOST_DATABASE, retried
 from analytics_assets.dictionary import asset_descriptions, column_text
 from analytics_assets.publication.findings import refresh_friction
 from analytics_assets.publication.pages.publish import INSTALLED
@@ -84,6 +85,7 @@ def _metric_asset(
         deps=[dg.AssetKey(metric.origin.path)],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
+        pool=HOST_DATABASE if isinstance(metric.origin, SourceView) else None,
         kinds={"postgres", "sql" if isinstance(metric.origin, SourceView) else "json"},
         owners=[metric.owner],
         tags={"grain": "day", "personal_data": "none"},
@@ -104,6 +106,7 @@ def _metric_asset(
         # Otherwise the default IO manager would pickle the result of every run.
         dagster_type=cast(dg.DagsterType, dg.Nothing),
     )
+    @retried
     def asset(
         context: dg.AssetExecutionContext, config: CollectConfig, settings: dg.ResourceParam[Settings]
     ) -> Results:
@@ -122,6 +125,7 @@ def _published_asset(description: str) -> dg.AssetsDefinition:
         tags={"personal_data": "none"},
         metadata={"dagster/table_name": f"{PUBLISHED_SCHEMA}.daily"},
     )
+    @retried
     def published_counts(
         context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]
     ) -> dg.MaterializeResult[None]:
@@ -150,6 +154,7 @@ def _friction_asset(description: str) -> dg.AssetsDefinition:
         tags={"personal_data": "none"},
         metadata={"dagster/table_name": f"{SCHEMA}.friction"},
     )
+    @retried
     def product_friction(
         context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]
     ) -> dg.MaterializeResult[None]:

@@ -12,7 +12,7 @@ from typing import Final
 
 import dagster as dg
 
-from analytics_assets.contract import LEDGER_PATH, PUBLISHED_PATH, SOURCE_VIEWS, Metric
+from analytics_assets.contract import LEDGER_PATH, PUBLISHED_PATH, SOURCE_VIEWS, Metric, SourceView
 from analytics_assets.database import DatabaseError, engine, redacted_errors
 from analytics_assets.defs.evaluation import (
     DOCUMENTED,
@@ -26,6 +26,7 @@ from analytics_assets.defs.evaluation import (
 )
 from analytics_assets.defs.pages import PUBLISHED
 from analytics_assets.defs.partitions import days_at_work, days_of_run
+from analytics_assets.defs.retries import HOST_DATABASE, retried
 from analytics_assets.publication.audit import find_recoverable
 from analytics_assets.publication.pages.publish import find_untrue_pages
 from analytics_assets.retention.sweep import find_overdue, registry
@@ -78,6 +79,7 @@ def metric_checks(metric: Metric) -> dg.AssetChecksDefinition:
 
     @dg.multi_asset_check(
         name=f"{metric.asset}_checks",
+        pool=HOST_DATABASE if isinstance(metric.origin, SourceView) else None,
         specs=[
             dg.AssetCheckSpec(
                 STORED,
@@ -105,6 +107,7 @@ def metric_checks(metric: Metric) -> dg.AssetChecksDefinition:
         ],
         can_subset=True,
     )
+    @retried
     def checks(context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings]) -> Results:
         names = {key.name for key in context.selected_asset_check_keys}
         with open_store(settings) as store:
@@ -139,6 +142,7 @@ def metric_checks(metric: Metric) -> dg.AssetChecksDefinition:
     ],
     can_subset=True,
 )
+@retried
 def database_checks(context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings]) -> Results:
     """Check what concerns every metric: expired days, and what schema `analytics` holds beside the counts."""
     names = {key.name for key in context.selected_asset_check_keys}
@@ -191,6 +195,7 @@ def _check_documented(store: Store) -> dg.AssetCheckResult:
     ],
     can_subset=True,
 )
+@retried
 def published_checks(context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings]) -> Results:
     """Check everything that is published, not only what the run has added."""
     names = {key.name for key in context.selected_asset_check_keys}
@@ -212,6 +217,7 @@ def published_checks(context: dg.AssetCheckExecutionContext, settings: dg.Resour
     ],
     can_subset=True,
 )
+@retried
 def login_checks(context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings]) -> Results:
     """Check the login once, from the catalog as it is now. No row is read. The result is the same for every view."""
     with (
@@ -229,6 +235,7 @@ def login_checks(context: dg.AssetCheckExecutionContext, settings: dg.ResourcePa
     name=SAY_ONLY_WHAT_IS_PUBLISHED,
     description="Every number in the HTML, CSV and JSON for others than the core team is a sum of published days.",
 )
+@retried
 def published_pages_check(settings: dg.ResourceParam[Settings]) -> dg.AssetCheckResult:
     """Read the published pages back, and compare them with schema `published`."""
     with open_store(settings) as store:

@@ -19,6 +19,7 @@ from analytics_assets.database import DatabaseError, UnreachableError
 from analytics_assets.days import format_range, ranges
 from analytics_assets.defs.evaluation import AT_SOURCE, as_event, bullet_list, evaluate, make_result, open_reader
 from analytics_assets.defs.partitions import days_at_work
+from analytics_assets.defs.retries import RETRIES
 from analytics_assets.settings import Settings
 from analytics_assets.sources import OriginRefusedError, Problem, Reader
 from analytics_assets.store import Store, open_store
@@ -78,7 +79,8 @@ def collect(
 
     Raises:
         Failure: a source or a day was refused, and retrying does not help.
-        DatabaseError: the analytics database was out of reach before the first day.
+        UnreachableError: a database was out of reach, and the step may be tried again.
+        DatabaseError: the analytics database refused to say which days are kept.
     """
     days = [date.fromisoformat(key) for key in context.partition_keys]
     with open_store(settings) as store:
@@ -97,6 +99,9 @@ def collect(
             context.log_event(_evaluation(metric, gate_result(refusal.problems, refusal.recovery)))
             raise dg.Failure(f"the source was refused before a row was read: {refusal}", allow_retries=False) from None
 
+        if outcome.out_of_reach and context.retry_number < RETRIES:
+            # Every day is counted again: which of them are stored, Dagster would not know.
+            raise UnreachableError(format_failed_days(outcome.failed, len(days)))
         gate = gate_result(outcome.problems, _RECOVERY, outcome.outside, about=outcome.refused)
         if outcome.failed:
             for day, stored in outcome.stored.items():

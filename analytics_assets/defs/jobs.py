@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import dagster as dg
+from dagster._core.storage.tags import PRIORITY_TAG
 from pydantic import Field
 
 from analytics_assets.contract import FRICTION_PATH, METRICS
@@ -11,6 +12,7 @@ from analytics_assets.defs.checks import LEDGER_KEY, PUBLISHED_KEY, database_che
 from analytics_assets.defs.evaluation import as_event, bullet_list
 from analytics_assets.defs.pages import CORE, PUBLISHED
 from analytics_assets.defs.partitions import DAILY_JOB
+from analytics_assets.defs.retries import retried
 from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.retention.sweep import Report, apply_retention
 from analytics_assets.settings import Settings
@@ -21,6 +23,7 @@ _RETRIES: Final = 3
 
 daily_metrics_job = dg.define_asset_job(
     DAILY_JOB,
+    tags={PRIORITY_TAG: "1"},  # before a backfill, which has none
     selection=dg.AssetSelection.assets(
         *(metric.asset for metric in METRICS),
         PUBLISHED_KEY,
@@ -45,6 +48,7 @@ class RetentionConfig(dg.Config):
 
 
 @dg.op(out=dg.Out(dg.Nothing), description="Goes through every retention target. The ledger says what it removed.")
+@retried
 def remove_expired_days(
     context: dg.OpExecutionContext, config: RetentionConfig, settings: dg.ResourceParam[Settings]
 ) -> None:
@@ -72,7 +76,10 @@ def remove_expired_days(
         raise dg.RetryRequested(_RETRIES, config.seconds_to_retry) from failure
 
 
-@dg.job(description="Removes expired days everywhere. With dry_run, the default of a launch by hand, it only looks.")
+@dg.job(
+    tags={PRIORITY_TAG: "2"},
+    description="Removes expired days everywhere. With dry_run, the default of a launch by hand, it only looks.",
+)
 def retention_job() -> None:
     """Remove the expired days."""
     remove_expired_days()

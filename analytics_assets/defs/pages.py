@@ -6,6 +6,7 @@ from typing import Any, Final
 import dagster as dg
 
 from analytics_assets.contract import FRICTION_PATH, METRICS, PAGES, PUBLISHED_PATH
+from analytics_assets.defs.retries import retried
 from analytics_assets.publication.pages.core import FOLDER, Health
 from analytics_assets.publication.pages.publish import write_core_pages, write_published_pages
 from analytics_assets.publication.pages.writing import Written
@@ -33,6 +34,7 @@ def make_core_pages(checks: Iterable[dg.AssetCheckKey]) -> dg.AssetsDefinition:
         kinds={"html"},
         owners=["team:core"],
     )
+    @retried
     def core_pages(
         context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]
     ) -> dg.MaterializeResult[None]:
@@ -51,6 +53,7 @@ def make_core_pages(checks: Iterable[dg.AssetCheckKey]) -> dg.AssetsDefinition:
     kinds={"html", "csv", "json"},
     owners=["team:core"],
 )
+@retried
 def published_pages(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult[None]:
     """Write the pages for everybody else."""
     with open_store(settings) as store:

@@ -179,6 +179,7 @@ def click_through(url: str) -> None:
         requests.RequestException: the application does not answer, or not as expected.
     """
     with requests.Session() as visitor:
+        visitor.trust_env = False  # no proxy
         _expect(visitor.get(f"{url}/events"), 200)
         _expect(visitor.get(f"{url}/events/1"), 200)
         _expect(visitor.post(f"{url}/events/1/signup", {"name": "canary"}), 422)

@@ -17,7 +17,15 @@ from typing import Final, NoReturn
 
 import requests
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from analytics_assets.contract import FRICTION_PATH, METRICS, PAGES, PUBLISHED_PATH, SOURCE_VIEWS
@@ -37,14 +45,13 @@ from analytics_assets.defs.pages import PUBLISHED
 from analytics_assets.demo.activity import click_through, create_demo_app, missing_days, record_activity
 from analytics_assets.demo.webserver import Webserver
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
+from analytics_assets.local.processes import ServerError, stop
 from analytics_assets.local.server import (
     HOST,
-    ServerError,
     dagster_dev,
     dagster_instance,
     databases,
     require_free_port,
-    stop,
     wait_until_ready,
 )
 from analytics_assets.publication.pages.publish import INSTALLED
@@ -153,7 +160,7 @@ def _run_application(settings: Settings, database_url: str, port: int) -> Iterat
         "DEMO_APP_TIME_ZONE": settings.time_zone,
     }
     # An access log would contain paths and queries.
-    options = ["--host", HOST, "--port", str(port), "--no-access-log", "--timeout-graceful-shutdown", "5"]
+    options = ["--host", HOST, "--port", str(port), "--no-access-log", "--timeout-graceful-shutdown", "1"]
     with (settings.data_dir / "demo_app.log").open("wb") as log:
         process = subprocess.Popen(  # noqa: S603  # our own interpreter and constants
             [sys.executable, "-m", "uvicorn", "--factory", "analytics_assets.demo.app:create_app", *options],
@@ -168,26 +175,65 @@ def _run_application(settings: Settings, database_url: str, port: int) -> Iterat
             stop(process)
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
+class _Lines:
+    """Progress as lines, for a log or a pipe: where nobody sees a bar move, Rich prints it only at the end."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._started = time.monotonic()
+        self._tasks: list[tuple[str, int, int]] = []
+        """Text, how much there is to do, and how much is done."""
+
+    def add_task(self, text: str, total: int) -> TaskID:
+        """Say what begins."""
+        self._tasks.append((text, total, 0))
+        self._print(f"{text} ...")
+        return TaskID(len(self._tasks) - 1)
+
+    def update(self, task: TaskID, completed: int) -> None:
+        """Say how much is done, whenever it is a quarter more."""
+        text, total, before = self._tasks[task]
+        self._tasks[task] = (text, total, completed)
+        if completed * 4 // total > before * 4 // total:
+            self._print(f"{text}: {completed:,} of {total:,}" if total > 1 else f"{text}: done")
+
+    def advance(self, task: TaskID) -> None:
+        """One more is done."""
+        self.update(task, self._tasks[task][2] + 1)
+
+    def stop(self) -> None:
+        """Nothing is left to print."""
+
+    def _print(self, line: str) -> None:
+        seconds = f"{time.monotonic() - self._started:5.0f} s  "
+        self._console.print(seconds + line, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress | _Lines]:
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    with Progress(
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=console,
-    )
+    ) as progress:
+        yield progress
 
 
 @contextmanager
-def _step(progress: Progress, text: str) -> Iterator[None]:
+def _step(progress: Progress | _Lines, text: str) -> Iterator[None]:
     task = progress.add_task(text, total=1)
     yield
     progress.update(task, completed=1)
 
 
 @contextmanager
-def _remove_expired_days(settings: Settings, progress: Progress) -> Iterator[None]:
+def _remove_expired_days(settings: Settings, progress: Progress | _Lines) -> Iterator[None]:
     """Remove expired days before Dagster starts, because its daemon would do so at an unpredictable time."""
     with _step(progress, "Retention: remove expired days"), dagster_instance(settings) as instance:
         _, reports = apply_retention(settings, instance, MANUAL)
@@ -197,7 +243,7 @@ def _remove_expired_days(settings: Settings, progress: Progress) -> Iterator[Non
 
 
 @contextmanager
-def _host_application(settings: Settings, progress: Progress) -> Iterator[tuple[Settings, str, list[date]]]:
+def _host_application(settings: Settings, progress: Progress | _Lines) -> Iterator[tuple[Settings, str, list[date]]]:
     """Yield settings with the source URL, the URL of the application's owner, and the days that were filled now."""
     starting = progress.add_task("PostgreSQL", total=1)
     with embedded_postgres(settings.data_dir) as server:
@@ -218,7 +264,7 @@ def _host_application(settings: Settings, progress: Progress) -> Iterator[tuple[
         yield replace(settings, source_url=reader), owner, missing
 
 
-def _backfill(webserver: Webserver, settings: Settings, filled: list[date], progress: Progress) -> bool:
+def _backfill(webserver: Webserver, settings: Settings, filled: list[date], progress: Progress | _Lines) -> bool:
     """Materialize the retained days that are not materialized or were filled now. Returns whether there were any."""
     with open_store(settings) as store:
         window = read_window(store)

@@ -10,6 +10,7 @@ from typing import Any, Final
 import requests
 
 from analytics_assets.days import span
+from analytics_assets.local.server import NO_PROXY
 
 _LAUNCH: Final = """
 mutation Launch($params: LaunchBackfillParams!) {
@@ -65,7 +66,8 @@ class Webserver:
 
     def query(self, text: str, **variables: object) -> Any:
         """Send one GraphQL request. Returns the `data` of the answer."""
-        response = requests.post(f"{self.url}/graphql", json={"query": text, "variables": variables}, timeout=60)
+        request = {"query": text, "variables": variables}
+        response = requests.post(f"{self.url}/graphql", json=request, timeout=60, proxies=NO_PROXY)
         answer = response.json()
         if not response.ok or "errors" in answer:
             raise WebserverError("the webserver refused a request; does its version match this package?")

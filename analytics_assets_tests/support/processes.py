@@ -1,12 +1,24 @@
 """Processes beside the test's own: how they are started, free ports for them, and waiting for what they do."""
 
 import multiprocessing
+import os
 import secrets
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import psutil
+
+from analytics_assets.contract import RETENTION_DAYS
+from analytics_assets.local.processes import stop
+from analytics_assets.local.server import ROOT
+
+COMMAND = [sys.executable, "-m", "analytics_assets"]
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -34,3 +46,37 @@ def wait_until(condition: Callable[[], bool], process: BaseProcess | None = None
         assert process is None or process.is_alive(), "the process has ended before what was waited for"
         assert time.monotonic() < deadline, f"did not happen within {seconds} seconds"
         time.sleep(0.05)
+
+
+def environment(data_dir: Path, retention_days: int = RETENTION_DAYS) -> dict[str, str]:
+    """Of a command that keeps everything in a folder."""
+    return os.environ | {
+        "ANALYTICS_DATA_DIR": str(data_dir),
+        "ANALYTICS_RETENTION_DAYS": str(retention_days),
+        "COLUMNS": "120",
+    }
+
+
+def left_running(data_dir: Path) -> list[str]:
+    """Command lines of processes that work in the data folder; the dead that nobody has buried do not count."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            mine = str(data_dir) in " ".join(process.cmdline()) or process.environ().get("ANALYTICS_DATA_DIR") == str(
+                data_dir
+            )
+            if mine and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+@contextmanager
+def running(command: list[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of a session of its own, as a terminal would start it; its output goes to ours."""
+    process = subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True)
+    try:
+        yield process
+    finally:
+        stop(process)

@@ -1,0 +1,73 @@
+"""Processes that this package starts: how they end, whatever they are doing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+import psutil
+
+_GRACE: Final = 2
+"""Seconds that a process has to end by itself. Nothing is lost when it is killed: a day is replaced as a whole."""
+
+
+class ServerError(RuntimeError):
+    """A server could not be started; the text says what to do."""
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Interrupt a process and everything that it has started, and kill what still runs after two seconds.
+
+    All are interrupted at once: Dagster ends its processes one after the other, and its code server waits for its runs.
+    """
+    with uninterrupted():
+        family = _family(process)
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.send_signal(signal.SIGINT)
+        psutil.wait_procs(family, timeout=_GRACE)
+        while alive := _family(process):  # again: the last moment may have brought another one
+            for member in alive:
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
+            psutil.wait_procs(alive, timeout=_GRACE)
+        process.wait()
+
+
+def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return a process, its descendants, and, if it leads a session, those of it whose parent has ended."""
+    found: set[psutil.Process] = set()
+    with suppress(psutil.NoSuchProcess):
+        found |= {psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)}
+    for pid in psutil.pids():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+            if os.getsid(pid) == process.pid:
+                found.add(psutil.Process(pid))
+    return [member for member in found if _runs(member)]
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignore further signals that end this process: an impatient second Ctrl-C would leave some processes running."""
+    # Only the main thread is interrupted, and may say what becomes of signals.
+    numbers = (
+        (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    )
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
