@@ -51,6 +51,15 @@ def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterat
         made.dispose()
 
 
+def describe_database(url: str | None) -> str:
+    """Return where a database is, `host:port/name`: no login, no password. A socket has no host."""
+    if url is None:
+        return "no database"
+    made = sa.make_url(url)
+    host = made.host or "local socket"
+    return f"{host}{f':{made.port}' if made.port else ''}/{made.database}"
+
+
 @contextmanager
 def redacted_errors(doing: str) -> Iterator[None]:
     """Turn a driver error into a DatabaseError, without the texts that PostgreSQL fills with data.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zoneinfo
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,9 +23,12 @@ VARIABLES: Final = {
     "ANALYTICS_DUMP_DIR": "Folder of the counter dumps. Default: `dumps` in the data folder.",
     "ANALYTICS_PUBLISH_DIR": "Folder of the pages. Default: `pages` in the data folder.",
     "ANALYTICS_TIMEZONE": "The time zone whose calendar days are counted, an IANA name. Default: `UTC`.",
+    "ANALYTICS_ALERT_URL": "Who is told what turns red: an Apprise URL, like `mailto://...`. Unset: a line in the log.",
     "ANALYTICS_RETENTION_DAYS": f"How many days are kept. Default: `{RETENTION_DAYS}`.",
 }
 """Name -> meaning; the README's table is tested against it."""
+
+_DATABASE_URLS: Final = ("ANALYTICS_DATABASE_URL", "ANALYTICS_SOURCE_URL", "DAGSTER_POSTGRES_URL")
 
 
 class SettingsError(ValueError):
@@ -48,6 +52,13 @@ def database_url(text: str, variable: str) -> str:
     return url.render_as_string(hide_password=False)
 
 
+def _alert_url(text: str | None) -> str | None:
+    # Apprise reads the rest, when a message is sent.
+    if text is not None and not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://\S+$", text):
+        raise SettingsError("ANALYTICS_ALERT_URL is not a URL that Apprise knows (mailto://..., slack://..., json://...)")
+    return text
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of one process. The `repr` leaves out the URLs, which hold passwords."""
@@ -61,12 +72,14 @@ class Settings:
     publish_dir: Path
     time_zone: str
     retention_days: int
+    alert_url: str | None = field(default=None, repr=False)
+    """Where alerts go, as Apprise reads it; it may hold a password. None: to the log."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         """Read the settings. An empty variable counts as unset. Raises SettingsError."""
         given = {name: environ[name] for name in VARIABLES if environ.get(name)}
-        urls = {name: database_url(given[name], name) for name in given if name.endswith("_URL")}
+        urls = {name: database_url(given[name], name) for name in _DATABASE_URLS if name in given}
         time_zone = given.get("ANALYTICS_TIMEZONE", "UTC")
         try:
             zoneinfo.ZoneInfo(time_zone)
@@ -89,6 +102,7 @@ class Settings:
             publish_dir=Path(given.get("ANALYTICS_PUBLISH_DIR", data_dir / "pages")).absolute(),
             time_zone=time_zone,
             retention_days=int(retention),
+            alert_url=_alert_url(given.get("ANALYTICS_ALERT_URL")),
         )
 
     def today(self) -> date:
@@ -106,5 +120,6 @@ class Settings:
             "ANALYTICS_PUBLISH_DIR": str(self.publish_dir),
             "ANALYTICS_TIMEZONE": self.time_zone,
             "ANALYTICS_RETENTION_DAYS": str(self.retention_days),
+            "ANALYTICS_ALERT_URL": self.alert_url,
         }
         return {name: value for name, value in values.items() if value is not None}

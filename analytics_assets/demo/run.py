@@ -91,6 +91,7 @@ def run(settings: Settings, port: int, app_port: int, *, once: bool) -> bool:
         data_dir=data_dir,
         dump_dir=data_dir / "dumps",
         publish_dir=data_dir / "pages",
+        alert_url=None,
     )
     try:
         with (

@@ -52,6 +52,15 @@ def embedded_postgres(data_dir: Path) -> Iterator[sa.URL]:
             server.stop()
 
 
+def running_postgres(data_dir: Path) -> sa.URL | None:
+    """Return the superuser's URL of the server in `data_dir`, None unless it runs. Nothing is started or created."""
+    pgdata = data_dir / "postgres"
+    if not _is_running(pgdata):
+        return None
+    info = PostmasterInfo.read_from_pgdata(pgdata)
+    return sa.make_url(info.get_uri()).set(drivername="postgresql+psycopg2") if info else None
+
+
 def ensure_database(server: sa.URL, name: str) -> sa.URL:
     """Create a database unless it exists. Returns its URL."""
     with _autocommit(server) as connection:

@@ -71,6 +71,11 @@ def find_folder_problem(folder: Path) -> Problem | None:
     return problems[0] if problems else None
 
 
+def count_dumps(folder: Path, day: date) -> int:
+    """Return how many dump files a day has so far: one per process of the web application."""
+    return len(_list_dumps(folder / day.isoformat())[0])
+
+
 def read_day(folder: Path, metric: Metric, day: date) -> Counted:
     """Sum the lines of one metric over the files of a day's folder. A missing folder is a day without lines."""
     keys = [field.name for field in metric.fields if field.name != "count"]

@@ -5,6 +5,7 @@ No other module writes counts. A day is replaced whole, in one transaction: a cr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -133,6 +134,14 @@ def read_latest_collected(store: Store, metric: Metric) -> date | None:
     with store.transaction("reading the collected days") as connection:
         latest: date | None = connection.scalar(query)
     return latest
+
+
+def count_collected_days(store: Store, window: Window) -> Counter[str]:
+    """Return how many days of the window each metric has collected, by its asset."""
+    day = COLLECTED_DAYS.c.event_date
+    query = sa.select(COLLECTED_DAYS.c.asset, sa.func.count()).where(day.between(window.first, window.last))
+    with store.transaction("reading the collected days") as connection:
+        return Counter({asset: days for asset, days in connection.execute(query.group_by(COLLECTED_DAYS.c.asset))})
 
 
 def count_collected_since(store: Store, moment: datetime) -> int:

@@ -106,6 +106,13 @@ def read_last_published(connection: sa.Connection) -> dict[str, date]:
     return {row.event_name: row.last for row in connection.execute(query)}
 
 
+def read_last_published_days(store: Store) -> dict[str, date]:
+    """Return the newest day of each event name that is published by the day. Raises DatabaseError."""
+    with store.transaction("reading what is published") as connection:
+        published = read_last_published(connection)
+    return {name: day for name, day in published.items() if name in DAILY_NAMES}
+
+
 def read_state(connection: sa.Connection, grain: Grain, event_name: str, start: date) -> str | None:
     """Return `published` or `not_collected`, None for a period of which nothing was said."""
     table = grain.states
