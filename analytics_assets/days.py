@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from zoneinfo import ZoneInfo
 
@@ -18,6 +19,22 @@ def zone(name: str) -> tzinfo:
 def span(first: date, last: date) -> list[date]:
     """All days from `first` to `last`, both included."""
     return [first + timedelta(days=n) for n in range((last - first).days + 1)]
+
+
+def ranges(days: Iterable[date]) -> list[tuple[date, date]]:
+    """The contiguous ranges of some days, oldest first, both ends included."""
+    found: list[tuple[date, date]] = []
+    for day in sorted(set(days)):
+        if found and found[-1][1] == day - timedelta(days=1):
+            found[-1] = found[-1][0], day
+        else:
+            found.append((day, day))
+    return found
+
+
+def format_range(first: date, last: date) -> str:
+    """A range as people read it: `2026-11-03 to 2026-11-07`, or one day."""
+    return f"{first} to {last}" if last > first else str(first)
 
 
 def bounds(day: date, time_zone: str) -> tuple[datetime, datetime]:

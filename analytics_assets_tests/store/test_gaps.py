@@ -1,0 +1,88 @@
+"""Which days a metric lacks: what counts as missing, and what does not."""
+
+from datetime import date, time, timedelta
+
+import pytest
+
+from analytics_assets.contract import metric
+from analytics_assets.days import format_range, ranges, span
+from analytics_assets.settings import Settings
+from analytics_assets.store import gaps, open_store
+from analytics_assets.store.counts import read_window, replace_day
+from analytics_assets.store.gaps import missing_days
+from analytics_assets_tests.support.clock import noon_of, set_clock
+from analytics_assets_tests.support.pipeline import ALL
+
+
+def every(days: list[date]) -> dict[str, list[date]]:
+    """The same missing days for every metric."""
+    return {asset: days for asset in ALL}
+
+
+NOTHING = every([])
+
+
+def collect(settings: Settings, days: list[date], assets: list[str] = ALL) -> None:
+    """Note the days as collected, without a count."""
+    with open_store(settings) as store:
+        for asset in assets:
+            for day in days:
+                replace_day(store, metric(asset), day, [])
+
+
+def found(settings: Settings, run: list[date] | None = None) -> dict[str, list[date]]:
+    with open_store(settings) as store:
+        return missing_days(store, run or [])
+
+
+def test_an_empty_installation_lacks_nothing(settings: Settings) -> None:
+    assert found(settings) == NOTHING
+
+
+def test_the_days_between_collected_ones_and_those_since_are_missing(settings: Settings, yesterday: date) -> None:
+    days = span(yesterday - timedelta(days=9), yesterday)
+    collect(settings, [days[0], days[4]])
+    assert found(settings) == every([*days[1:4], *days[5:]])
+
+
+def test_each_metric_has_gaps_of_its_own_and_a_new_one_has_none(settings: Settings, yesterday: date) -> None:
+    days = span(yesterday - timedelta(days=9), yesterday)
+    new, late, *others = ALL
+    collect(settings, days, others)
+    collect(settings, [days[3], *days[6:]], [late])
+    assert found(settings) == NOTHING | {late: days[4:6]}
+    assert new in found(settings)
+
+
+def test_an_expired_day_is_not_missing(settings: Settings, yesterday: date) -> None:
+    collect(settings, span(yesterday - timedelta(days=1), yesterday))
+    set_clock(settings, noon_of(settings, yesterday + timedelta(days=100)))
+    with open_store(settings) as store:
+        window = read_window(store)
+    assert found(settings) == every(span(yesterday + timedelta(days=1), window.last))
+    set_clock(settings, noon_of(settings, yesterday + timedelta(days=200)))
+    with open_store(settings) as store:
+        window = read_window(store)
+    assert found(settings) == every(span(window.first, window.last))
+
+
+def test_yesterday_is_missing_once_the_daily_run_has_had_its_time_or_has_tried(
+    settings: Settings, yesterday: date, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = yesterday - timedelta(days=1)
+    collect(settings, [before])
+    # The tests run in a zone in which it is about noon.
+    assert found(settings) == every([yesterday])
+    monkeypatch.setattr(gaps, "DUE", time(23, 59, 59))
+    assert found(settings) == NOTHING
+    assert found(settings, [before]) == NOTHING
+    assert found(settings, [before, yesterday]) == every([yesterday])
+
+
+def test_contiguous_days_are_one_range() -> None:
+    days = span(date(2026, 10, 23), date(2026, 10, 28))  # across the end of daylight saving
+    assert ranges([]) == []
+    assert ranges(reversed(days)) == [(days[0], days[-1])]
+    assert ranges([*days[:2], *days[3:], days[0]]) == [(days[0], days[1]), (days[3], days[-1])]
+    assert format_range(days[0], days[-1]) == "2026-10-23 to 2026-10-28"
+    assert format_range(days[0], days[0]) == "2026-10-23"
