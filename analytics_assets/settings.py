@@ -55,7 +55,9 @@ def database_url(text: str, variable: str) -> str:
 def _alert_url(text: str | None) -> str | None:
     # Apprise reads the rest, when a message is sent.
     if text is not None and not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://\S+$", text):
-        raise SettingsError("ANALYTICS_ALERT_URL is not a URL that Apprise knows (mailto://..., slack://..., json://...)")
+        raise SettingsError(
+            "ANALYTICS_ALERT_URL is not a URL that Apprise knows (mailto://..., slack://..., json://...)"
+        )
     return text
 
 

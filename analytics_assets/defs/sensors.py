@@ -7,13 +7,13 @@ from typing import Final
 
 import dagster as dg
 
+from analytics_assets.database import describe_database
 from analytics_assets.defs.jobs import RetentionConfig, remove_expired_days, retention_job
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Message, Outbox
 from analytics_assets.operations.receiver import ReceiverError, send
 from analytics_assets.operations.status import ALERT_SENSOR, read_status
 from analytics_assets.retention.sweep import find_overdue, registry
-from analytics_assets.database import describe_database
 from analytics_assets.settings import Settings
 from analytics_assets.store import open_store
 from analytics_assets.store.counts import read_window
@@ -61,7 +61,8 @@ def alert_sensor(context: dg.SensorEvaluationContext, settings: dg.ResourceParam
 
     So a tick that does not come to its end repeats messages and loses none. No error of the receiver ends a tick.
     """
-    assert context.repository_def, "a sensor of a code location"
+    if context.repository_def is None:
+        raise dg.DagsterInvariantViolationError("it says which checks, schedules and sensors there should be")
     outbox = Outbox.load(context.cursor)
     url, deadline = settings.alert_url, time.monotonic() + _SENDING_SECONDS
 
@@ -86,7 +87,9 @@ def alert_sensor(context: dg.SensorEvaluationContext, settings: dg.ResourceParam
     try:
         lines = read_status(settings, context.instance, context.repository_def)
     except Exception as error:  # without this, the messages above would be sent again and again
-        lines = [Line("services", UNREADABLE, Level.RED, f"the installation cannot be looked at: {type(error).__name__}")]
+        lines = [
+            Line("services", UNREADABLE, Level.RED, f"the installation cannot be looked at: {type(error).__name__}")
+        ]
     # What is said about the receiver cannot be sent to it.
     lines = [line for line in lines if line.group != "alerts"]
     outbox = outbox.note(lines, now, describe_database(settings.database_url), settings.time_zone)

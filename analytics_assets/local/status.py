@@ -21,6 +21,9 @@ from analytics_assets.operations import Level, Line
 from analytics_assets.operations.status import read_status
 from analytics_assets.settings import Settings, SettingsError
 
+_LOG_WIDTH: Final = 140
+"""Columns where nobody looks at a terminal."""
+
 _STYLES: Final = {Level.OK: "green", Level.WARNING: "yellow", Level.RED: "bold red"}
 
 
@@ -45,7 +48,8 @@ def show(lines: Sequence[Line], settings: Settings) -> None:
     for level, name, words, since in _rows(lines):
         moment = since.astimezone(zone(settings.time_zone)).strftime("%Y-%m-%d %H:%M") if since else ""
         table.add_row(Text(level, style=_STYLES[level]), name, Text(words), moment)
-    Console().print(table)
+    console = Console()
+    console.print(table, width=None if console.is_terminal else _LOG_WIDTH)
 
 
 def _rows(lines: Sequence[Line]) -> Iterator[tuple[Level, str, str, datetime | None]]:

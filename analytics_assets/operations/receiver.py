@@ -12,17 +12,20 @@ from analytics_assets.operations import Level
 from analytics_assets.operations.alerts import Message
 
 if TYPE_CHECKING:
-    from apprise import NotifyBase
+    from apprise import Apprise
 
 _SECONDS: Final = 10
 """The longest time for one message."""
+
+
+_KINDS: Final = {Level.OK: "success", Level.WARNING: "warning", Level.RED: "failure"}
 
 
 class ReceiverError(RuntimeError):
     """The receiver cannot be used. The text does not hold the URL."""
 
 
-def open_receiver(url: str) -> NotifyBase:
+def open_receiver(url: str) -> Apprise:
     """Return the receiver of a URL. Nothing is contacted.
 
     Raises:
@@ -51,9 +54,10 @@ def open_receiver(url: str) -> NotifyBase:
         service_timeout=_SECONDS,
         allow_templates=False,
     )
-    receiver = apprise.Apprise.instantiate(url, asset=asset)
-    if receiver is None:
-        raise ReceiverError("ANALYTICS_ALERT_URL is not a URL that Apprise knows: see its list of services")
+    receiver = apprise.Apprise(asset=asset)
+    # One: with several, one that is down would have the others told again.
+    if not receiver.add(url) or len(receiver) != 1:
+        raise ReceiverError("ANALYTICS_ALERT_URL is not one URL that Apprise knows: its documentation lists them")
     return receiver
 
 
@@ -63,20 +67,11 @@ def send(url: str, message: Message) -> bool:
     Raises:
         ReceiverError: see `open_receiver`.
     """
-    import apprise
-
-    kinds = {
-        Level.OK: apprise.NotifyType.SUCCESS,
-        Level.WARNING: apprise.NotifyType.WARNING,
-        Level.RED: apprise.NotifyType.FAILURE,
-    }
-    service = apprise.Apprise(asset=(receiver := open_receiver(url)).asset)
-    service.add(receiver)
-    sent = service.notify(
+    sent = open_receiver(url).notify(
         title=message.title,
         body=message.body,
-        notify_type=kinds[message.level],
-        body_format=apprise.NotifyFormat.TEXT,
+        notify_type=_KINDS[message.level],
+        body_format="text",
         timeout=_SECONDS,
     )
     return bool(sent)

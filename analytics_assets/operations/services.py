@@ -15,7 +15,7 @@ from dagster._daemon.types import DaemonStatus
 from analytics_assets.operations import Level
 
 HEARTBEAT_SECONDS: Final = 300
-"""A daemon that was not heard of for longer does not run. It is heard of every 30 seconds; Dagster itself waits 1,800."""
+"""A daemon that was not heard of for longer does not run. It reports every 30 seconds; Dagster itself waits 1,800."""
 
 _HISTORY: Final = 100
 """Executions of a check that are looked through for the one that turned it red."""

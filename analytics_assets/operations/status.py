@@ -41,6 +41,7 @@ from analytics_assets.store.inspection import read_revision, read_server_version
 from analytics_assets.store.published import read_last_published_days
 
 ALERT_SENSOR: Final = "alert_sensor"
+DAILY_SCHEDULE: Final = "daily_metrics_schedule"
 
 DAILY_RUN_HOURS: Final = 26
 """The longest time without a daily run: a day, and two hours for the run itself."""
@@ -175,7 +176,7 @@ class _Instigator:
 
 
 def _read_instigators(instance: dg.DagsterInstance, repository: dg.RepositoryDefinition) -> dict[str, _Instigator]:
-    names = {each.name for each in (*repository.schedule_defs, *repository.sensor_defs)}
+    names = _instigator_names(repository)
     found: list[_Instigator] = []
     with _dagster_errors():
         for state in instance.all_instigator_state():
@@ -187,6 +188,10 @@ def _read_instigators(instance: dg.DagsterInstance, repository: dg.RepositoryDef
     return {each.state.instigator_name: each for each in found}
 
 
+def _instigator_names(repository: dg.RepositoryDefinition) -> list[str]:
+    return [*(each.name for each in repository.schedule_defs), *(each.name for each in repository.sensor_defs)]
+
+
 def _list_services(
     instance: dg.DagsterInstance,
     repository: dg.RepositoryDefinition,
@@ -194,17 +199,17 @@ def _list_services(
     now: datetime,
 ) -> list[Line]:
     lines = [_check_daemons(instance), _check_code_location(states, now)]
-    for each in (*repository.schedule_defs, *repository.sensor_defs):
-        found = states.get(each.name)
+    for name in _instigator_names(repository):
+        found = states.get(name)
         since = _moment(found.tick.timestamp) if found and found.tick else None
         if found is None:
-            line = Line("services", each.name, Level.WARNING, "not started yet")
+            line = Line("services", name, Level.WARNING, "not started yet")
         elif not found.state.is_running:
-            line = Line("services", each.name, Level.RED, "stopped: start it in the UI under Automation")
+            line = Line("services", name, Level.RED, "stopped: start it in the UI under Automation")
         elif found.tick and found.tick.status is TickStatus.FAILURE:
-            line = Line("services", each.name, Level.RED, "its last evaluation failed: the UI says why", since)
+            line = Line("services", name, Level.RED, "its last evaluation failed: the UI says why", since)
         else:
-            line = Line("services", each.name, Level.OK, "running")
+            line = Line("services", name, Level.OK, "running")
         lines.append(line)
     return lines
 
@@ -249,8 +254,7 @@ def _list_runs(
     states: Mapping[str, _Instigator],
     now: datetime,
 ) -> list[Line]:
-    assert repository.schedule_defs, "the daily schedule"
-    (schedule,) = repository.schedule_defs
+    schedule = repository.get_schedule_def(DAILY_SCHEDULE)
     lines = [_check_daily_run(instance, schedule, states.get(schedule.name), now)]
     graph = repository.asset_graph
     ours = {*graph.get_all_asset_keys(), *(key.asset_key for key in graph.asset_check_keys)}
@@ -270,13 +274,13 @@ def _list_runs(
         elif not any(_makes_good(repository, later, run) for later in succeeded):
             failed[run.job_name if run.job_name in jobs else _BY_HAND] = record
     for name in (*jobs, _BY_HAND):
-        record = failed.get(name)
-        if record is None:
+        first = failed.get(name)
+        if first is None:
             words = f"no failed run in the last {FAILED_RUN_DAYS} days that a later one has not made good"
             lines.append(Line("runs", name, Level.OK, words))
         else:
-            since = _moment(record.end_time) if record.end_time else None
-            words = f"run {record.dagster_run.run_id[:8]} failed"
+            since = _moment(first.end_time) if first.end_time else None
+            words = f"run {first.dagster_run.run_id[:8]} failed"
             lines.append(Line("runs", name, Level.RED, words, since))
     return lines
 
@@ -336,19 +340,21 @@ def _list_days(store: Store, window: Window) -> list[Line]:
     lines = []
     for metric in METRICS:
         days = missing[metric.asset]
-        words = f"{collected[metric.asset]} days"
+        number = collected[metric.asset]
         if days:
-            words += f"; missing: {', '.join(format_ranges(days))}"
-        facts = tuple(map(str, days))
-        lines.append(Line("days", metric.asset, Level.RED if days else Level.OK, words, facts=facts))
+            words = f"{number} days; missing: {', '.join(format_ranges(days))}"
+            line = Line("days", metric.asset, Level.RED, words, facts=tuple(map(str, days)))
+        elif collected and not number:
+            line = Line("days", metric.asset, Level.WARNING, "none yet, although other metrics have some")
+        else:
+            line = Line("days", metric.asset, Level.OK, f"{number} days")
+        lines.append(line)
     return lines
 
 
 def format_ranges(days: Sequence[date]) -> list[str]:
     """Return ascending days as ranges: `2026-11-01 to 2026-11-03`."""
-    runs = [
-        [day for _, day in run] for _, run in groupby(enumerate(days), lambda item: item[1].toordinal() - item[0])
-    ]
+    runs = [[day for _, day in run] for _, run in groupby(enumerate(days), lambda item: item[1].toordinal() - item[0])]
     return [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
 
 
@@ -418,7 +424,7 @@ def _list_dumps(settings: Settings) -> list[Line]:
 
 def _check_receiver(settings: Settings, sensor: _Instigator | None, now: datetime) -> Line:
     if settings.alert_url is None:
-        return Line("alerts", "receiver", Level.OK, "the log: ANALYTICS_ALERT_URL is not set")
+        return Line("alerts", "receiver", Level.OK, "the log, because ANALYTICS_ALERT_URL is not set")
     try:
         open_receiver(settings.alert_url)
     except ReceiverError as error:

@@ -139,9 +139,11 @@ def read_latest_collected(store: Store, metric: Metric) -> date | None:
 def count_collected_days(store: Store, window: Window) -> Counter[str]:
     """Return how many days of the window each metric has collected, by its asset."""
     day = COLLECTED_DAYS.c.event_date
-    query = sa.select(COLLECTED_DAYS.c.asset, sa.func.count()).where(day.between(window.first, window.last))
+    number = sa.func.count().label("days")
+    query = sa.select(COLLECTED_DAYS.c.asset, number).where(day.between(window.first, window.last))
     with store.transaction("reading the collected days") as connection:
-        return Counter({asset: days for asset, days in connection.execute(query.group_by(COLLECTED_DAYS.c.asset))})
+        found = connection.execute(query.group_by(COLLECTED_DAYS.c.asset)).all()
+    return Counter({row.asset: row.days for row in found})
 
 
 def count_collected_since(store: Store, moment: datetime) -> int:

@@ -21,6 +21,7 @@ from analytics_assets.store import Store
 from analytics_assets.store.tables import (
     COLLECTED_DAYS,
     DAILY_COUNTS,
+    DAILY_NAMES,
     DAYS,
     PUBLICATIONS,
     PUBLISHED_CARRIES,

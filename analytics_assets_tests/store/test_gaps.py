@@ -16,7 +16,7 @@ from analytics_assets_tests.support.pipeline import ALL
 
 def every(days: list[date]) -> dict[str, list[date]]:
     """The same missing days for every metric."""
-    return {asset: days for asset in ALL}
+    return dict.fromkeys(ALL, days)
 
 
 NOTHING = every([])
