@@ -1,6 +1,6 @@
 """What is told: one message per change, in order, until it is delivered."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,6 +12,17 @@ NOW = datetime(2026, 11, 25, 3, 5, tzinfo=UTC)
 DAYS = Line("days", "event_signups", Level.OK, "180 days")
 RUNS = Line("runs", "daily run", Level.OK, "ended")
 RED = replace(DAYS, level=Level.RED, words="missing: 2026-11-24", facts=("2026-11-24",))
+
+
+@dataclass
+class Receiver:
+    """Takes every message."""
+
+    messages: list[Message] = field(default_factory=list)
+
+    def take(self, message: Message) -> bool:
+        self.messages.append(message)
+        return True
 
 
 def note(outbox: Outbox, *lines: Line) -> Outbox:
@@ -130,9 +141,9 @@ def test_a_message_that_is_not_taken_stops_the_others_and_stays() -> None:
     assert waits.waiting == outbox.waiting
     assert waits.refused_since == NOW
 
-    taken: list[Message] = []
-    empty = waits.deliver(lambda message: not taken.append(message), later, to_log=True)
-    assert tuple(taken) == outbox.waiting
+    taken = Receiver()
+    empty = waits.deliver(taken.take, later, to_log=True)
+    assert tuple(taken.messages) == outbox.waiting
     assert (empty.waiting, empty.refused_since) == ((), None)
 
 
@@ -140,17 +151,17 @@ def test_what_happens_while_nobody_listens_is_told_later_in_order() -> None:
     outbox = Outbox()
     for lines in ([RED], [DAYS], [RED]):
         outbox = note(outbox, *lines).deliver(lambda _: False, NOW, to_log=True)
-    taken: list[Message] = []
-    outbox.deliver(lambda message: not taken.append(message), NOW, to_log=True)
-    assert [message.level for message in taken] == [Level.RED, Level.OK, Level.RED]
+    taken = Receiver()
+    outbox.deliver(taken.take, NOW, to_log=True)
+    assert [message.level for message in taken.messages] == [Level.RED, Level.OK, Level.RED]
 
 
 def test_a_tick_that_breaks_off_repeats_the_same_messages_and_loses_none() -> None:
     stored = note(Outbox(), RED).dump()
-    taken: list[Message] = []
+    taken = Receiver()
     for _ in range(2):  # the first tick ends before its cursor is stored
-        Outbox.load(stored).deliver(lambda message: not taken.append(message), NOW, to_log=True)
-    assert taken[0] == taken[1]
+        Outbox.load(stored).deliver(taken.take, NOW, to_log=True)
+    assert taken.messages[0] == taken.messages[1]
 
 
 def test_of_too_many_messages_the_oldest_are_left_out_and_that_is_said() -> None:
@@ -158,20 +169,20 @@ def test_of_too_many_messages_the_oldest_are_left_out_and_that_is_said() -> None
     for _ in range(MAX_WAITING // 2 + 5):
         outbox = note(note(outbox, RED), DAYS)
     assert len(outbox.waiting) == MAX_WAITING
-    taken: list[Message] = []
-    outbox = Outbox.load(outbox.dump()).deliver(lambda message: not taken.append(message), NOW, to_log=True)
-    assert [message.number for message in taken] == list(range(11, MAX_WAITING + 11))
-    assert "10 older messages were left out" in taken[0].body
-    assert "left out" not in taken[1].body
+    taken = Receiver()
+    outbox = Outbox.load(outbox.dump()).deliver(taken.take, NOW, to_log=True)
+    assert [message.number for message in taken.messages] == list(range(11, MAX_WAITING + 11))
+    assert "10 older messages were left out" in taken.messages[0].body
+    assert "left out" not in taken.messages[1].body
     assert outbox.left_out == 0
 
 
 def test_who_sets_a_receiver_is_told_what_is_red_already() -> None:
     logged = note(Outbox(), RED).deliver(lambda _: True, NOW, to_log=True)
     assert told(note(logged, RED)) == []
-    taken: list[Message] = []
-    outbox = note(logged.deliver(lambda message: not taken.append(message), NOW, to_log=False), RED)
-    assert taken == []
+    taken = Receiver()
+    outbox = note(logged.deliver(taken.take, NOW, to_log=False), RED)
+    assert taken.messages == []
     assert told(outbox) == ["analytics red: days: event_signups"]
     assert outbox.waiting[0].number == 2
     assert told(note(outbox.deliver(lambda _: True, NOW, to_log=False), RED)) == []
