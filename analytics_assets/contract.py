@@ -441,6 +441,47 @@ class Metric:
 DUMP_FILE_PATTERN: Final = r"[0-9a-f]{32}\.ndjson"
 """The name of a counter dump. It is random, so that it says nothing about host, process or time."""
 
+REFUSED: Final = "refused"
+CAPPED: Final = "capped"
+IO: Final = "io"
+REMOVED: Final = "removed"
+BUSY: Final = "busy"
+FAILED: Final = "failed"
+DROP_REASONS: Final = {
+    REFUSED: "The contract does not allow the count.",
+    CAPPED: "The event name already has as many keys as one process may count per day.",
+    IO: "The dump could not be written.",
+    REMOVED: "The dump was removed together with its counts.",
+    BUSY: "Another thread wrote for longer than a request may wait.",
+    FAILED: "Any other error.",
+}
+"""Why telemetry drops a count -> what that means."""
+
+DROP_REASON: Final = Field(
+    name="reason",
+    type="text",
+    meaning="Why telemetry did not count.",
+    unit="name",
+    example=REFUSED,
+    rule=f"must be one of {', '.join(DROP_REASONS)}",
+    choices=tuple(DROP_REASONS),
+)
+DROPPED: Final = Field(
+    name=COUNT.name,
+    type=COUNT.type,
+    meaning="How many occurrences were not counted on that day.",
+    unit=COUNT.unit,
+    example="3",
+    rule=COUNT.rule,
+    minimum=COUNT.minimum,
+    maximum=COUNT.maximum,
+)
+DROP_FIELDS: Final = (EVENT_DATE, DROP_REASON, DROPPED)
+"""Fields of a line in a drop file. It names no event, endpoint or other value of what was dropped."""
+
+DROP_FILE_PATTERN: Final = r"[0-9a-f]{32}\.drops"
+"""The name of a drop file. It is in the folder of its day, beside the counter dumps, and expires with them."""
+
 _PHASE_1 = date(2026, 11, 24)
 
 METRICS: Final = (

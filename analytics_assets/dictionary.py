@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from analytics_assets.contract import (
+    DROP_FIELDS,
+    DROP_REASONS,
     FRICTION_PATH,
     LEDGER_PATH,
     METRICS,
@@ -95,6 +97,9 @@ def _page() -> Iterator[str]:
         yield from _origin(origin)
         if isinstance(origin, SourceView):
             yield from _columns(origin.fields)
+    yield "\n## Dropped counts\n"
+    yield from _dropped()
+    yield from _columns(DROP_FIELDS)
     yield "\n## Published\n"
     yield from _published()
     for table, fields in TABLES.items():
@@ -140,6 +145,14 @@ def _published() -> Iterator[str]:
     for published in Published:
         metrics = [f"`{m.asset}`" for m in METRICS if m.published is published]
         yield f"- {published.value}: {', '.join(metrics) or 'none'}"
+
+
+def _dropped() -> Iterator[str]:
+    yield "What telemetry could not count: one drop file per process and day, beside the counter dumps. It expires with"
+    yield "its day. It says how many and why, and nothing about what was dropped."
+    yield ""
+    for reason, meaning in DROP_REASONS.items():
+        yield f"- `{reason}`: {meaning}"
 
 
 def origin_name(origin: SourceView | CounterDumps) -> str:

@@ -1,5 +1,7 @@
 """Reading the counter dumps of a day: `<dump dir>/<event_date>/<hex>.ndjson`, one JSON object per line.
 
+The drop files beside them (`drops`) are not counted.
+
 A day's total is the sum over its files. Every line is read strictly, even where a lenient JSON reader would accept it.
 Each metric skips the lines of the others. A line that belongs to no known metric (broken, or with an unknown
 event name) may belong to any of them, so none of the day is counted until somebody corrects or removes that line.
@@ -20,7 +22,15 @@ from typing import Any, Final
 
 import pandas as pd
 
-from analytics_assets.contract import DUMP_FILE_PATTERN, EVENT_DATE, EVENT_NAME, METRICS, CounterDumps, Metric
+from analytics_assets.contract import (
+    DROP_FILE_PATTERN,
+    DUMP_FILE_PATTERN,
+    EVENT_DATE,
+    EVENT_NAME,
+    METRICS,
+    CounterDumps,
+    Metric,
+)
 from analytics_assets.guard import NOT_AN_OBJECT, Violation, row_violations
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
@@ -100,7 +110,7 @@ def read_day(folder: Path, metric: Metric, day: date) -> Counted:
 
 
 def _list_dumps(folder: Path) -> tuple[list[Path], int, list[Problem]]:
-    """Return the dump files of a day's folder, the number of other entries, and what cannot be read.
+    """Return the dump files of a day's folder, the number of foreign entries, and what cannot be read.
 
     A missing folder has no files. `Path.glob` is not used: it takes an unreadable folder for an empty one.
     """
@@ -110,13 +120,11 @@ def _list_dumps(folder: Path) -> tuple[list[Path], int, list[Problem]]:
         return [], 0, []
     except OSError:
         return [], 0, [Problem(f"{folder.name}/", UNREADABLE)]
-    dumps = [
-        Path(entry.path)
-        for entry in entries
-        if re.fullmatch(DUMP_FILE_PATTERN, entry.name) and entry.is_file(follow_symlinks=False)
-    ]
+    files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+    dumps = [Path(entry.path) for entry in files if re.fullmatch(DUMP_FILE_PATTERN, entry.name)]
+    drops = sum(re.fullmatch(DROP_FILE_PATTERN, entry.name) is not None for entry in files)
     problems = [Problem(f"{folder.name}/{path.name}", UNREADABLE) for path in dumps if not os.access(path, os.R_OK)]
-    return [] if problems else dumps, len(entries) - len(dumps), problems
+    return [] if problems else dumps, len(entries) - len(dumps) - drops, problems
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

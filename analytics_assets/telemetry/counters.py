@@ -24,14 +24,22 @@ from typing import Any, Final, Self
 from uuid import UUID
 
 from analytics_assets.contract import (
+    BUSY,
+    CAPPED,
     COUNT,
+    DROP_REASON,
     ENDPOINT,
+    EVENT_DATE,
     EVENT_NAME,
+    FAILED,
+    IO,
     MAX_COUNT,
     METHODS,
     METRICS,
     OTHER,
     OVERFLOW,
+    REFUSED,
+    REMOVED,
     SOURCE,
     UNMATCHED,
     CounterDumps,
@@ -39,19 +47,6 @@ from analytics_assets.contract import (
 from analytics_assets.days import bounds, zone
 from analytics_assets.guard import row_violations
 from analytics_assets.telemetry.dumps import DumpFile, Line
-
-REFUSED: Final = "refused"
-"""The contract does not allow the row."""
-CAPPED: Final = "capped"
-"""The event name already has `max_keys` keys."""
-IO: Final = "io"
-"""The dump cannot be written."""
-REMOVED: Final = "removed"
-"""The dump was removed together with its counts."""
-BUSY: Final = "busy"
-"""Another thread held the lock for longer than a request may wait."""
-FAILED: Final = "failed"
-"""Any other error."""
 
 _Key = tuple[Any, ...]
 
@@ -157,11 +152,14 @@ class Telemetry:
         self._line_of_row: dict[_Key, Line] = {}
         self._line_of_key: dict[_Key, Line] = {}  # several keys may mean one row: event_id 42 and "42"
         self._rows_per_event_name: Counter[str] = Counter()
+        self._drops: DumpFile | None = None
+        self._line_of_reason: dict[str, Line] = {}
         self._drop_lock = threading.RLock()
         self._dropped: Counter[str] = Counter()
+        self._unwritten: dict[str, int] = {}  # reason -> drops that are not in the drop file yet
         self._next_log: dict[str, float] = {}
         self._last_errno = 0
-        self._next_attempt = 0.0
+        self._next_attempt = self._next_drop_attempt = 0.0
         self._hanging_until = 0.0
 
     def count(
@@ -209,7 +207,9 @@ class Telemetry:
         # In a signal handler or behind a hanging file system, the lock may never be released.
         if self._lock.acquire(timeout=_LOCK_SECONDS):
             try:
+                self._write_drops()
                 self._close_dump()
+                self._close_drops()
             finally:
                 self._lock.release()
 
@@ -227,6 +227,7 @@ class Telemetry:
         """Count, or drop and log. `make_row` returns the row of a key that has not been seen."""
         if _disabled.get():
             return
+        removed = False
         try:
             lock = self._lock
             # `acquire(False)` is faster than an acquire with a timeout.
@@ -237,7 +238,7 @@ class Telemetry:
                 # Read the clock under the lock: threads racing past midnight would flip the current day back and forth.
                 now = self._clock()
                 if not self._day_start <= now < self._next_check:
-                    self._check_dump_and_day(now)
+                    removed = self._check_dump_and_day(now)
                 try:
                     line = self._line_of_key.get(key)
                 except TypeError:  # an unhashable key is never stored, and is refused below
@@ -249,16 +250,25 @@ class Telemetry:
                     _add_to_line(dump, line, times)
             finally:
                 lock.release()
-        except TelemetryError as error:
-            if self._strict:
-                raise
-            self.drop(REFUSED, times, str(error))
-        except _CapError:
-            self.drop(CAPPED, times, f"there are more than {self._max_keys} keys of one event name")
-        except OSError as error:
-            self.drop(IO, times, f"the dump cannot be written: {os.strerror(error.errno or errno.EIO)}")
         except Exception as error:  # no error may reach the request that counts
-            self.drop(FAILED, times, type(error).__name__)
+            if self._strict and isinstance(error, TelemetryError):
+                raise
+            reason, detail = self._explain(error)
+            self.drop(reason, times, detail)
+        finally:
+            if removed:
+                self._log_removed()
+
+    def _explain(self, error: Exception) -> tuple[str, str]:
+        """Return why a count is dropped, and the detail for the log, which has no value."""
+        match error:
+            case TelemetryError():
+                return REFUSED, str(error)
+            case _CapError():
+                return CAPPED, f"there are more than {self._max_keys} keys of one event name"
+            case OSError():
+                return IO, f"the dump cannot be written: {os.strerror(error.errno or errno.EIO)}"
+        return FAILED, type(error).__name__
 
     def _wait_for(self, lock: threading.Lock) -> bool:
         """Wait a limited time for the lock, and a shorter time after a wait has timed out.
@@ -287,6 +297,7 @@ class Telemetry:
         if line is None:
             line = self._line_of_row[values] = self._append_line(row, times)
             self._rows_per_event_name[event_name] += 1
+            self._write_drops()  # those of the threads that could not wait for this line
         elif self._dump is not None:
             _add_to_line(self._dump, line, times)
         if not overflow:
@@ -304,21 +315,35 @@ class Telemetry:
             self._last_errno, self._next_attempt = error.errno or errno.EIO, time.monotonic() + _RETRY_SECONDS
             raise
 
-    def _check_dump_and_day(self, now: float) -> None:
-        """Drop the counts of a dump that was removed, and start the next day when it has begun."""
+    def _check_dump_and_day(self, now: float) -> bool:
+        """Drop the counts of a dump that was removed, and start the next day when it has begun.
+
+        Returns:
+            Whether the dump was removed. The caller logs it after it has released the lock, because a log handler may
+            be slow.
+        """
         # Check the dump first: after the day has changed, nothing would notice that it was removed.
-        if self._dump is not None and self._dump.is_removed():
-            lost = sum(line.count for line in self._line_of_row.values())
-            self.drop(REMOVED, lost, "the dump was removed together with its counts")
+        removed = self._dump is not None and self._dump.is_removed()
+        if removed:
+            self._record_drop(REMOVED, sum(line.count for line in self._line_of_row.values()))
             self._close_dump()
+        if self._drops is not None and self._drops.is_removed():
+            for reason, line in self._line_of_reason.items():
+                self._record_unwritten(reason, line.count)
+            self._close_drops()
         if not self._day_start <= now < self._day_end:
+            self._write_drops()  # to the file of the day that has ended
             self._close_dump()
+            self._close_drops()
             day = datetime.fromtimestamp(now, self._zone).date()
             self._event_date = day.isoformat()
             self._day_start, self._day_end = (instant.timestamp() for instant in bounds(day, self._time_zone))
+        # Set it before the drops are written: a drop that comes later sets it to 0, and is written by the next count.
         self._next_check = min(now + _RETRY_SECONDS, self._day_end)
         # The file system has answered, so it does not hang, even if threads waited long for each other.
         self._hanging_until = 0.0
+        self._write_drops()
+        return removed
 
     def _close_dump(self) -> None:
         dump, self._dump = self._dump, None
@@ -326,26 +351,117 @@ class Telemetry:
         if dump is not None:
             dump.close()
 
+    def _close_drops(self) -> None:
+        drops, self._drops = self._drops, None
+        self._line_of_reason = {}
+        if drops is not None:
+            drops.close()
+
     def drop(self, reason: str, times: object, detail: str) -> None:
-        """Record a dropped count, and log the reason once per minute. `detail` must not contain a value."""
+        """Write a dropped count to the drop file, and log the reason once per minute.
+
+        Args:
+            reason: one of DROP_REASONS.
+            times: how many counts.
+            detail: for the log. It must not contain a value.
+        """
         # An invalid `times` is recorded as one dropped call, because the value itself may be huge.
-        number = times if type(times) is int and 0 < times <= MAX_COUNT else 1
-        now = time.monotonic()
+        self._record_drop(reason, times if type(times) is int and 0 < times <= MAX_COUNT else 1)
+        problem = self._try_to_write_drops(reason)
+        self._log_drop(reason, detail)
+        if problem:
+            self._log("drop file", "the number of dropped counts cannot be written: %s", problem)
+
+    def _record_drop(self, reason: str, number: int) -> None:
         with self._drop_lock:
             # A signal handler may run at any function call, and drop too. `setdefault` keeps calls out of the `+=`:
             # for a missing key it would call Counter.__missing__ between reading and writing.
             self._dropped.setdefault(reason, 0)
             self._dropped[reason] += number
-            total, due = self._dropped[reason], now >= self._next_log.get(reason, now)
+        self._record_unwritten(reason, number)
+
+    def _record_unwritten(self, reason: str, number: int) -> None:
+        with self._drop_lock:
+            self._unwritten.setdefault(reason, 0)
+            self._unwritten[reason] += number
+
+    def _try_to_write_drops(self, reason: str) -> str:
+        """Write the drops, unless another thread holds the lock for too long. Returns why it failed, or nothing."""
+        lock = self._lock
+        # A count that was dropped because it waited for the lock does not wait again.
+        if reason == BUSY or (not lock.acquire(False) and not self._wait_for(lock)):
+            self._next_check = 0.0  # the next count writes them
+            return ""
+        removed = False
+        try:
+            now = self._clock()
+            if not self._day_start <= now < self._next_check:
+                removed = self._check_dump_and_day(now)
+            return self._write_drops()
+        except Exception as error:  # of the clock
+            return type(error).__name__
+        finally:
+            lock.release()
+            if removed:
+                self._log_removed()
+
+    def _write_drops(self) -> str:
+        """Add the unwritten drops to the drop file of the current day. Returns why it failed, or nothing.
+
+        The caller holds the lock. What cannot be written is kept, and written later.
+        """
+        try:
+            for reason, number in list(self._unwritten.items()):
+                if number and self._event_date:
+                    self._write_drop(reason, number)
+                    with self._drop_lock:
+                        self._unwritten[reason] -= number
+        except OSError as error:
+            return os.strerror(error.errno or errno.EIO)
+        except Exception as error:  # no error may harm the count that writes the drops along
+            return type(error).__name__
+        return ""
+
+    def _write_drop(self, reason: str, number: int) -> None:
+        line = self._line_of_reason.get(reason)
+        if line is not None and self._drops is not None:
+            self._drops.add(line, min(number, MAX_COUNT - line.count))
+            return
+        if time.monotonic() < max(self._next_attempt, self._next_drop_attempt):
+            raise OSError(self._last_errno, "")
+        try:
+            if self._drops is None:
+                self._drops = DumpFile(self._dump_dir, self._event_date, ".drops")
+            row = {EVENT_DATE.name: self._event_date, DROP_REASON.name: reason}
+            self._line_of_reason[reason] = self._drops.append(row, min(number, MAX_COUNT))
+        except OSError as error:
+            # Not `_next_attempt`: where no new file can be created, the dump may still take new keys.
+            self._last_errno = error.errno or errno.EIO
+            self._next_drop_attempt = time.monotonic() + _RETRY_SECONDS
+            raise
+
+    def _log_drop(self, reason: str, detail: str) -> None:
+        text = "not counted (%s): %s; %d since this process started"
+        self._log(reason, text, reason, detail, self._dropped[reason])
+
+    def _log_removed(self) -> None:
+        self._log_drop(REMOVED, "the dump was removed together with its counts")
+
+    def _log(self, subject: str, text: str, *arguments: object) -> None:
+        """Log once per minute and subject. The caller holds no lock, because a log handler may be slow."""
+        now = time.monotonic()
+        with self._drop_lock:
+            due = now >= self._next_log.get(subject, now)
             if due:
-                self._next_log[reason] = now + _LOG_SECONDS
+                self._next_log[subject] = now + _LOG_SECONDS
         if due:
             with suppress(Exception):  # the application's own log handlers and filters may raise
-                _log.warning("not counted (%s): %s; %d since this process started", reason, detail, total)
+                _log.warning(text, *arguments)
 
     def _reset_after_fork(self) -> None:
         """Discard, in a forked child, the parent's file, counts, and locks that another thread may have held."""
         self._close_dump()
+        self._close_drops()
         self._reset()
 
 

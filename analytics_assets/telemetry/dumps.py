@@ -1,4 +1,4 @@
-"""The writer of counter dumps: one memory-mapped NDJSON file per process and day.
+"""The writer of counter dumps and drop files: memory-mapped NDJSON, one file of each per process and day.
 
 This module handles bytes and offsets only. The caller decides which rows are allowed and which day it is, and handles
 threads and forks.
@@ -49,7 +49,7 @@ class Line:
 
 
 class DumpFile:
-    """A new file `<dump_dir>/<event_date>/<128 random bits in hex>.ndjson`, readable by its owner and group.
+    """A new file `<dump_dir>/<event_date>/<128 random bits in hex><suffix>`, readable by its owner and group.
 
     The group may also delete it, because retention runs as the pipeline's user, not as the web application's.
 
@@ -59,11 +59,11 @@ class DumpFile:
         OSError: the folder or the file cannot be created.
     """
 
-    def __init__(self, dump_dir: Path, event_date: str) -> None:
+    def __init__(self, dump_dir: Path, event_date: str, suffix: str = ".ndjson") -> None:
         folder = dump_dir / event_date
         for path in (dump_dir, folder):
             _make_folder(path)
-        self._path = folder / f"{secrets.token_hex(16)}.ndjson"
+        self._path = folder / f"{secrets.token_hex(16)}{suffix}"
         # A file object may be closed twice: a child may be forked while a thread of its parent closes the file. A bare
         # descriptor's number may already belong to another file then.
         self._file = FileIO(self._path, "x+", opener=partial(os.open, mode=0o640))

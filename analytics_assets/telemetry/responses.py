@@ -6,7 +6,8 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, Generic, Literal, TypeVar
 
-from analytics_assets.telemetry.counters import FAILED, Telemetry
+from analytics_assets.contract import FAILED
+from analytics_assets.telemetry.counters import Telemetry
 
 Request = TypeVar("Request")
 

@@ -4,12 +4,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 from analytics_assets.contract import METRICS
 from analytics_assets.guard import row_violations
+from analytics_assets.sources.drops import read_drops
 from analytics_assets.telemetry import Telemetry
 from analytics_assets.telemetry.asgi import CountResponses
 
@@ -54,6 +55,16 @@ def by_day(folder: Path) -> dict[str, int]:
     return dict(sums)
 
 
+def drops(folder: Path) -> dict[str, int]:
+    """Reason -> how many drops the drop files of all days hold."""
+    found = read_drops(folder, [date.fromisoformat(path.name) for path in folder.glob("*-*-*")])
+    assert not found.problems
+    sums: Counter[str] = Counter()
+    for of_day in found.counts.values():
+        sums.update(of_day)
+    return dict(sums)
+
+
 Seen = dict[tuple[str, int], int]
 
 
@@ -74,7 +85,7 @@ class Counting:
     telemetry: Telemetry
 
     def seen(self, dropped: Mapping[str, int] | None = None) -> Seen:
-        assert self.telemetry.dropped == (dropped or {})
+        assert self.telemetry.dropped == drops(self.folder) == (dropped or {})
         return responses(self.folder)
 
     def around(self, app: Any, **arguments: Any) -> Any:

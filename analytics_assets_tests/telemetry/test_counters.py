@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from analytics_assets.contract import MAX_COUNT, METHODS, METRICS, OTHER, OVERFLOW, UNMATCHED, SourceView
 from analytics_assets.telemetry import Telemetry, TelemetryError, counters, do_not_count
-from analytics_assets_tests.support.telemetry import NOON, Clock, by_day, rows, totals
+from analytics_assets_tests.support.telemetry import NOON, Clock, by_day, drops, rows, totals
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,9 +125,9 @@ def test_strict_raises_what_is_wrong_without_showing_it(
 def test_what_is_wrong_is_dropped_and_logged_without_showing_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, arguments: dict[str, Any], message: str
 ) -> None:
-    telemetry = Telemetry(tmp_path / "dumps", clock=Clock())
-    for _ in range(3):
-        telemetry.count(**{"event_name": "directory_searched", "event_id": 1, **arguments})
+    with Telemetry(tmp_path / "dumps", clock=Clock()) as telemetry:
+        for _ in range(3):
+            telemetry.count(**{"event_name": "directory_searched", "event_id": 1, **arguments})
     assert telemetry.dropped == {"refused": 3}
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("analytics_assets.telemetry", "WARNING")
@@ -135,7 +135,10 @@ def test_what_is_wrong_is_dropped_and_logged_without_showing_it(
     assert not shows_a_value(repr(vars(record)))
     with pytest.raises(TelemetryError, match=message):
         raise TelemetryError(record.getMessage())
-    assert not (tmp_path / "dumps").exists()
+    (file,) = (tmp_path / "dumps").rglob("*.*")
+    assert file.suffix == ".drops"
+    assert drops(tmp_path / "dumps") == {"refused": 3}
+    assert not shows_a_value(file.read_text())
 
 
 @pytest.mark.parametrize("times", [0, -NUMBER, True, CANARY, NUMBER, 2.0])
@@ -152,10 +155,10 @@ def test_a_bad_number_is_refused_for_a_seen_key_too(tmp_path: Path, times: Any) 
 
 
 def test_what_is_dropped_is_told_as_the_number_of_times_it_stood_for(tmp_path: Path) -> None:
-    telemetry = Telemetry(tmp_path, clock=Clock())
-    telemetry.count("directory_searched", event_id=CANARY, times=5)
-    telemetry.count("directory_searched", event_id=CANARY)
-    assert telemetry.dropped == {"refused": 6}
+    with Telemetry(tmp_path, clock=Clock()) as telemetry:
+        telemetry.count("directory_searched", event_id=CANARY, times=5)
+        telemetry.count("directory_searched", event_id=CANARY)
+        assert telemetry.dropped == drops(tmp_path) == {"refused": 6}
 
 
 @pytest.mark.parametrize(
@@ -470,7 +473,8 @@ def test_what_nobody_has_thought_of_is_dropped_with_the_name_of_its_type_alone(
     telemetry.count("directory_searched", event_id=1, times=3)
     assert telemetry.dropped == {"failed": 3}
     assert [record.getMessage() for record in caplog.records] == [
-        "not counted (failed): LookupError; 3 since this process started"
+        "not counted (failed): LookupError; 3 since this process started",
+        "the number of dropped counts cannot be written: LookupError",
     ]
     assert "Traceback" not in caplog.text
 
@@ -493,11 +497,11 @@ def test_a_failing_log_handler_fails_nothing_else(tmp_path: Path) -> None:
 
 
 def test_what_was_dropped_cannot_be_changed_from_outside(tmp_path: Path) -> None:
-    telemetry = Telemetry(tmp_path, clock=Clock())
-    telemetry.count("directory_searched", event_id=CANARY)
-    dropped: Any = telemetry.dropped
-    dropped.clear()
-    assert telemetry.dropped == {"refused": 1}
+    with Telemetry(tmp_path, clock=Clock()) as telemetry:
+        telemetry.count("directory_searched", event_id=CANARY)
+        dropped: Any = telemetry.dropped
+        dropped.clear()
+        assert telemetry.dropped == {"refused": 1}
 
 
 def test_an_unknown_time_zone_is_refused(tmp_path: Path) -> None:
@@ -653,7 +657,7 @@ os._exit(0)
         tmp_path,
     )
     assert held.split() == ["True", "False"]
-    assert len(list(tmp_path.glob("*/*"))) == 1
+    assert len(list(tmp_path.glob("*/*.ndjson"))) == 1
     assert [row["count"] for row in rows(tmp_path)] == [2]
 
 
@@ -715,7 +719,7 @@ def test_pickled_it_is_a_new_one_with_the_same_arguments(tmp_path: Path) -> None
         assert telemetry.dropped == {}
     found = sorted((row["event_date"], row["event_id"], row["source"]) for row in rows(tmp_path))
     assert found == [("2026-11-23", "1", "admin"), ("2026-11-23", "2", "admin")]
-    assert len(list(tmp_path.glob("*/*"))) == 2
+    assert len(list(tmp_path.glob("*/*.ndjson"))) == 2
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
@@ -731,7 +735,7 @@ def test_a_child_of_multiprocessing_counts_into_a_file_of_its_own(tmp_path: Path
             child.join()
         telemetry.count("directory_searched", event_id=1, times=100)
     assert [child.exitcode for child in children] == [0, 0]
-    assert len(list(tmp_path.glob("*/*"))) == 3
+    assert len(list(tmp_path.glob("*/*.ndjson"))) == 3
     assert {(row["event_id"], row["source"]) for row in rows(tmp_path)} == {("1", "web"), ("2", "web")}
     assert sorted(row["count"] for row in rows(tmp_path)) == [1, 1, 1, 1, 110]
     assert telemetry.dropped == {"refused": 1}
@@ -793,7 +797,6 @@ from types import SimpleNamespace
 
 before = set(sys.modules)
 from analytics_assets.telemetry import Telemetry, do_not_count
-from analytics_assets_tests.support.telemetry import NOON, Clock, by_day, rows, totals
 from analytics_assets.telemetry import asgi, django, wsgi
 
 logging.getLogger().addHandler(logging.NullHandler())
@@ -823,7 +826,7 @@ list(counting({"REQUEST_METHOD": "POST"}, lambda status, headers: None))
 request = SimpleNamespace(method="PUT", resolver_match=SimpleNamespace(route="django/<int:pk>"))
 django.count_responses(telemetry)(lambda request: SimpleNamespace(status_code=203))(request)
 
-rows = [json.loads(line) for path in Path(sys.argv[1]).glob("*/*") for line in path.read_text().splitlines()]
+rows = [json.loads(line) for path in Path(sys.argv[1]).glob("*/*.ndjson") for line in path.read_text().splitlines()]
 telemetry.close()
 print(json.dumps({"rows": rows, "dropped": telemetry.dropped, "modules": sorted(set(sys.modules) - before)}))
 """
