@@ -31,7 +31,7 @@ from analytics_assets.contract import (
 from analytics_assets.defs.collect import CollectConfig, Results, collect
 from analytics_assets.defs.evaluation import AT_SOURCE
 from analytics_assets.defs.pages import PAGE_ASSETS
-from analytics_assets.defs.partitions import days_of_run
+from analytics_assets.defs.partitions import days_awaited, days_of_run
 from analytics_assets.dictionary import asset_descriptions, column_text
 from analytics_assets.publication.findings import refresh_friction
 from analytics_assets.publication.pages.publish import INSTALLED
@@ -116,9 +116,11 @@ def _published_asset(description: str) -> dg.AssetsDefinition:
         tags={"personal_data": "none"},
         metadata={"dagster/table_name": f"{PUBLISHED_SCHEMA}.daily"},
     )
-    def published_counts(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult[None]:
+    def published_counts(
+        context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]
+    ) -> dg.MaterializeResult[None]:
         with open_store(settings) as store:
-            made = publish_closed(store)
+            made = publish_closed(store, days_awaited(context.instance, context.run.run_id))
         return dg.MaterializeResult(
             # No day is named: Dagster keeps this longer than a day that was published long ago.
             metadata={

@@ -19,12 +19,13 @@ from analytics_assets.defs.evaluation import (
     DOCUMENTED_RECOVERY,
     MATCHES,
     NO_FRICTION,
+    NO_MISSING_DAYS,
     STORED,
     evaluate,
     make_result,
 )
 from analytics_assets.defs.pages import PUBLISHED
-from analytics_assets.defs.partitions import days_of_run
+from analytics_assets.defs.partitions import days_at_work, days_of_run
 from analytics_assets.publication.audit import find_recoverable
 from analytics_assets.publication.pages.publish import find_untrue_pages
 from analytics_assets.retention.sweep import find_overdue, registry
@@ -90,6 +91,11 @@ def metric_checks(metric: Metric) -> dg.AssetChecksDefinition:
                 asset=metric.asset,
                 description="No event or endpoint departs from what its own history lets expect.",
             ),
+            dg.AssetCheckSpec(
+                NO_MISSING_DAYS,
+                asset=metric.asset,
+                description="Every kept, finished day since the first collected one has been collected.",
+            ),
         ],
         can_subset=True,
     )
@@ -98,7 +104,8 @@ def metric_checks(metric: Metric) -> dg.AssetChecksDefinition:
         with open_store(settings) as store:
             latest = read_latest_collected(store, metric)
             days = days_of_run(context.run.tags) or ([latest] if latest else [])
-            yield from evaluate(store, metric, days, names=names)
+            at_work = days_at_work(context.instance, context.run.run_id)[metric.asset]
+            yield from evaluate(store, metric, days, names=names, at_work=at_work)
 
     return checks
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from typing import Final
 
 import dagster as dg
@@ -16,7 +16,9 @@ from pydantic import Field
 
 from analytics_assets.contract import Metric
 from analytics_assets.database import DatabaseError, UnreachableError
+from analytics_assets.days import format_range, ranges
 from analytics_assets.defs.evaluation import AT_SOURCE, bullet_list, evaluate, make_result, open_reader
+from analytics_assets.defs.partitions import days_at_work
 from analytics_assets.settings import Settings
 from analytics_assets.sources import OriginRefusedError, Problem, Reader
 from analytics_assets.store import Store, open_store
@@ -89,7 +91,8 @@ def collect(
                 # Dagster skips the check op after a failure, and the checks would show as failed. A database that goes
                 # out of reach meanwhile must not hide which days failed.
                 with suppress(DatabaseError, OSError):
-                    for result in evaluate(store, metric, days, compared=list(outcome.stored)):
+                    at_work = days_at_work(context.instance, context.run_id)[metric.asset]
+                    for result in evaluate(store, metric, days, compared=list(outcome.stored), at_work=at_work):
                         context.log_event(_evaluation(metric, result))
             raise dg.Failure(format_failed_days(outcome.failed, len(days)), allow_retries=False)
     for day, stored in outcome.stored.items():
@@ -154,13 +157,9 @@ def _evaluation(metric: Metric, result: dg.AssetCheckResult) -> dg.AssetCheckEva
 
 def format_failed_days(failed: Mapping[date, str], of: int) -> str:
     """Return the days that were not stored, with consecutive days of one reason as a range."""
-    ranges: list[tuple[date, date, str]] = []
-    for day, reason in sorted(failed.items()):
-        if ranges and ranges[-1][1:] == (day - timedelta(days=1), reason):
-            ranges[-1] = (ranges[-1][0], day, reason)
-        else:
-            ranges.append((day, day, reason))
-    lines = [f"{first}{f' to {last}' if last > first else ''}: {reason}" for first, last, reason in ranges]
+    by_reason = {reason: [day for day in failed if failed[day] == reason] for reason in failed.values()}
+    found = sorted((first, last, reason) for reason, days in by_reason.items() for first, last in ranges(days))
+    lines = [f"{format_range(first, last)}: {reason}" for first, last, reason in found]
     return f"{len(failed)} of {of} days were not stored:\n{bullet_list(lines)}"
 
 

@@ -15,6 +15,7 @@ from typing import Final
 import dagster as dg
 
 from analytics_assets.contract import Metric, SourceView
+from analytics_assets.days import format_range, ranges
 from analytics_assets.publication.findings import find_friction
 from analytics_assets.publication.friction import strongest
 from analytics_assets.settings import Settings
@@ -23,6 +24,7 @@ from analytics_assets.sources.app_views import open_view
 from analytics_assets.sources.counter_dumps import open_dumps
 from analytics_assets.store import Store
 from analytics_assets.store.counts import read_day
+from analytics_assets.store.gaps import missing_days
 from analytics_assets.store.inspection import count_row_violations, find_column_violations, find_undocumented
 
 AT_SOURCE: Final = "only_allowlisted_fields_at_source"
@@ -30,7 +32,8 @@ STORED: Final = "only_allowlisted_fields_stored"
 MATCHES: Final = "counts_match_source"
 DOCUMENTED: Final = "documented"
 NO_FRICTION: Final = "no_friction"
-CHECK_NAMES: Final = (AT_SOURCE, STORED, MATCHES, DOCUMENTED, NO_FRICTION)
+NO_MISSING_DAYS: Final = "no_missing_days"
+CHECK_NAMES: Final = (AT_SOURCE, STORED, MATCHES, DOCUMENTED, NO_FRICTION, NO_MISSING_DAYS)
 """The checks of every metric. The first is the gate, evaluated in `collect`."""
 
 _MAX_LINES: Final = 20
@@ -48,6 +51,10 @@ _MATCHES_RECOVERY: Final = (
 _FRICTION_RECOVERY: Final = (
     "A finding is a reason to look, not a fault. The core team's page ranks the findings of the last four weeks, and"
     " docs/friction.md says what they mean and what is never found."
+)
+_MISSING_RECOVERY: Final = (
+    "`daily_metrics_schedule` requests missing days again every night, so a day that stays is refused: the last failed"
+    " run that collected it says why. Remove the cause, then wait for the night or materialize these days."
 )
 DOCUMENTED_RECOVERY: Final = (
     "Everything stored must be in the dictionary: declare it in contract.py, where it is reviewed, or remove it in SQL"
@@ -79,11 +86,13 @@ def evaluate(
     *,
     compared: Sequence[date] | None = None,
     names: Collection[str] = CHECK_NAMES,
+    at_work: Collection[date] = (),
 ) -> list[dg.AssetCheckResult]:
     """Evaluate the named checks of a metric except the gate, and return a result for each.
 
     The stored rows of `days` are read back value by value. The totals of the days `compared` (all of them, unless
-    given) are counted again at the source.
+    given) are counted again at the source. The days `at_work` are being collected by another run, so they are not
+    missing.
 
     Raises:
         DatabaseError, OSError: a database is out of reach, or a dump cannot be read.
@@ -97,6 +106,10 @@ def evaluate(
         results.append(make_result(DOCUMENTED, find_undocumented(store, metric), DOCUMENTED_RECOVERY))
     if NO_FRICTION in names:
         results.append(_check_friction(store, metric, days))
+    if NO_MISSING_DAYS in names:
+        missing = set(missing_days(store, days)[metric.asset]) - set(at_work)
+        found = [format_range(first, last) for first, last in ranges(missing)]
+        results.append(make_result(NO_MISSING_DAYS, found, _MISSING_RECOVERY, {"missing days": len(missing)}))
     return results
 
 

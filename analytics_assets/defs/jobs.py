@@ -10,6 +10,7 @@ from analytics_assets.contract import FRICTION_PATH, METRICS
 from analytics_assets.defs.checks import PUBLISHED_KEY, database_checks, login_checks
 from analytics_assets.defs.evaluation import bullet_list
 from analytics_assets.defs.pages import CORE, PUBLISHED
+from analytics_assets.defs.partitions import DAILY_JOB
 from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.retention.sweep import Report, apply_retention
 from analytics_assets.settings import Settings
@@ -17,7 +18,7 @@ from analytics_assets.settings import Settings
 _RETRIES: Final = 3
 
 daily_metrics_job = dg.define_asset_job(
-    "daily_metrics_job",
+    DAILY_JOB,
     selection=dg.AssetSelection.assets(
         *(metric.asset for metric in METRICS),
         PUBLISHED_KEY,

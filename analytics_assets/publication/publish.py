@@ -6,11 +6,13 @@ A day is closed once the daily job has collected it for the last time. It is the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
+from typing import Final
 
 from analytics_assets.contract import METRICS
+from analytics_assets.days import span
 from analytics_assets.store import Store
 from analytics_assets.store.counts import Window, read_window
 from analytics_assets.store.published import (
@@ -23,6 +25,8 @@ from analytics_assets.store.published import (
     read_last_published,
     read_state,
 )
+
+_NOTHING: Final[Mapping[str, Collection[date]]] = {}
 
 
 class PublicationError(RuntimeError):
@@ -43,10 +47,11 @@ class Publication:
     unit: str
 
 
-def publish_closed(store: Store) -> list[Publication]:
+def publish_closed(store: Store, awaited: Mapping[str, Collection[date]] = _NOTHING) -> list[Publication]:
     """Publish every closed day and week that is not published yet, in one transaction. Returns an entry per event name.
 
-    Running it again publishes nothing.
+    `awaited`: metric -> days that are about to be collected. A series stops before a day that is not collected yet but
+    awaited. Running it again publishes nothing.
 
     Raises:
         DatabaseError: the database is out of reach or refuses. Nothing was published then.
@@ -57,7 +62,16 @@ def publish_closed(store: Store) -> list[Publication]:
         collected, last_published = read_collected(connection), read_last_published(connection)
         for grain in GRAINS:
             due = {
-                name: list(_list_due(grain, name, collected[asset], last_published.get(name), window))
+                name: list(
+                    _list_due(
+                        grain,
+                        name,
+                        collected[asset],
+                        awaited.get(asset, ()),
+                        last_published=last_published.get(name),
+                        window=window,
+                    )
+                )
                 for name, asset in _names(grain)
             }
             publish_periods(connection, grain, [period for periods in due.values() for period in periods])
@@ -109,7 +123,13 @@ def _names(grain: Grain) -> list[tuple[str, str]]:
 
 
 def _list_due(
-    grain: Grain, name: str, collected: set[date], last_published: date | None, window: Window
+    grain: Grain,
+    name: str,
+    collected: set[date],
+    awaited: Collection[date],
+    *,
+    last_published: date | None,
+    window: Window,
 ) -> Iterator[Period]:
     """Yield the closed periods that come next. A series begins with its first collected day."""
     if last_published is not None:
@@ -121,7 +141,8 @@ def _list_due(
     start = max(start, window.first)
     if grain.days == 7:
         start += timedelta(days=-start.weekday() % 7)
-    while start + timedelta(days=grain.days - 1) <= window.last_closed:
+    late = set(awaited) - collected
+    while (last := start + timedelta(days=grain.days - 1)) <= window.last_closed and late.isdisjoint(span(start, last)):
         yield Period(name, start, _is_collected(grain, start, collected))
         start += timedelta(days=grain.days)
 
