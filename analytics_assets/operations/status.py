@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from itertools import groupby
 from typing import Final
 
 import dagster as dg
@@ -25,7 +24,7 @@ from dagster_postgres.utils import DagsterPostgresException
 
 from analytics_assets.contract import METRICS
 from analytics_assets.database import DatabaseError, UnreachableError, describe_database, redacted_errors
-from analytics_assets.days import zone
+from analytics_assets.days import format_range, ranges, span, zone
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Outbox
 from analytics_assets.operations.receiver import ReceiverError, open_receiver
@@ -34,6 +33,7 @@ from analytics_assets.retention.dagster_records import DAY_TAGS
 from analytics_assets.retention.sweep import read_oldest, registry
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.sources.counter_dumps import count_dumps, find_folder_problem
+from analytics_assets.sources.drops import read_drops
 from analytics_assets.store import Store, open_store
 from analytics_assets.store.counts import Window, count_collected_days, read_window
 from analytics_assets.store.gaps import DUE, missing_days
@@ -47,8 +47,8 @@ DAILY_RUN_HOURS: Final = 26
 """The longest time without a daily run: a day, and two hours for the run itself."""
 EVALUATED_MINUTES: Final = 15
 """The longest time without the evaluation of a sensor. The slowest one is due every five minutes."""
-FAILED_RUN_DAYS: Final = 7
-"""A failed run is red for as long, unless a later one has made good."""
+RECENT_DAYS: Final = 7
+"""A failed run is red for as long, unless a later one has made good. Dropped counts warn for as long."""
 WAITING_MINUTES: Final = 15
 """A message that waits for longer means that the receiver does not take it."""
 
@@ -261,7 +261,7 @@ def _list_runs(
     jobs = [name for name in repository.job_names if not name.startswith("__")]
     ended = dg.RunsFilter(
         statuses=[dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE],
-        updated_after=now - timedelta(days=FAILED_RUN_DAYS),
+        updated_after=now - timedelta(days=RECENT_DAYS),
     )
     failed: dict[str, dg.RunRecord] = {}
     succeeded: list[dg.DagsterRun] = []
@@ -276,7 +276,7 @@ def _list_runs(
     for name in (*jobs, _BY_HAND):
         first = failed.get(name)
         if first is None:
-            words = f"no failed run in the last {FAILED_RUN_DAYS} days that a later one has not made good"
+            words = f"no failed run in the last {RECENT_DAYS} days that a later one has not made good"
             lines.append(Line("runs", name, Level.OK, words))
         else:
             since = _moment(first.end_time) if first.end_time else None
@@ -342,7 +342,7 @@ def _list_days(store: Store, window: Window) -> list[Line]:
         days = missing[metric.asset]
         number = collected[metric.asset]
         if days:
-            words = f"{number} days; missing: {', '.join(format_ranges(days))}"
+            words = f"{number} days; missing: {_list_ranges(days)}"
             line = Line("days", metric.asset, Level.RED, words, facts=tuple(map(str, days)))
         elif collected and not number:
             line = Line("days", metric.asset, Level.WARNING, "none yet, although other metrics have some")
@@ -352,10 +352,8 @@ def _list_days(store: Store, window: Window) -> list[Line]:
     return lines
 
 
-def format_ranges(days: Sequence[date]) -> list[str]:
-    """Return ascending days as ranges: `2026-11-01 to 2026-11-03`."""
-    runs = [[day for _, day in run] for _, run in groupby(enumerate(days), lambda item: item[1].toordinal() - item[0])]
-    return [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+def _list_ranges(days: Sequence[date]) -> str:
+    return ", ".join(format_range(first, last) for first, last in ranges(days))
 
 
 # --- checks
@@ -413,10 +411,22 @@ def _list_dumps(settings: Settings) -> list[Line]:
         return [Line("dumps", "dumps of today", Level.RED, str(problem))]
     today = settings.today()
     files, before = (count_dumps(settings.dump_dir, day) for day in (today, today - timedelta(days=1)))
-    words = f"{files} files"
-    if not files and not before:
-        return [Line("dumps", "dumps of today", Level.WARNING, f"{words}, and none of yesterday")]
-    return [Line("dumps", "dumps of today", Level.OK, words)]
+    if files or before:
+        line = Line("dumps", "dumps of today", Level.OK, f"{files} files")
+    else:
+        line = Line("dumps", "dumps of today", Level.WARNING, "0 files, and none of yesterday")
+    return [line, _check_drops(settings, span(today - timedelta(days=RECENT_DAYS - 1), today))]
+
+
+def _check_drops(settings: Settings, days: Sequence[date]) -> Line:
+    """Judge what telemetry has dropped on some days. How much that was, is in the drop files."""
+    drops = read_drops(settings.dump_dir, days)
+    facts = [f"{day}: {reason}" for day, reasons in sorted(drops.counts.items()) for reason in sorted(reasons)]
+    facts += map(str, drops.problems)
+    if facts:
+        words = f"counts were dropped, or a drop file cannot be read: {'; '.join(facts)}"
+        return Line("dumps", "telemetry", Level.WARNING, words, facts=tuple(facts))
+    return Line("dumps", "telemetry", Level.OK, f"dropped nothing in {RECENT_DAYS} days")
 
 
 # --- alerts

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from analytics_assets.days import zone
+from analytics_assets.sources.counter_dumps import FOREIGN_FOLDER, is_foreign, list_entries, parse_day
 from analytics_assets.store import Store, expiry
 
 
@@ -178,9 +179,6 @@ class Friction:
         yield Amount(*expiry.forget_friction(self.store, before))
 
 
-_DAY_FOLDER: Final = re.compile(r"\d{4}-\d\d-\d\d")
-
-
 @dataclass(frozen=True)
 class Files:
     """A folder that keeps days.
@@ -195,7 +193,7 @@ class Files:
     time_zone: str
     """The time zone of the day of a change."""
     only_days: bool = False
-    """If True, a subfolder without a date name means a wrong path, and nothing is removed."""
+    """True for the dump folder: a subfolder without a date name means a wrong path, and nothing is removed."""
 
     def oldest(self) -> date | None:
         """Return the oldest day of anything in the folder."""
@@ -222,13 +220,13 @@ class Files:
     def _entries(self) -> Iterator[tuple[date, Path]]:
         """Yield the day and path of each day folder, and of each file elsewhere."""
         try:
-            entries = sorted(self.folder.iterdir())
+            entries = list_entries(self.folder) if self.only_days else sorted(self.folder.iterdir())
         except FileNotFoundError:
             return
-        if self.only_days and any(map(_is_foreign, entries)):
-            raise TargetError("it has a folder that is not a day: move that away, or name the right folder")
+        if self.only_days and any(map(is_foreign, entries)):
+            raise TargetError(str(FOREIGN_FOLDER))
         for path in entries:
-            if (day := _parse_day(path)) is not None:
+            if (day := parse_day(path)) is not None:
                 yield day, path
             else:
                 for file in _files(path):
@@ -237,12 +235,13 @@ class Files:
                         yield changed.date(), file
 
 
-_ANY_DAY: Final = re.compile(rb"\b\d{4}-\d\d-\d\d\b")
+_DAY_IN_HTML: Final = re.compile(rb"<time datetime='(\d{4}-\d\d-\d\d)'>")
+_DAY_IN_DATA: Final = re.compile(rb"\b\d{4}-\d\d-\d\d\b")
 
 
 @dataclass(frozen=True)
 class Pages:
-    """The pages that are served. A page keeps every day that is named in it.
+    """The pages that are served. A page keeps every day that it shows, but not a date in the name of an endpoint.
 
     A page is written anew every day without the days that expire soon. What is removed here was not.
     """
@@ -272,7 +271,8 @@ class Pages:
         """Yield each page with the oldest day that it names. A file that names none keeps none."""
         for path in _files(self.folder) if self.folder.exists() else ():
             if path.is_file() and not path.is_symlink():
-                days = {_parse_date(found.decode()) for found in _ANY_DAY.findall(path.read_bytes())} - {None}
+                shown = _DAY_IN_HTML if path.suffix == ".html" else _DAY_IN_DATA
+                days = {_parse_date(found.decode()) for found in shown.findall(path.read_bytes())} - {None}
                 if days:
                     yield min(day for day in days if day), path
 
@@ -280,19 +280,6 @@ class Pages:
 def _parse_date(text: str) -> date | None:
     try:
         return date.fromisoformat(text)
-    except ValueError:
-        return None
-
-
-def _is_foreign(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink() and _parse_day(path) is None
-
-
-def _parse_day(path: Path) -> date | None:
-    if path.is_symlink() or not path.is_dir() or not _DAY_FOLDER.fullmatch(path.name):
-        return None
-    try:
-        return date.fromisoformat(path.name)
     except ValueError:
         return None
 

@@ -41,6 +41,16 @@ UNREADABLE: Final = Violation(
 )
 NOT_JSON: Final = Violation("(row)", "is not a line of JSON with distinct keys")
 WRONG_DAY: Final = Violation(EVENT_DATE.name, "must be the day of its folder")
+FOREIGN_FOLDER: Final = Problem(
+    "dump folder",
+    Violation(
+        "(folder)", "has a folder that is not a day: move that away, or name the right folder in ANALYTICS_DUMP_DIR"
+    ),
+)
+
+_DAY_FOLDER: Final = re.compile(r"\d{4}-\d\d-\d\d")
+_OF_FILE_SYSTEM: Final = re.compile(r"lost\+found|\..*")
+"""`lost+found` is in the root of a file system, and `.snapshot` or `.zfs` where a storage keeps snapshots."""
 
 _FOLDER_RECOVERY: Final = "`analytics-assets sources` says when it is right."
 
@@ -70,8 +80,11 @@ def open_dumps(metric: Metric, settings: Settings) -> Iterator[Reader]:
 def find_folder_problem(folder: Path) -> Problem | None:
     """Return what is wrong with the dump folder, or with the newest day in it."""
     try:
-        days = sorted(path for path in folder.iterdir() if path.is_dir())
-        _, _, problems = _list_dumps(days[-1]) if days else ([], 0, [])
+        entries = list_entries(folder)
+        if any(map(is_foreign, entries)):
+            return FOREIGN_FOLDER
+        folders = [path for path in entries if path.is_dir()]
+        _, _, problems = _list_dumps(folders[-1]) if folders else ([], 0, [])
     except FileNotFoundError:
         return Problem(
             "dump folder", Violation("(folder)", "does not exist: set ANALYTICS_DUMP_DIR to the telemetry's")
@@ -84,6 +97,30 @@ def find_folder_problem(folder: Path) -> Problem | None:
 def count_dumps(folder: Path, day: date) -> int:
     """Return how many dump files a day has so far: one per process of the web application."""
     return len(_list_dumps(folder / day.isoformat())[0])
+
+
+def list_entries(folder: Path) -> list[Path]:
+    """Return what is in the dump folder, sorted, without the folders of the file system and its snapshots.
+
+    Raises:
+        OSError: the folder does not exist or cannot be read.
+    """
+    return sorted(path for path in folder.iterdir() if not (_OF_FILE_SYSTEM.fullmatch(path.name) and path.is_dir()))
+
+
+def is_foreign(path: Path) -> bool:
+    """Return whether a folder in the dump folder is not a day's."""
+    return path.is_dir() and not path.is_symlink() and parse_day(path) is None
+
+
+def parse_day(path: Path) -> date | None:
+    """Return the day of a day's folder, None for anything else, such as a link."""
+    if path.is_symlink() or not path.is_dir() or not _DAY_FOLDER.fullmatch(path.name):
+        return None
+    try:
+        return date.fromisoformat(path.name)
+    except ValueError:
+        return None
 
 
 def read_day(folder: Path, metric: Metric, day: date) -> Counted:

@@ -22,8 +22,9 @@ from analytics_assets.defs.jobs import daily_metrics_job, retention_job
 from analytics_assets.defs.partitions import range_tags
 from analytics_assets.local.status import look
 from analytics_assets.operations import UNREADABLE, Level, Line
-from analytics_assets.operations.status import DAILY_SCHEDULE, exit_code, format_ranges, read_status
+from analytics_assets.operations.status import DAILY_SCHEDULE, exit_code, read_status
 from analytics_assets.settings import Settings
+from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.clock import clock_at, noon_of
 from analytics_assets_tests.support.database import as_superuser
@@ -124,11 +125,6 @@ def test_the_days_of_each_metric_and_its_gaps(pipeline: Pipeline, host: Host, ye
     assert lines["days: event_signups"].facts == (str(days[1]), str(days[4]))
     assert pipeline.run(ALL, days[0], days[-1]).success
     assert {line.words for line in status(pipeline).values() if line.group == "days"} == {"5 days"}
-
-
-def test_missing_days_are_shown_as_ranges() -> None:
-    days = [date(2026, 1, 1), date(2026, 1, 3), date(2026, 1, 4), date(2026, 1, 5)]
-    assert format_ranges(days) == ["2026-01-01", "2026-01-03 to 2026-01-05"]
 
 
 # --- runs
@@ -276,6 +272,22 @@ def test_the_dumps_of_today(pipeline: Pipeline, host: Host, yesterday: date) -> 
     level, words = line()
     assert level is RED
     assert "does not exist: set ANALYTICS_DUMP_DIR" in words
+
+
+def test_dropped_counts_warn_with_day_and_reason_and_without_their_number(pipeline: Pipeline, yesterday: date) -> None:
+    assert status(pipeline)["dumps: telemetry"].level is OK
+    zone, folder = pipeline.settings.time_zone, pipeline.settings.dump_dir
+    noon = moments(yesterday, zone, 2)[1]
+    with Telemetry(folder, time_zone=zone, clock=noon.timestamp) as telemetry:
+        for _ in range(4321):
+            telemetry.count("canary")
+    line = status(pipeline)["dumps: telemetry"]
+    assert line.level is WARNING
+    (fact,) = line.facts
+    assert fact.startswith(f"{yesterday}: ")
+    assert fact in line.words
+    assert "canary" not in line.words
+    assert "4321" not in line.words
 
 
 # --- services

@@ -24,8 +24,9 @@ from analytics_assets.publication.pages.html import Page
 from analytics_assets.publication.pages.writing import write_pages
 from analytics_assets.retention.event_log import EventLogStorage
 from analytics_assets.retention.sweep import EXEMPT, MANUAL, apply_retention, preview, registry, sweep
-from analytics_assets.retention.targets import Amount, Files, RetentionTarget
+from analytics_assets.retention.targets import Amount, Files, Pages, RetentionTarget
 from analytics_assets.settings import Settings
+from analytics_assets.sources.counter_dumps import FOREIGN_FOLDER, find_folder_problem
 from analytics_assets.store import open_store
 from analytics_assets.store.counts import read_window
 from analytics_assets.store.expiry import list_partitioned_days, summarize_collected
@@ -287,9 +288,52 @@ def test_a_dump_folder_that_is_not_one_keeps_everything_and_is_named(pipeline: P
     before = sorted(settings.dump_dir.rglob("*"))
     _, reports = apply_retention(settings, pipeline.instance, MANUAL)
     assert {report.target: report.problem for report in reports if report.problem} == {
-        "counter dumps": "it has a folder that is not a day: move that away, or name the right folder"
+        "counter dumps": "dump folder: (folder) has a folder that is not a day: move that away, or name the right folder"
+        " in ANALYTICS_DUMP_DIR"
     }
     assert sorted(settings.dump_dir.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["canary", "2026-13-45", "2026-01-01.old"])
+def test_a_folder_that_is_no_day_gets_the_same_words_from_collecting_and_from_retention(
+    pipeline: Pipeline, yesterday: date, name: str
+) -> None:
+    (pipeline.settings.dump_dir / name).mkdir()
+    _, reports = apply_retention(pipeline.settings, pipeline.instance, MANUAL)
+    (problem,) = (report.problem for report in reports if report.problem)
+    assert problem == str(FOREIGN_FOLDER)
+    assert problem in failures(pipeline.run(["directory_searches"], yesterday))["directory_searches"]
+    assert "canary" not in problem
+
+
+@pytest.mark.parametrize("name", ["lost+found", ".snapshot", ".zfs"])
+def test_the_folders_of_a_file_system_are_neither_read_nor_removed(
+    pipeline: Pipeline, host: Host, yesterday: date, name: str
+) -> None:
+    settings = pipeline.settings
+    kept = settings.dump_dir / name / "2020-01-01" / "dump.ndjson"
+    _age(kept, noon_of(settings, settings.today() - timedelta(days=400)))
+    (settings.dump_dir / name).chmod(0o000)
+    with without_root():
+        assert find_folder_problem(settings.dump_dir) is None
+    fill(host, settings, [yesterday])
+    assert pipeline.run(["directory_searches"], yesterday).success
+    _, reports = apply_retention(settings, pipeline.instance, MANUAL)
+    assert not any(report.problem or report.expired.days for report in reports)
+    (settings.dump_dir / name).chmod(0o755)
+    assert kept.exists()
+
+
+def test_a_date_in_the_name_of_an_endpoint_is_no_day_of_a_page(pipeline: Pipeline) -> None:
+    def page(day: date) -> Page:
+        shown = f"<time datetime='{day}'>x</time> GET /archive/2019-12-31/ datetime=&#39;2019-12-31&#39;"
+        return Page("core/index.html", shown.encode())
+
+    target = Pages(pipeline.settings.publish_dir)
+    write_pages(target.folder, ["core"], [page(pipeline.settings.today())])
+    assert target.oldest() == pipeline.settings.today()
+    write_pages(target.folder, ["core"], [page(date(2019, 12, 30))])
+    assert target.oldest() == date(2019, 12, 30)
 
 
 def test_a_partition_of_something_else_than_a_day_is_found(pipeline: Pipeline) -> None:
