@@ -49,7 +49,9 @@ def show(lines: Sequence[Line], settings: Settings) -> None:
         moment = since.astimezone(zone(settings.time_zone)).strftime("%Y-%m-%d %H:%M") if since else ""
         table.add_row(Text(level, style=_STYLES[level]), name, Text(words), moment)
     console = Console()
-    console.print(table, width=None if console.is_terminal else _LOG_WIDTH)
+    if not console.is_terminal:
+        console = Console(width=_LOG_WIDTH)
+    console.print(table)
 
 
 def _rows(lines: Sequence[Line]) -> Iterator[tuple[Level, str, str, datetime | None]]:

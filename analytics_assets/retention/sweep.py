@@ -40,7 +40,7 @@ EXEMPT: Final[Mapping[str, str]] = {
     "dagster.daemon_heartbeats": "one row per daemon, overwritten",
     "dagster.dynamic_partitions": "not used: partitions follow from the calendar",
     "dagster.instance_info": "an identifier",
-    "dagster.instigators": "one row per schedule or sensor, overwritten",
+    "dagster.instigators": "one row per schedule or sensor, overwritten: the alert sensor names missing days in it",
     "dagster.jobs": "one row per schedule or sensor, overwritten",
     "dagster.kvs": "configuration",
     "dagster.pending_steps": "emptied when a run ends",

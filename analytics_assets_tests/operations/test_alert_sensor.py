@@ -1,6 +1,7 @@
 """The alert sensor, with real receivers; and once with the real daemon, beside `up` and `status`."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -161,7 +162,7 @@ def up(settings: Settings, port: int, log: Path) -> Iterator[subprocess.Popen[by
         process = subprocess.Popen(
             [sys.executable, "-m", "analytics_assets", "up", "--port", str(port)],
             cwd=ROOT,
-            env=settings.environment() | {"PATH": "/usr/bin:/bin"},
+            env=os.environ | settings.environment(),
             stdout=output,
             stderr=output,
             start_new_session=True,
@@ -176,7 +177,8 @@ def up(settings: Settings, port: int, log: Path) -> Iterator[subprocess.Popen[by
 def read_command(settings: Settings) -> tuple[int, dict[str, str]]:
     """Exit status of `status --json`, and key -> level of what it prints."""
     command = [sys.executable, "-m", "analytics_assets", "status", "--json"]
-    ended = subprocess.run(command, env=settings.environment(), cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = os.environ | settings.environment()
+    ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     return ended.returncode, {f"{line['group']}: {line['name']}": line["level"] for line in json.loads(ended.stdout)}
 
 
