@@ -1,16 +1,32 @@
 """What `status` says of an installation, and that it changes nothing."""
 
 import json
+import sys
 import time
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    SensorInstigatorData,
+    TickData,
+    TickStatus,
+)
 from dagster._core.storage.dagster_run import DagsterRunStatus
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._daemon.types import DaemonHeartbeat
 
 from analytics_assets.cli import main
@@ -22,6 +38,7 @@ from analytics_assets.defs.jobs import daily_metrics_job, retention_job
 from analytics_assets.defs.partitions import range_tags
 from analytics_assets.local.status import look
 from analytics_assets.operations import UNREADABLE, Level, Line
+from analytics_assets.operations.alerts import Message, Outbox
 from analytics_assets.operations.status import DAILY_SCHEDULE, exit_code, read_status
 from analytics_assets.settings import Settings
 from analytics_assets.telemetry import Telemetry
@@ -322,7 +339,85 @@ def test_what_was_never_started_warns(pipeline: Pipeline) -> None:
     }
 
 
+def note_sensor(
+    pipeline: Pipeline,
+    name: str,
+    *,
+    minutes_ago: float = 1,
+    ticked: TickStatus = TickStatus.SKIPPED,
+    status: InstigatorStatus = InstigatorStatus.RUNNING,
+    location: str = "analytics_assets",
+    cursor: str | None = None,
+) -> None:
+    """Note a sensor in Dagster's records as the daemon does, with one evaluation."""
+    target = LoadableTargetOrigin(executable_path=sys.executable, module_name="analytics_assets.definitions")
+    code_location = ManagedGrpcPythonEnvCodeLocationOrigin(loadable_target_origin=target, location_name=location)
+    origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(code_location, "__repository__"), name)
+    state = InstigatorState(origin, InstigatorType.SENSOR, status, SensorInstigatorData(cursor=cursor))
+    pipeline.instance.add_instigator_state(state)
+    pipeline.instance.create_tick(
+        TickData(
+            instigator_origin_id=state.instigator_origin_id,
+            instigator_name=name,
+            instigator_type=InstigatorType.SENSOR,
+            status=ticked,
+            timestamp=time.time() - minutes_ago * 60,
+            selector_id=state.selector_id,
+        )
+    )
+
+
+def test_a_sensor_that_runs_is_ok_and_so_is_the_code_location(pipeline: Pipeline) -> None:
+    note_sensor(pipeline, "retention_sensor", minutes_ago=10)
+    lines = status(pipeline)
+    assert lines["services: retention_sensor"].level is OK
+    assert lines["services: code location"].level is OK
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"status": InstigatorStatus.STOPPED}, "stopped"),
+        ({"ticked": TickStatus.FAILURE}, "its last evaluation failed"),
+    ],
+)
+def test_a_sensor_that_is_stopped_or_fails_is_red(pipeline: Pipeline, change: dict[str, Any], words: str) -> None:
+    note_sensor(pipeline, "retention_sensor", **change)
+    line = status(pipeline)["services: retention_sensor"]
+    assert line.level is RED
+    assert words in line.words
+
+
+def test_sensors_that_are_not_evaluated_any_more_mean_that_the_code_location_is_gone(pipeline: Pipeline) -> None:
+    for name in ("retention_sensor", "alert_sensor"):
+        note_sensor(pipeline, name, minutes_ago=20)
+    line = status(pipeline)["services: code location"]
+    assert (line.level, line.words) == (RED, "no sensor is evaluated any more")
+    assert line.since is not None
+    assert datetime.now(UTC) - line.since > timedelta(minutes=20)
+
+
+def test_an_earlier_name_of_the_code_location_does_not_count(pipeline: Pipeline) -> None:
+    note_sensor(pipeline, "retention_sensor")
+    note_sensor(pipeline, "retention_sensor", location="earlier", minutes_ago=9_999, status=InstigatorStatus.STOPPED)
+    assert status(pipeline)["services: retention_sensor"].level is OK
+
+
 # --- the receiver
+
+
+@pytest.mark.parametrize(("minutes", "level"), [(5, OK), (20, RED)])
+def test_a_receiver_that_takes_no_message_is_red_after_a_quarter_of_an_hour(
+    pipeline: Pipeline, minutes: int, level: Level
+) -> None:
+    message = Message(1, RED, "title", "body")
+    outbox = Outbox(
+        waiting=(message,), number=1, refused_since=datetime.now(UTC) - timedelta(minutes=minutes), to_log=False
+    )
+    note_sensor(pipeline, "alert_sensor", cursor=outbox.dump())
+    lines = lines_of(replace(pipeline.settings, alert_url="json://canary:canary@127.0.0.1/"), pipeline.instance)
+    assert lines["alerts: receiver"].level is level
+    assert ("takes no message; 1 wait" in lines["alerts: receiver"].words) == (level is RED)
 
 
 def test_the_receiver_is_named_without_its_url(pipeline: Pipeline) -> None:
