@@ -51,13 +51,17 @@ def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterat
         made.dispose()
 
 
-def describe_database(url: str | None) -> str:
-    """Return where a database is, `host:port/name`: no login, no password. A socket has no host."""
+def place(url: str | None) -> str:
+    """Return name and host of a database, never login or password.
+
+    If a password has an @ that is not encoded, what follows it seems to be the host. So a text with an @ is not shown.
+    """
     if url is None:
-        return "no database"
-    made = sa.make_url(url)
-    host = made.host or "local socket"
-    return f"{host}{f':{made.port}' if made.port else ''}/{made.database}"
+        return "none"
+    parsed = sa.make_url(url)
+    name = parsed.database or "the login's default"
+    host = parsed.host or str(parsed.query.get("host") or "this machine")
+    return "(its name or host has an @)" if "@" in name + host else f"{name} on {host}"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Final
 
 import dagster as dg
 
-from analytics_assets.database import describe_database
+from analytics_assets.database import place
 from analytics_assets.defs.jobs import RetentionConfig, remove_expired_days, retention_job
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Message, Outbox
@@ -92,7 +92,7 @@ def alert_sensor(context: dg.SensorEvaluationContext, settings: dg.ResourceParam
         ]
     # What is said about the receiver cannot be sent to it.
     lines = [line for line in lines if line.group != "alerts"]
-    outbox = outbox.note(lines, now, describe_database(settings.database_url), settings.time_zone)
+    outbox = outbox.note(lines, now, place(settings.database_url), settings.time_zone)
     context.update_cursor(outbox.dump())
     return dg.SkipReason(f"{sent} messages sent, {len(outbox.waiting)} wait")
 

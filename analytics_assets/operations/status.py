@@ -23,7 +23,7 @@ from dagster._core.scheduler.instigation import (
 from dagster_postgres.utils import DagsterPostgresException
 
 from analytics_assets.contract import METRICS
-from analytics_assets.database import DatabaseError, UnreachableError, describe_database, redacted_errors
+from analytics_assets.database import DatabaseError, UnreachableError, place, redacted_errors
 from analytics_assets.days import format_range, ranges, span, zone
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Outbox
@@ -99,7 +99,7 @@ def _read_rest(
         lines.append(Line("databases", "Dagster's database", Level.RED, instance))
     else:
         records = instance
-        lines.append(Line("databases", "Dagster's database", Level.OK, describe_database(settings.dagster_url)))
+        lines.append(Line("databases", "Dagster's database", Level.OK, place(settings.dagster_url)))
         lines += _guard("services", lambda: _list_services(records, repository, states, now))
         lines += _guard("runs", lambda: _list_runs(records, repository, states, now))
         lines += _guard("checks", lambda: _list_checks(records, repository))
@@ -148,7 +148,7 @@ def _settle(window: Window, now: datetime) -> Window:
 
 
 def _read_database(store: Store) -> tuple[list[Line], Window | None]:
-    where = describe_database(store.settings.database_url)
+    where = place(store.settings.database_url)
     try:
         version = read_server_version(store)
     except DatabaseError as error:

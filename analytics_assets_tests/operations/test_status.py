@@ -1,6 +1,7 @@
 """What `status` says of an installation, and that it changes nothing."""
 
 import json
+import re
 import sys
 import time
 from dataclasses import replace
@@ -81,9 +82,19 @@ def test_an_installation_that_is_set_up_names_its_databases_and_no_login(pipelin
     assert not_ok(lines, "databases") == {}
     assert pipeline.settings.database_url
     database = sa.make_url(pipeline.settings.database_url).database
-    assert lines["databases: analytics database"].words.startswith(f"local socket/{database}, PostgreSQL ")
+    assert lines["databases: analytics database"].words.startswith(f"{database} on /")
     assert lines["databases: schema"].words.startswith("revision 00")
     assert "analytics_writer" not in str(lines)
+
+
+def test_a_part_of_a_password_that_looks_like_a_host_is_not_shown(settings: Settings) -> None:
+    for url in (
+        "postgresql+psycopg2://user:sec@canary@127.0.0.1/events",
+        "postgresql+psycopg2://user@127.0.0.1/c@nary",
+    ):
+        lines = lines_of(replace(settings, database_url=url), "not looked at")
+        assert "its name or host has an @" in lines["databases: analytics database"].words
+        assert not re.search("canary|c@nary", str(lines))
 
 
 def test_a_database_that_is_away_is_red_and_the_rest_is_still_looked_at(pipeline: Pipeline, tmp_path: Path) -> None:
