@@ -71,7 +71,7 @@ COMPILE := $(BIN)/pip-compile --quiet --strip-extras --unsafe-package analytics-
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --all-build-deps
 
 lock: .venv/test-installed  ## Write both lock files anew from pyproject.toml; UPGRADE=--upgrade takes newer versions.
-	$(COMPILE) $(UPGRADE) --extra demo --extra pages --output-file requirements.lock pyproject.toml
+	$(COMPILE) $(UPGRADE) --extra alerts --extra demo --extra pages --output-file requirements.lock pyproject.toml
 	$(COMPILE) $(UPGRADE) --extra test --constraint requirements.lock --output-file requirements-test.lock pyproject.toml
 
 clean:  ## Remove what was installed and what the demonstration stored.

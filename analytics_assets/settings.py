@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zoneinfo
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,9 +25,12 @@ VARIABLES: Final = {
     "ANALYTICS_TIMEZONE": "The time zone whose calendar days are counted, an IANA name. Default: `UTC`.",
     "ANALYTICS_OWNS_DAGSTER": "`yes`: only this project uses Dagster's storage, and old records of anything expire."
     " `no`: only its own do. Default: `yes` for the embedded PostgreSQL, else `no`.",
+    "ANALYTICS_ALERT_URL": "Who is told what turns red: an Apprise URL, like `mailto://...`. Unset: a line in the log.",
     "ANALYTICS_RETENTION_DAYS": f"How many days are kept. Default: `{RETENTION_DAYS}`.",
 }
 """Name -> meaning; the README's table is tested against it."""
+
+_DATABASE_URLS: Final = ("ANALYTICS_DATABASE_URL", "ANALYTICS_SOURCE_URL", "DAGSTER_POSTGRES_URL")
 
 
 class SettingsError(ValueError):
@@ -52,6 +56,15 @@ def database_url(text: str, variable: str) -> str:
     return url.render_as_string(hide_password=False)
 
 
+def _alert_url(text: str | None) -> str | None:
+    # Apprise reads the rest, when a message is sent.
+    if text is not None and not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://\S+$", text):
+        raise SettingsError(
+            "ANALYTICS_ALERT_URL is not a URL that Apprise knows (mailto://..., slack://..., json://...)"
+        )
+    return text
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of one process. The `repr` leaves out the URLs, which hold passwords."""
@@ -67,12 +80,14 @@ class Settings:
     retention_days: int
     owns_dagster: bool
     """Whether nothing else uses Dagster's storage."""
+    alert_url: str | None = field(default=None, repr=False)
+    """Where alerts go, as Apprise reads it; it may hold a password. None: to the log."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         """Read the settings. An empty variable counts as unset. Raises SettingsError."""
         given = {name: environ[name] for name in VARIABLES if environ.get(name)}
-        urls = {name: database_url(given[name], name) for name in given if name.endswith("_URL")}
+        urls = {name: database_url(given[name], name) for name in _DATABASE_URLS if name in given}
         time_zone = given.get("ANALYTICS_TIMEZONE", "UTC")
         try:
             zoneinfo.ZoneInfo(time_zone)
@@ -99,6 +114,7 @@ class Settings:
             time_zone=time_zone,
             retention_days=int(retention),
             owns_dagster=owns == "yes",
+            alert_url=_alert_url(given.get("ANALYTICS_ALERT_URL")),
         )
 
     def today(self) -> date:
@@ -117,5 +133,6 @@ class Settings:
             "ANALYTICS_TIMEZONE": self.time_zone,
             "ANALYTICS_RETENTION_DAYS": str(self.retention_days),
             "ANALYTICS_OWNS_DAGSTER": "yes" if self.owns_dagster else "no",
+            "ANALYTICS_ALERT_URL": self.alert_url,
         }
         return {name: value for name, value in values.items() if value is not None}

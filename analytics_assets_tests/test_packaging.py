@@ -182,6 +182,7 @@ def test_every_folder_imports_what_its_extra_installs() -> None:
     extras = command.EXTRAS
     allowed = {
         "local": ["pipeline", "embedded"],
+        "operations": ["pipeline", "alerts"],
         "publication": ["pipeline", "pages"],
         "demo": ["pipeline", "embedded", "demo"],
     }

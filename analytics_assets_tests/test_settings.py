@@ -32,6 +32,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
             "ANALYTICS_TIMEZONE": "Europe/Berlin",
             "ANALYTICS_RETENTION_DAYS": "30",
             "ANALYTICS_OWNS_DAGSTER": "yes",
+            "ANALYTICS_ALERT_URL": "mailto://someone:secret@mail.example",
         }
     )
     assert settings == Settings(
@@ -44,7 +45,9 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         time_zone="Europe/Berlin",
         retention_days=30,
         owns_dagster=True,
+        alert_url="mailto://someone:secret@mail.example",
     )
+    assert "secret" not in repr(settings)
     assert Settings.from_env(settings.environment()) == settings
     assert set(settings.environment()) == set(VARIABLES)
 
@@ -60,7 +63,9 @@ def test_the_driver_is_named(scheme: str) -> None:
     assert Settings.from_env({"DAGSTER_POSTGRES_URL": given}).dagster_url == expected
 
 
-@pytest.mark.parametrize("variable", [name for name in VARIABLES if name.endswith("_URL")])
+@pytest.mark.parametrize(
+    "variable", [name for name in VARIABLES if name.endswith("_URL") and name != "ANALYTICS_ALERT_URL"]
+)
 @pytest.mark.parametrize(
     "value",
     [
@@ -78,6 +83,11 @@ def test_the_driver_is_named(scheme: str) -> None:
 )
 def test_a_bad_url_is_refused_without_its_password(variable: str, value: str) -> None:
     refuses(variable, value)
+
+
+@pytest.mark.parametrize("value", ["canary", "canary@example.org", "://canary", "mailto://canary json://canary"])
+def test_a_bad_alert_url_is_refused_without_its_password(value: str) -> None:
+    refuses("ANALYTICS_ALERT_URL", value)
 
 
 @pytest.mark.parametrize("value", ["canary/Berlin", "/canary", "../canary", "America", "Europe/canary\n"])

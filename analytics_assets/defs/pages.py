@@ -7,6 +7,8 @@ import dagster as dg
 
 from analytics_assets.contract import FRICTION_PATH, METRICS, PAGES, PUBLISHED_PATH
 from analytics_assets.defs.retries import retried
+from analytics_assets.operations import Level
+from analytics_assets.operations.services import read_check, read_daemons
 from analytics_assets.publication.pages.core import FOLDER, Health
 from analytics_assets.publication.pages.publish import write_core_pages, write_published_pages
 from analytics_assets.publication.pages.writing import Written
@@ -16,11 +18,6 @@ from analytics_assets.store import open_store
 GROUP: Final = "publication"
 CORE: Final = "core_pages"
 PUBLISHED: Final = "published_pages"
-
-_HISTORY: Final = 5
-"""Executions of a check that are looked through for one that has ended: this run's may only be planned."""
-
-_ENDED: Final = {"SUCCEEDED", "FAILED"}
 
 
 def make_core_pages(checks: Iterable[dg.AssetCheckKey]) -> dg.AssetsDefinition:
@@ -63,29 +60,16 @@ def published_pages(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResul
 
 def read_health(instance: dg.DagsterInstance, checks: Iterable[dg.AssetCheckKey]) -> Health:
     """Return which asset checks fail and which services of Dagster do not run."""
-    passed = {key: _last_passed(instance, key) for key in checks}
-    statuses = instance.get_daemon_statuses().values()
+    states = {key: read_check(instance, key) for key in checks}
     return Health(
-        checks=sum(result is not None for result in passed.values()),
+        checks=sum(state is not None for state in states.values()),
         failing=sorted(
-            f"{key.asset_key.to_user_string()}: {key.name}" for key, good in passed.items() if good is False
+            f"{key.asset_key.to_user_string()}: {key.name}"
+            for key, state in states.items()
+            if state and state.level is Level.RED
         ),
-        stopped=sorted(
-            status.daemon_type.lower().replace("_", " ")
-            for status in statuses
-            if status.required and not status.healthy
-        ),
+        stopped=[name for name, status in read_daemons(instance).items() if not status.healthy],
     )
-
-
-def _last_passed(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> bool | None:
-    """Whether the last execution that has ended passed; a warning counts as passed. None when there is none."""
-    for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=_HISTORY):
-        if record.status.value not in _ENDED:
-            continue
-        evaluation = record.evaluation
-        return evaluation is not None and (evaluation.passed or evaluation.severity == dg.AssetCheckSeverity.WARN)
-    return None
 
 
 def _metadata(settings: Settings, index: str, written: Written) -> dict[str, dg.MetadataValue[Any] | int]:

@@ -1,12 +1,20 @@
-"""The sensor that requests the removal of expired days."""
+"""The sensors: one requests the removal of expired days, one tells somebody what has changed."""
 
+import logging
+import time
+from datetime import UTC, datetime
 from typing import Final
 
 import dagster as dg
 
+from analytics_assets.database import place
 from analytics_assets.defs.checks import LEDGER_KEY, make_cutoff_result
 from analytics_assets.defs.evaluation import as_event
 from analytics_assets.defs.jobs import RetentionConfig, remove_expired_days, retention_job
+from analytics_assets.operations import UNREADABLE, Level, Line
+from analytics_assets.operations.alerts import Message, Outbox
+from analytics_assets.operations.receiver import ReceiverError, send
+from analytics_assets.operations.status import ALERT_SENSOR, read_status
 from analytics_assets.retention.sweep import find_overdue, registry
 from analytics_assets.settings import Settings
 from analytics_assets.store import open_store
@@ -49,3 +57,58 @@ def retention_sensor(
         return dg.SkipReason(f"nothing is older than the cut-off, {cutoff}")
     config = RetentionConfig(dry_run=False)
     return dg.RunRequest(run_key=str(cutoff), run_config=dg.RunConfig({remove_expired_days.name: config}))
+
+
+_SENDING_SECONDS: Final = 20
+"""Sending stops after this time, and goes on at the next tick: Dagster ends a tick after 60 seconds."""
+
+
+@dg.sensor(
+    name=ALERT_SENSOR,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Sends one message when something turns red or warns, and one when it is ok again: to"
+    " ANALYTICS_ALERT_URL, else to the log.",
+)
+def alert_sensor(context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings]) -> dg.SkipReason:
+    """Send what the cursor holds, then look, and put what has changed into the cursor.
+
+    So a tick that does not come to its end repeats messages and loses none. No error of the receiver ends a tick.
+    """
+    if context.repository_def is None:
+        raise dg.DagsterInvariantViolationError("it says which checks, schedules and sensors there should be")
+    outbox = Outbox.load(context.cursor)
+    url, deadline = settings.alert_url, time.monotonic() + _SENDING_SECONDS
+
+    def deliver(message: Message) -> bool:
+        if url is None:
+            context.log.log(_LOG_LEVELS[message.level], "%s: %s", message.title, message.body.replace("\n", "; "))
+            return True
+        if time.monotonic() > deadline:
+            return False
+        try:
+            return send(url, message)
+        except ReceiverError as error:
+            context.log.error(str(error))
+        except Exception as error:  # of any of Apprise's plugins; its text may hold the URL
+            context.log.error("the receiver failed: %s", type(error).__name__)
+        return False
+
+    before = len(outbox.waiting)
+    now = datetime.now(UTC)
+    outbox = outbox.deliver(deliver, now, to_log=url is None)
+    sent = before - len(outbox.waiting)
+    try:
+        lines = read_status(settings, context.instance, context.repository_def)
+    except Exception as error:  # without this, the messages above would be sent again and again
+        lines = [
+            Line("services", UNREADABLE, Level.RED, f"the installation cannot be looked at: {type(error).__name__}")
+        ]
+    # What is said about the receiver cannot be sent to it.
+    lines = [line for line in lines if line.group != "alerts"]
+    outbox = outbox.note(lines, now, place(settings.database_url), settings.time_zone)
+    context.update_cursor(outbox.dump())
+    return dg.SkipReason(f"{sent} messages sent, {len(outbox.waiting)} wait")
+
+
+_LOG_LEVELS: Final = {Level.OK: logging.INFO, Level.WARNING: logging.WARNING, Level.RED: logging.ERROR}

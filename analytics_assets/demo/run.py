@@ -100,6 +100,7 @@ def run(settings: Settings, port: int, app_port: int, *, once: bool) -> bool:
         dump_dir=data_dir / "dumps",
         publish_dir=data_dir / "pages",
         owns_dagster=True,
+        alert_url=None,
     )
     try:
         with (

@@ -21,9 +21,10 @@ from typing import IO, Final
 import dagster as dg
 import requests
 import sqlalchemy as sa
+from dagster._core.instance.ref import InstanceRef
 from dagster_postgres.utils import DagsterPostgresException
 
-from analytics_assets.database import UnreachableError, failure_cause
+from analytics_assets.database import DatabaseError, UnreachableError, engine, failure_cause, redacted_errors
 from analytics_assets.local.processes import ServerError, stop, uninterrupted
 from analytics_assets.retention.dagster_records import DagsterStorage, open_dagster_storage
 from analytics_assets.retention.shortening import describe_shortening
@@ -82,6 +83,28 @@ def databases(settings: Settings, *, shorten: Say | None = None) -> Iterator[Set
             set_up(url.render_as_string(hide_password=False), settings, shorten=shorten)
             settings = _with_embedded(settings, url)
         yield settings
+
+
+def running_databases(settings: Settings) -> Settings:
+    """Return the settings with the URLs of the embedded PostgreSQL for those not set, if it runs. Starts nothing."""
+    if settings.database_url and settings.dagster_url:
+        return settings
+    from analytics_assets.local.postgres import running_postgres
+
+    server = running_postgres(settings.data_dir)
+    if server is None:
+        return settings
+
+    def login(user: str, database: str) -> str:
+        return server.set(username=user, database=database).render_as_string(hide_password=False)
+
+    writer = settings.database_url or login("analytics_writer", "analytics")
+    return replace(
+        settings,
+        database_url=writer,
+        source_url=settings.source_url or writer,
+        dagster_url=settings.dagster_url or login("postgres", "dagster"),
+    )
 
 
 @contextmanager
@@ -217,6 +240,44 @@ def dagster_home(settings: Settings) -> Path:
 
 
 @contextmanager
+def existing_instance(settings: Settings, home: Path | None = None) -> Iterator[dg.DagsterInstance]:
+    """Yield Dagster's instance as `dagster_instance` does, and create neither folder nor table.
+
+    Raises:
+        SettingsError: no URL is set.
+        DatabaseError: Dagster's database cannot be reached, or has no tables yet.
+    """
+    with (
+        redacted_errors("connecting to Dagster's database (DAGSTER_POSTGRES_URL)"),
+        engine(settings.dagster_url, "DAGSTER_POSTGRES_URL", read_only=True) as database,
+        database.connect() as connection,
+    ):
+        tables = ("runs", "event_logs", "jobs", "instance_info")
+        found = sa.text("select count(to_regclass(name)) from unnest(cast(:tables as text[])) name")
+        if connection.scalar(found, {"tables": list(tables)}) != len(tables):
+            raise DatabaseError("Dagster has never been started on this database")
+    folder = home or settings.data_dir / "dagster"
+    config = folder if (folder / "dagster.yaml").exists() else ROOT
+    with _environment(settings):
+        reference = InstanceRef.from_dir(str(folder), config_dir=str(config))
+        instance = dg.DagsterInstance.from_ref(reference)
+    with instance:
+        yield instance
+
+
+@contextmanager
+def _environment(settings: Settings) -> Iterator[None]:
+    """Set the environment for a block: dagster.yaml reads the URL from it."""
+    before = os.environ.copy()
+    os.environ.update(settings.environment())
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
 def dagster_instance(settings: Settings, home: Path | None = None) -> Iterator[dg.DagsterInstance]:
     """Yield Dagster's instance (its records and configuration), for a process that does not run inside Dagster.
 
@@ -228,16 +289,12 @@ def dagster_instance(settings: Settings, home: Path | None = None) -> Iterator[d
     """
     if settings.dagster_url is None:
         raise SettingsError("DAGSTER_POSTGRES_URL is not set: Dagster's records cannot be found")
-    environment = os.environ.copy()
-    os.environ.update(settings.environment())  # dagster.yaml reads the URL from the environment
     try:
-        instance = dg.DagsterInstance.from_config(str(home or dagster_home(settings)))
+        with _environment(settings):
+            instance = dg.DagsterInstance.from_config(str(home or dagster_home(settings)))
     except (DagsterPostgresException, sa.exc.DBAPIError) as error:
         cause = failure_cause(str(error.__cause__ or error))
         raise UnreachableError(f"the database of DAGSTER_POSTGRES_URL cannot be reached: {cause}") from None
-    finally:
-        os.environ.clear()
-        os.environ.update(environment)
     with instance:
         yield instance
 

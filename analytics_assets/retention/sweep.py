@@ -48,7 +48,7 @@ EXEMPT: Final[Mapping[str, str]] = {
     "dagster.daemon_heartbeats": "one row per daemon, overwritten",
     "dagster.dynamic_partitions": "not used: partitions follow from the calendar",
     "dagster.instance_info": "an identifier",
-    "dagster.instigators": "one row per schedule or sensor, overwritten",
+    "dagster.instigators": "one row per schedule or sensor, overwritten: the alert sensor names missing days in it",
     "dagster.jobs": "one row per schedule or sensor, overwritten",
     "dagster.kvs": "configuration",
     "dagster.pending_steps": "emptied when a run ends",
@@ -131,14 +131,18 @@ def apply_retention(
 def find_overdue(targets: Sequence[RetentionTarget], before: date) -> list[str]:
     """Return one line per target that keeps an older day or cannot be read. The lines name no day."""
     found = []
-    for target in targets:
-        report = _attempt(target, lambda target: Report(target.name, oldest=target.oldest()))
+    for report in read_oldest(targets):
         if report.problem:
-            found.append(f"{target.name}: {report.problem}")
+            found.append(f"{report.target}: {report.problem}")
         elif report.oldest is not None and report.oldest < before:
             late = (before - report.oldest).days
-            found.append(f"{target.name}: the oldest day is {late} days older than the first one that is kept")
+            found.append(f"{report.target}: the oldest day is {late} days older than the first one that is kept")
     return found
+
+
+def read_oldest(targets: Sequence[RetentionTarget]) -> list[Report]:
+    """Return a report per target with the oldest day that it keeps, or the problem."""
+    return [_attempt(target, lambda target: Report(target.name, oldest=target.oldest())) for target in targets]
 
 
 def preview(targets: Sequence[RetentionTarget], before: date) -> list[Report]:

@@ -105,6 +105,11 @@ def find_folder_problem(folder: Path) -> Problem | None:
     return problems[0] if problems else None
 
 
+def count_dumps(folder: Path, day: date) -> int:
+    """Return how many dump files a day has so far: one per process of the web application."""
+    return len(_list_dumps(folder / day.isoformat())[0])
+
+
 def list_entries(folder: Path) -> list[Path]:
     """Return what is in the dump folder, sorted, without the folders of the file system and its snapshots.
 

@@ -5,6 +5,7 @@ No other module writes counts. A day is replaced whole, in one transaction: a cr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
@@ -164,6 +165,16 @@ def read_latest_collected(store: Store, metric: Metric) -> date | None:
     with store.transaction("reading the collected days") as connection:
         latest: date | None = connection.scalar(query)
     return latest
+
+
+def count_collected_days(store: Store, window: Window) -> Counter[str]:
+    """Return how many days of the window each metric has collected, by its asset."""
+    day = COLLECTED_DAYS.c.event_date
+    number = sa.func.count().label("days")
+    query = sa.select(COLLECTED_DAYS.c.asset, number).where(day.between(window.first, window.last))
+    with store.transaction("reading the collected days") as connection:
+        found = connection.execute(query.group_by(COLLECTED_DAYS.c.asset)).all()
+    return Counter({row.asset: row.days for row in found})
 
 
 def count_collected_since(store: Store, moment: datetime) -> int:

@@ -66,6 +66,7 @@ revoke all on all functions in schema {SCHEMA} from public, {_LOGINS};
 grant usage on schema {SCHEMA} to {_ANALYSTS};
 grant execute on function {SCHEMA}.today(), {SCHEMA}.first_kept_day() to {_ANALYSTS};
 grant select on {_READ} to {_ANALYSTS};
+grant select on {SCHEMA}.alembic_version to {WRITER};
 -- Functions create and drop days, because the service account owns no table.
 grant execute on function {SCHEMA}.create_day(date), {SCHEMA}.drop_day(date), {SCHEMA}.forget_days(date) to {WRITER};
 grant execute on function {SCHEMA}.confirm_cutoff(date) to {WRITER};

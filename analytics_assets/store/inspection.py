@@ -10,8 +10,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import date
+from pathlib import Path
 
 import sqlalchemy as sa
+from alembic.script import ScriptDirectory
 
 from analytics_assets.contract import EVENT_NAME, METRICS, SCHEMA, TABLES, Metric, vocabulary
 from analytics_assets.dictionary import database_comments
@@ -21,6 +23,28 @@ from analytics_assets.store import Store
 from analytics_assets.store.comments import Name, read_comments
 from analytics_assets.store.counts import belongs_to
 from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS, NAMES_OF
+
+
+def read_server_version(store: Store) -> str:
+    """Return the version of PostgreSQL. Raises DatabaseError when the database cannot be reached."""
+    with store.transaction("connecting to the analytics database") as connection:
+        return str(connection.scalar(sa.text("show server_version"))).split()[0]
+
+
+def read_revision(store: Store) -> tuple[str, str]:
+    """Return the revision of the schema, and what to do about it: nothing, where it is this package's.
+
+    Raises DatabaseError.
+    """
+    with store.transaction("reading the revision of the schema (run `analytics-assets init-db`)") as connection:
+        revision = str(connection.scalar(sa.text(f"select version_num from {SCHEMA}.alembic_version")))  # noqa: S608
+    scripts = ScriptDirectory(str(Path(__file__).parent / "migrations"))
+    known = [script.revision for script in scripts.walk_revisions()]
+    if revision == known[0]:
+        return revision, ""
+    if revision in known:
+        return revision, f"revision {revision} is older than this package: run `analytics-assets init-db`"
+    return revision, "its revision is newer than this package: install the version that made it"
 
 
 def find_column_violations(store: Store, metric: Metric) -> list[Violation]:

@@ -21,6 +21,7 @@ from analytics_assets.store import Store
 from analytics_assets.store.tables import (
     COLLECTED_DAYS,
     DAILY_COUNTS,
+    DAILY_NAMES,
     DAYS,
     PUBLICATIONS,
     PUBLISHED_CARRIES,
@@ -104,6 +105,13 @@ def read_last_published(connection: sa.Connection) -> dict[str, date]:
     name, day = PUBLICATIONS.c.event_name, PUBLICATIONS.c.event_date
     query = sa.select(name, sa.func.max(day).label("last")).where(~PUBLICATIONS.c.filled).group_by(name)
     return {row.event_name: row.last for row in connection.execute(query)}
+
+
+def read_last_published_days(store: Store) -> dict[str, date]:
+    """Return the newest day of each event name that is published by the day. Raises DatabaseError."""
+    with store.transaction("reading what is published") as connection:
+        published = read_last_published(connection)
+    return {name: day for name, day in published.items() if name in DAILY_NAMES}
 
 
 def read_state(connection: sa.Connection, grain: Grain, event_name: str, start: date) -> str | None:

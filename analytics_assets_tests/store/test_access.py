@@ -46,7 +46,7 @@ IN_THE_ANALYTICS_DATABASE: Rights = {
     "table analytics.retention_ledger": {WRITER: "select insert", READER: "select"},
     "sequence analytics.retention_ledger_id_seq": {},
     "table analytics.settings": {WRITER: "select", READER: "select"},
-    "table analytics.alembic_version": {},
+    "table analytics.alembic_version": {WRITER: "select"},
     "view analytics.daily_error_rates": {WRITER: "select", READER: "select"},
     "function analytics.today()": {WRITER: "execute", READER: "execute"},
     "function analytics.first_kept_day()": {WRITER: "execute", READER: "execute"},

@@ -1,0 +1,446 @@
+"""Looking at an installation: databases, services, runs, days, checks, retention, dumps, publication, alerts.
+
+Nothing is written or created here. A part that cannot be read is a red line, never an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+
+import dagster as dg
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorTick,
+    ScheduleInstigatorData,
+    SensorInstigatorData,
+    TickStatus,
+)
+from dagster_postgres.utils import DagsterPostgresException
+
+from analytics_assets.contract import METRICS
+from analytics_assets.database import DatabaseError, UnreachableError, place, redacted_errors
+from analytics_assets.days import format_range, ranges, span, zone
+from analytics_assets.operations import UNREADABLE, Level, Line
+from analytics_assets.operations.alerts import Outbox
+from analytics_assets.operations.receiver import ReceiverError, open_receiver
+from analytics_assets.operations.services import read_check, read_daemons
+from analytics_assets.retention.dagster_records import DAY_TAGS
+from analytics_assets.retention.sweep import read_oldest, registry
+from analytics_assets.settings import Settings, SettingsError
+from analytics_assets.sources.counter_dumps import count_dumps, find_folder_problem
+from analytics_assets.sources.drops import read_drops
+from analytics_assets.store import Store, open_store
+from analytics_assets.store.counts import Window, count_collected_days, read_window
+from analytics_assets.store.gaps import DUE, missing_days
+from analytics_assets.store.inspection import read_revision, read_server_version
+from analytics_assets.store.published import read_last_published_days
+
+ALERT_SENSOR: Final = "alert_sensor"
+DAILY_SCHEDULE: Final = "daily_metrics_schedule"
+
+DAILY_RUN_HOURS: Final = 26
+"""The longest time without a daily run: a day, and two hours for the run itself."""
+EVALUATED_MINUTES: Final = 15
+"""The longest time without the evaluation of a sensor. The slowest one is due every five minutes."""
+RECENT_DAYS: Final = 7
+"""A failed run is red for as long, unless a later one has made good. Dropped counts warn for as long."""
+WAITING_MINUTES: Final = 15
+"""A message that waits for longer means that the receiver does not take it."""
+
+_SHOWN_LIVE: Final = {"no_missing_days", "no_expired_days"}
+"""Checks whose fact has lines of its own, which are as new as the look itself."""
+
+
+def read_status(
+    settings: Settings, instance: dg.DagsterInstance | str, repository: dg.RepositoryDefinition
+) -> list[Line]:
+    """Look at everything.
+
+    Where Dagster's records cannot be read, `instance` is the reason. `repository` says which schedules, sensors and
+    checks there should be.
+    """
+    now = datetime.now(UTC)
+    try:
+        with open_store(settings) as store:
+            lines, window = _read_database(store)
+            return [*lines, *_read_rest(store, window, instance, repository, now)]
+    except SettingsError as error:
+        absent = Line("databases", "analytics database", Level.RED, str(error))
+        return [absent, *_read_rest(settings, None, instance, repository, now)]
+
+
+def exit_code(lines: Iterable[Line]) -> int:
+    """Return 0 if everything is ok, 1 with a warning, 2 with a red line."""
+    return max((line.level.exit_code for line in lines), default=0)
+
+
+def _read_rest(
+    store: Store | Settings,
+    window: Window | None,
+    instance: dg.DagsterInstance | str,
+    repository: dg.RepositoryDefinition,
+    now: datetime,
+) -> list[Line]:
+    """Return every line but those of the analytics database. `store` is the settings if it has no URL."""
+    settings = store.settings if isinstance(store, Store) else store
+    lines = []
+    states: dict[str, _Instigator] = {}
+    if not isinstance(instance, str):
+        try:
+            states = _read_instigators(instance, repository)
+        except DatabaseError as error:
+            instance = str(error)
+    if isinstance(instance, str):
+        lines.append(Line("databases", "Dagster's database", Level.RED, instance))
+    else:
+        records = instance
+        lines.append(Line("databases", "Dagster's database", Level.OK, place(settings.dagster_url)))
+        lines += _guard("services", lambda: _list_services(records, repository, states, now))
+        lines += _guard("runs", lambda: _list_runs(records, repository, states, now))
+        lines += _guard("checks", lambda: _list_checks(records, repository))
+    if isinstance(store, Store) and window is not None:
+        settled = _settle(window, now.astimezone(zone(settings.time_zone)))
+        lines += _guard("days", lambda: _list_days(store, window))
+        if not isinstance(instance, str):
+            lines += _guard("retention", lambda: _list_targets(store, instance, settled))
+        lines += _guard("publication", lambda: [_check_publication(store, settled)])
+    lines += _guard("dumps", lambda: _list_dumps(settings))
+    return [*lines, _check_receiver(settings, states.get(ALERT_SENSOR), now)]
+
+
+def _guard(group: str, read: Callable[[], list[Line]]) -> list[Line]:
+    """Return the lines of a group, or a red one that says why it cannot be read."""
+    try:
+        with _dagster_errors():
+            return read()
+    except (DatabaseError, SettingsError) as error:
+        return [Line(group, UNREADABLE, Level.RED, str(error))]
+    except OSError as error:
+        # The text has a path.
+        return [Line(group, UNREADABLE, Level.RED, f"a file or folder cannot be read: {type(error).__name__}")]
+
+
+@contextmanager
+def _dagster_errors() -> Iterator[None]:
+    """Turn an error of Dagster's storages into a DatabaseError."""
+    try:
+        with redacted_errors("reading Dagster's records"):
+            yield
+    except DagsterPostgresException:
+        raise UnreachableError("the database of DAGSTER_POSTGRES_URL cannot be reached") from None
+
+
+def _settle(window: Window, now: datetime) -> Window:
+    """Return the days by which publication and retention are judged: until `DUE`, those of the day before.
+
+    A day ends at midnight, and what follows from it is done by `DUE`.
+    """
+    late = timedelta(days=0 if now.time() >= DUE else 1)
+    return Window(window.first - late, window.last - late, window.last_closed - late)
+
+
+# --- databases
+
+
+def _read_database(store: Store) -> tuple[list[Line], Window | None]:
+    where = place(store.settings.database_url)
+    try:
+        version = read_server_version(store)
+    except DatabaseError as error:
+        return [Line("databases", "analytics database", Level.RED, f"{where}: {error}")], None
+    found = [Line("databases", "analytics database", Level.OK, f"{where}, PostgreSQL {version}")]
+    try:
+        window = read_window(store)
+        revision, problem = read_revision(store)
+    except DatabaseError as error:
+        return [*found, Line("databases", "schema", Level.RED, str(error))], None
+    words = problem or f"revision {revision}; days since {window.first} are kept"
+    return [*found, Line("databases", "schema", Level.RED if problem else Level.OK, words)], window
+
+
+# --- services
+
+
+@dataclass(frozen=True)
+class _Instigator:
+    """A schedule or sensor as Dagster has noted it."""
+
+    state: InstigatorState
+    tick: InstigatorTick | None
+    """The newest evaluation."""
+
+
+def _read_instigators(instance: dg.DagsterInstance, repository: dg.RepositoryDefinition) -> dict[str, _Instigator]:
+    names = _instigator_names(repository)
+    found: list[_Instigator] = []
+    with _dagster_errors():
+        for state in instance.all_instigator_state():
+            if state.instigator_name in names:
+                ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
+                found.append(_Instigator(state, ticks[0] if ticks else None))
+    # The state under an earlier name of the code location stays for ever: the last one evaluated counts.
+    found.sort(key=lambda each: each.tick.timestamp if each.tick else 0)
+    return {each.state.instigator_name: each for each in found}
+
+
+def _instigator_names(repository: dg.RepositoryDefinition) -> list[str]:
+    return [*(each.name for each in repository.schedule_defs), *(each.name for each in repository.sensor_defs)]
+
+
+def _list_services(
+    instance: dg.DagsterInstance,
+    repository: dg.RepositoryDefinition,
+    states: Mapping[str, _Instigator],
+    now: datetime,
+) -> list[Line]:
+    lines = [_check_daemons(instance), _check_code_location(states, now)]
+    for name in _instigator_names(repository):
+        found = states.get(name)
+        since = _moment(found.tick.timestamp) if found and found.tick else None
+        if found is None:
+            line = Line("services", name, Level.WARNING, "not started yet")
+        elif not found.state.is_running:
+            line = Line("services", name, Level.RED, "stopped: start it in the UI under Automation")
+        elif found.tick and found.tick.status is TickStatus.FAILURE:
+            line = Line("services", name, Level.RED, "its last evaluation failed: the UI says why", since)
+        else:
+            line = Line("services", name, Level.OK, "running")
+        lines.append(line)
+    return lines
+
+
+def _check_daemons(instance: dg.DagsterInstance) -> Line:
+    daemons = read_daemons(instance)
+    beats = {name: status.last_heartbeat for name, status in daemons.items()}
+    silent = [name for name, status in daemons.items() if not status.healthy]
+    if not any(beats.values()):
+        return Line("services", "daemon", Level.RED, "has never run")
+    if silent:
+        last = min((beat.timestamp for name in silent if (beat := beats[name])), default=None)
+        words = f"not heard of, or reports errors: {', '.join(silent)}"
+        return Line("services", "daemon", Level.RED, words, _moment(last) if last else None)
+    return Line("services", "daemon", Level.OK, "running")
+
+
+def _check_code_location(states: Mapping[str, _Instigator], now: datetime) -> Line:
+    ticks = [
+        _moment(found.tick.timestamp)
+        for found in states.values()
+        if found.tick and found.state.instigator_type is InstigatorType.SENSOR
+    ]
+    if not ticks:
+        return Line("services", "code location", Level.WARNING, "no sensor has been evaluated yet")
+    newest = max(ticks)
+    if now - newest > timedelta(minutes=EVALUATED_MINUTES):
+        return Line("services", "code location", Level.RED, "no sensor is evaluated any more", newest)
+    return Line("services", "code location", Level.OK, "answers")
+
+
+def _moment(timestamp: float) -> datetime:
+    return datetime.fromtimestamp(timestamp, UTC)
+
+
+# --- runs
+
+
+def _list_runs(
+    instance: dg.DagsterInstance,
+    repository: dg.RepositoryDefinition,
+    states: Mapping[str, _Instigator],
+    now: datetime,
+) -> list[Line]:
+    schedule = repository.get_schedule_def(DAILY_SCHEDULE)
+    lines = [_check_daily_run(instance, schedule, states.get(schedule.name), now)]
+    graph = repository.asset_graph
+    ours = {*graph.get_all_asset_keys(), *(key.asset_key for key in graph.asset_check_keys)}
+    jobs = [name for name in repository.job_names if not name.startswith("__")]
+    ended = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE],
+        updated_after=now - timedelta(days=RECENT_DAYS),
+    )
+    failed: dict[str, dg.RunRecord] = {}
+    succeeded: list[dg.DagsterRun] = []
+    for record in instance.get_run_records(ended):  # newest first
+        run = record.dagster_run
+        if run.job_name not in jobs and not (run.job_name.startswith("__") and _work(repository, run) & ours):
+            continue  # of another code location
+        if run.status is dg.DagsterRunStatus.SUCCESS:
+            succeeded.append(run)
+        elif not any(_makes_good(repository, later, run) for later in succeeded):
+            failed[run.job_name if run.job_name in jobs else _BY_HAND] = record
+    for name in (*jobs, _BY_HAND):
+        first = failed.get(name)
+        if first is None:
+            lines.append(Line("runs", name, Level.OK, "no failed run"))
+        else:
+            since = _moment(first.end_time) if first.end_time else None
+            words = f"run {first.dagster_run.run_id[:8]} failed"
+            lines.append(Line("runs", name, Level.RED, words, since))
+    return lines
+
+
+_BY_HAND: Final = "launched by hand"
+"""Runs of assets or checks outside the jobs: those of the UI."""
+
+
+def _check_daily_run(
+    instance: dg.DagsterInstance, schedule: dg.ScheduleDefinition, found: _Instigator | None, now: datetime
+) -> Line:
+    ended = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+    records = instance.get_run_records(dg.RunsFilter(job_name=schedule.job_name, statuses=ended), limit=20)
+    last = max((_moment(record.end_time) for record in records if record.end_time), default=None)
+    data = found.state.instigator_data if found else None
+    started = data.start_timestamp if isinstance(data, ScheduleInstigatorData) else None
+    if last is None and started is None:
+        return Line("runs", "daily run", Level.WARNING, "none yet")
+    known = max(moment for moment in (last, _moment(started) if started else None) if moment)
+    if now - known > timedelta(hours=DAILY_RUN_HOURS):
+        return Line("runs", "daily run", Level.RED, f"none for {DAILY_RUN_HOURS} hours", known)
+    return Line("runs", "daily run", Level.OK, "ended" if last else "none yet; the schedule runs", last)
+
+
+def _work(repository: dg.RepositoryDefinition, run: dg.DagsterRun) -> set[dg.AssetKey]:
+    """Return the assets of a run. Every code location has a job for what is launched by hand: its runs name assets."""
+    selected = {*(run.asset_selection or ()), *(key.asset_key for key in run.asset_check_selection or ())}
+    if not selected and not run.job_name.startswith("__") and repository.has_job(run.job_name):
+        return set(repository.get_job(run.job_name).asset_layer.executable_asset_keys)
+    return selected
+
+
+def _makes_good(repository: dg.RepositoryDefinition, later: dg.DagsterRun, failed: dg.DagsterRun) -> bool:
+    """Whether a later run that succeeded did the work of a failed one, for some of its days at least.
+
+    The days that are still missing have lines of their own.
+    """
+    wanted = _work(repository, failed)
+    same_work = wanted <= _work(repository, later) if wanted else later.job_name == failed.job_name
+    first, last = _days(failed)
+    first_done, last_done = _days(later)
+    return same_work and first <= last_done and first_done <= last
+
+
+def _days(run: dg.DagsterRun) -> tuple[str, str]:
+    """Return the first and last day of a run; every day if it has none."""
+    days = sorted(value for name, value in run.tags.items() if name in DAY_TAGS)
+    return (days[0], days[-1]) if days else ("", "~")
+
+
+# --- days
+
+
+def _list_days(store: Store, window: Window) -> list[Line]:
+    missing = missing_days(store)
+    collected = count_collected_days(store, window)
+    lines = []
+    for metric in METRICS:
+        days = missing[metric.asset]
+        number = collected[metric.asset]
+        if days:
+            words = f"{number} days; missing: {_list_ranges(days)}"
+            line = Line("days", metric.asset, Level.RED, words, facts=tuple(map(str, days)))
+        elif collected and not number:
+            line = Line("days", metric.asset, Level.WARNING, "none yet, although other metrics have some")
+        else:
+            line = Line("days", metric.asset, Level.OK, f"{number} days")
+        lines.append(line)
+    return lines
+
+
+def _list_ranges(days: Sequence[date]) -> str:
+    return ", ".join(format_range(first, last) for first, last in ranges(days))
+
+
+# --- checks
+
+
+def _list_checks(instance: dg.DagsterInstance, repository: dg.RepositoryDefinition) -> list[Line]:
+    keys = sorted(key for key in repository.asset_graph.asset_check_keys if key.name not in _SHOWN_LIVE)
+    lines = []
+    for key in keys:
+        state = read_check(instance, key)
+        name = f"{key.name} of {key.asset_key.to_user_string()}"
+        if state is None:
+            lines.append(Line("checks", name, Level.OK, "not executed yet"))
+        else:
+            words = "passed" if state.level is Level.OK else "failed"
+            lines.append(Line("checks", name, state.level, words, None if state.level is Level.OK else state.since))
+    return lines
+
+
+# --- retention
+
+
+def _list_targets(store: Store, instance: dg.DagsterInstance, settled: Window) -> list[Line]:
+    lines = []
+    for report in read_oldest(registry(store, instance)):
+        if report.problem:
+            line = Line("retention", report.target, Level.RED, report.problem)
+        elif report.oldest is not None and report.oldest < settled.first:
+            line = Line("retention", report.target, Level.RED, f"{report.oldest} has expired and is still there")
+        else:
+            line = Line("retention", report.target, Level.OK, str(report.oldest or "empty"))
+        lines.append(line)
+    return lines
+
+
+# --- publication
+
+
+def _check_publication(store: Store, settled: Window) -> Line:
+    published = read_last_published_days(store)
+    if not published:
+        return Line("publication", "published through", Level.OK, "nothing yet")
+    last = min(published.values())
+    if last < settled.last_closed:
+        words = f"{last}; {settled.last_closed} is closed and not published"
+        return Line("publication", "published through", Level.WARNING, words)
+    return Line("publication", "published through", Level.OK, str(last))
+
+
+# --- dumps
+
+
+def _list_dumps(settings: Settings) -> list[Line]:
+    if problem := find_folder_problem(settings.dump_dir):
+        return [Line("dumps", "dumps of today", Level.RED, str(problem))]
+    today = settings.today()
+    files, before = (count_dumps(settings.dump_dir, day) for day in (today, today - timedelta(days=1)))
+    if files or before:
+        line = Line("dumps", "dumps of today", Level.OK, f"{files} files")
+    else:
+        line = Line("dumps", "dumps of today", Level.WARNING, "0 files, and none of yesterday")
+    return [line, _check_drops(settings, span(today - timedelta(days=RECENT_DAYS - 1), today))]
+
+
+def _check_drops(settings: Settings, days: Sequence[date]) -> Line:
+    """Judge what telemetry has dropped on some days. How much that was, is in the drop files."""
+    drops = read_drops(settings.dump_dir, days)
+    facts = [f"{day}: {reason}" for day, reasons in sorted(drops.counts.items()) for reason in sorted(reasons)]
+    facts += map(str, drops.problems)
+    if facts:
+        words = f"counts were dropped, or a drop file cannot be read: {'; '.join(facts)}"
+        return Line("dumps", "telemetry", Level.WARNING, words, facts=tuple(facts))
+    return Line("dumps", "telemetry", Level.OK, f"dropped nothing in {RECENT_DAYS} days")
+
+
+# --- alerts
+
+
+def _check_receiver(settings: Settings, sensor: _Instigator | None, now: datetime) -> Line:
+    if settings.alert_url is None:
+        return Line("alerts", "receiver", Level.OK, "the log, because ANALYTICS_ALERT_URL is not set")
+    try:
+        open_receiver(settings.alert_url)
+    except ReceiverError as error:
+        return Line("alerts", "receiver", Level.RED, str(error))
+    data = sensor.state.instigator_data if sensor else None
+    outbox = Outbox.load(data.cursor if isinstance(data, SensorInstigatorData) else None)
+    if outbox.refused_since and now - outbox.refused_since > timedelta(minutes=WAITING_MINUTES):
+        words = f"takes no message; {len(outbox.waiting)} wait"
+        return Line("alerts", "receiver", Level.RED, words, outbox.refused_since)
+    return Line("alerts", "receiver", Level.OK, "ANALYTICS_ALERT_URL")

@@ -1,0 +1,208 @@
+"""The alert sensor, with real receivers; and once with the real daemon, beside `up` and `status`."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from analytics_assets.days import span
+from analytics_assets.definitions import build_definitions
+from analytics_assets.defs import sensors
+from analytics_assets.defs.jobs import daily_metrics_job
+from analytics_assets.defs.partitions import range_tags
+from analytics_assets.defs.sensors import alert_sensor
+from analytics_assets.local.processes import stop
+from analytics_assets.operations.alerts import Outbox
+from analytics_assets.settings import Settings
+from analytics_assets_tests.support.activity import fill
+from analytics_assets_tests.support.host import Host
+from analytics_assets_tests.support.pipeline import ALL, Pipeline
+from analytics_assets_tests.support.processes import free_port, wait_until
+from analytics_assets_tests.support.receivers import mail_server, mail_url, text_of, webhook, webhook_url
+
+
+def tick(pipeline: Pipeline, cursor: str | None, url: str | None, database_url: str | None = None) -> str | None:
+    """One evaluation of the sensor. Returns the cursor that it leaves."""
+    settings = replace(pipeline.settings, alert_url=url, database_url=database_url or pipeline.settings.database_url)
+    context = dg.build_sensor_context(
+        instance=pipeline.instance,
+        resources={"settings": settings},
+        cursor=cursor,
+        repository_def=build_definitions(settings).get_repository_def(),
+    )
+    assert isinstance(alert_sensor(context), dg.SkipReason)
+    return context.cursor
+
+
+def ticks(pipeline: Pipeline, cursor: str | None, url: str | None, database_url: str | None = None) -> str | None:
+    """Two evaluations: one that notices, one that sends."""
+    return tick(pipeline, tick(pipeline, cursor, url, database_url), url, database_url)
+
+
+def test_a_missing_day_is_told_once_and_so_is_its_collection(pipeline: Pipeline, host: Host, yesterday: date) -> None:
+    days = span(yesterday - timedelta(days=2), yesterday)
+    fill(host, pipeline.settings, days)
+    assert pipeline.run(ALL, days[0]).success
+    assert pipeline.run(ALL, days[2]).success
+    port = free_port()
+    about = "analytics {}: days: event_signups".format
+    with webhook(port) as taken:
+        cursor = ticks(pipeline, None, webhook_url(port))
+        (message,) = [each["message"] for each in taken if each["title"] == about("red")]
+        assert message.startswith(f"2 days; missing: {days[1]}\nSince: ")
+        number = len(taken)
+        cursor = ticks(pipeline, cursor, webhook_url(port))
+        assert len(taken) == number, "nothing has changed"
+
+        assert pipeline.run(ALL, days[1]).success
+        cursor = ticks(pipeline, cursor, webhook_url(port))
+        assert [each["title"] for each in taken[number:]] == [f"analytics ok: days: {asset}" for asset in ALL]
+        assert about("ok") in str(taken[number:])
+    assert "canary" not in str(cursor)
+
+
+def test_a_receiver_that_is_down_loses_no_message_and_stops_nothing(pipeline: Pipeline) -> None:
+    port = free_port()
+    cursor = None
+    dumps, away = pipeline.settings.dump_dir, pipeline.settings.data_dir / "away"
+    for _ in range(2):
+        dumps.rename(away)
+        cursor = tick(pipeline, cursor, mail_url(port))
+        away.rename(dumps)
+        cursor = tick(pipeline, cursor, mail_url(port))
+    outbox = Outbox.load(cursor)
+    assert outbox.refused_since is not None
+    with mail_server(port) as taken:
+        cursor = tick(pipeline, cursor, mail_url(port))
+        assert [mail["subject"] for mail in taken] == [message.title for message in outbox.waiting]
+        assert [line for mail in taken for line in text_of(mail).splitlines() if line.startswith("Message: ")] == [
+            f"Message: {number + 1}" for number in range(len(taken))
+        ]
+        about_dumps = [mail["subject"] for mail in taken if "dumps" in mail["subject"]]
+        assert about_dumps == [
+            f"analytics {level}: dumps: dumps of today" for level in ("red", "warning", "red", "warning")
+        ]
+        tick(pipeline, cursor, mail_url(port))
+        assert len(taken) == len(outbox.waiting), "nothing twice"
+    assert Outbox.load(cursor).refused_since is None
+
+
+def test_a_database_that_is_away_is_told_and_so_is_its_return(pipeline: Pipeline, tmp_path: Path) -> None:
+    port = free_port()
+    away = f"postgresql+psycopg2://canary:canary@/nowhere?host={tmp_path}"
+    with webhook(port) as taken:
+        cursor = ticks(pipeline, None, webhook_url(port))
+        number = len(taken)
+        cursor = ticks(pipeline, cursor, webhook_url(port), database_url=away)
+        cursor = ticks(pipeline, cursor, webhook_url(port))
+    about = "analytics {}: databases: analytics database".format
+    assert [message["title"] for message in taken[number:]] == [about("red"), about("ok")]
+    assert "canary" not in f"{taken} {cursor}"
+
+
+def test_without_a_receiver_a_message_is_a_line_in_the_log(
+    pipeline: Pipeline, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cursor = ticks(pipeline, None, None)
+    logged = capfd.readouterr().err
+    assert logged.count("analytics red: services: daemon: has never run; Since: ") == 1
+    ticks(pipeline, cursor, None)
+    assert "analytics" not in capfd.readouterr().err
+
+
+def test_a_receiver_that_cannot_be_used_is_said_without_its_url_and_loses_nothing(
+    pipeline: Pipeline, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cursor = ticks(pipeline, None, "canary://canary:canary@127.0.0.1/")
+    waiting = Outbox.load(cursor).waiting
+    assert waiting
+    logged = capfd.readouterr()
+    assert "ANALYTICS_ALERT_URL is not one URL that Apprise knows" in logged.err
+    assert "canary" not in logged.err + logged.out + str(cursor)
+    port = free_port()
+    with webhook(port) as taken:
+        tick(pipeline, cursor, webhook_url(port))
+    assert [message["title"] for message in taken] == [message.title for message in waiting]
+
+
+def test_a_look_that_fails_is_told_and_repeats_no_message(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("canary")
+
+    port = free_port()
+    with webhook(port) as taken:
+        cursor = tick(pipeline, None, webhook_url(port))
+        with monkeypatch.context() as broken:
+            broken.setattr(sensors, "read_status", fail)
+            cursor = ticks(pipeline, cursor, webhook_url(port))
+        titles = [message["title"] for message in taken]
+        assert len(titles) == len(set(titles))
+        assert titles[-1] == "analytics red: services: cannot be read"
+        assert "RuntimeError" in taken[-1]["message"]
+        ticks(pipeline, cursor, webhook_url(port))
+        assert [message["title"] for message in taken[len(titles) :]] == ["analytics ok: services: cannot be read"]
+    assert "canary" not in str(taken)
+
+
+# --- the real daemon
+
+
+@contextmanager
+def up(settings: Settings, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`analytics-assets up` as a process; its output goes to a file."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "analytics_assets", "up", "--port", str(port)],
+            cwd=ROOT,
+            env=os.environ | settings.environment(),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            wait_until_ready(process, port)
+            yield process
+        finally:
+            stop(process)
+
+
+def read_command(settings: Settings) -> tuple[int, dict[str, str]]:
+    """Exit status of `status --json`, and key -> level of what it prints."""
+    command = [sys.executable, "-m", "analytics_assets", "status", "--json"]
+    environment = os.environ | settings.environment()
+    ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    return ended.returncode, {f"{line['group']}: {line['name']}": line["level"] for line in json.loads(ended.stdout)}
+
+
+@pytest.mark.server
+def test_a_healthy_installation_is_all_ok_and_a_change_is_told(
+    pipeline: Pipeline, host: Host, yesterday: date, tmp_path: Path
+) -> None:
+    port = free_port()
+    settings = replace(pipeline.settings, alert_url=webhook_url(port))
+    days = span(yesterday - timedelta(days=2), yesterday + timedelta(days=1))
+    fill(host, settings, days)
+    job = build_definitions(settings).resolve_job_def(daily_metrics_job.name)
+    assert job.execute_in_process(instance=pipeline.instance, tags=range_tags(days[0], yesterday)).success
+    log = tmp_path / "up.log"
+    with webhook(port) as taken, up(settings, free_port(), log):
+        first = " ".join(log.read_text().split())
+        assert "Before this start:" in first
+        assert "red services: daemon has never run" in first
+
+        wait_until(lambda: read_command(settings)[0] == 0)
+        assert set(read_command(settings)[1].values()) == {"ok"}
+
+        settings.dump_dir.rename(settings.data_dir / "away")
+        assert read_command(settings)[0] == 2
+        wait_until(lambda: "analytics red: dumps: dumps of today" in [each["title"] for each in taken], seconds=240)
+        assert sum("dumps" in each["title"] for each in taken) == 1
+    assert "canary" not in log.read_text()
