@@ -15,7 +15,7 @@ help:  ## List the targets.
 install: .venv/installed  ## Install into .venv, from locked versions, all that the demonstration needs.
 
 demo: install  ## Everything, on a made-up application; ONCE=1 exits after the summary.
-	$(BIN)/analytics-assets demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT))
+	$(BIN)/analytics-assets demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT)) $(if $(APP_PORT),--app-port $(APP_PORT))
 
 up: install  ## The Dagster UI on 127.0.0.1:3000, for a real application.
 	$(BIN)/analytics-assets up $(if $(PORT),--port $(PORT))
@@ -57,6 +57,7 @@ supported-python:
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(MAKE) --no-print-directory supported-python
+	@echo "Installing into .venv: about 1 GB, some minutes."
 	$(PYTHON) -m venv .venv
 	$(PIP) install -r requirements.lock
 	$(PIP) install --no-deps --no-build-isolation --editable .

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+DAGSTER_HOME = click.option(
+    "--dagster-home",
+    envvar="DAGSTER_HOME",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Dagster's folder. Default: DAGSTER_HOME, else dagster in the data folder.",
+)
 PORT = click.option("--port", default=3000, show_default=True, help="Port of the UI, on 127.0.0.1.")
 
 _MAX_LINES = 20
@@ -249,12 +255,7 @@ def _print_draft(operator_url: str | None) -> None:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of all lines.")
-@click.option(
-    "--dagster-home",
-    envvar="DAGSTER_HOME",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Dagster's folder. Default: DAGSTER_HOME, else dagster in the data folder.",
-)
+@DAGSTER_HOME
 @click.pass_context
 def status(context: click.Context, as_json: bool, dagster_home: Path | None) -> None:
     """Say on one screen whether everything works.
@@ -290,12 +291,7 @@ def _repository(settings: Settings) -> RepositoryDefinition:
 
 @main.command()
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
-@click.option(
-    "--dagster-home",
-    envvar="DAGSTER_HOME",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Dagster's folder. Default: DAGSTER_HOME, else dagster in the data folder.",
-)
+@DAGSTER_HOME
 @click.option(
     "--confirm-cutoff",
     "confirmed",
@@ -354,8 +350,9 @@ def retention(dry_run: bool, dagster_home: Path | None, confirmed: datetime | No
     metavar="DAY",
     help="Publish this day (YYYY-MM-DD) by itself: it was not collected in its turn, or is before the first one.",
 )
+@DAGSTER_HOME
 @_report_errors
-def publish(day: datetime | None) -> None:
+def publish(day: datetime | None, dagster_home: Path | None) -> None:
     """Publish the closed days: running totals in fives, in schema published, for people outside the core team.
 
     The asset published_counts does it after every daily run. By hand it is for a gap: collect the day, then publish it
@@ -363,12 +360,12 @@ def publish(day: datetime | None) -> None:
     changed; running this again publishes nothing. The exact counts stay in schema analytics. All pages are written
     anew; `analytics-assets serve` shows them.
     """
-    from analytics_assets.definitions import check_keys
     from analytics_assets.defs.pages import read_health
     from analytics_assets.local import server
     from analytics_assets.publication.pages.publish import INSTALLED, write_core_pages, write_published_pages
     from analytics_assets.publication.publish import PublicationError, fill, publish_closed
     from analytics_assets.store import open_store
+    from analytics_assets.store.published import read_last_published
 
     with server.existing_databases(Settings.from_env()) as settings, open_store(settings) as store:
         try:
@@ -377,15 +374,19 @@ def publish(day: datetime | None) -> None:
             raise click.ClickException(str(error)) from None
         if INSTALLED:
             write_published_pages(store)
-            with server.dagster_instance(settings) as instance:
-                write_core_pages(store, read_health(instance, check_keys(settings)))
+            checks = _repository(settings).asset_graph.asset_check_keys
+            with server.dagster_instance(settings, dagster_home) as instance:
+                write_core_pages(store, read_health(instance, checks))
+        with store.transaction("reading what is published") as connection:
+            published = read_last_published(connection)
     for each in made:
         missing = f", {each.not_collected} not collected" if each.not_collected else ""
         click.echo(
             f"{each.event_name}: {each.first} to {each.last}: {each.published} {each.unit}(s) published{missing}"
         )
     if not made:
-        click.echo("Nothing to publish: every closed day is published.")
+        why = "every closed day is published" if published else "no closed day has been collected"
+        click.echo(f"Nothing to publish: {why}.")
 
 
 @main.command()

@@ -56,11 +56,6 @@ def build_definitions(settings: Settings, **overrides: Any) -> dg.Definitions:
     return definitions
 
 
-def check_keys(settings: Settings) -> list[dg.AssetCheckKey]:
-    """Return the key of every asset check."""
-    return sorted(build_definitions(settings).resolve_asset_graph().asset_check_keys)
-
-
 # These have been beta for years, and a warning per metric and start would bury the others. Dagster passes the sensor's
 # `owners` itself when it binds resources.
 warnings.filterwarnings(

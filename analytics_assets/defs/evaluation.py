@@ -109,7 +109,9 @@ def evaluate(
     if NO_MISSING_DAYS in names:
         missing = set(missing_days(store, days)[metric.asset]) - set(at_work)
         found = [format_range(first, last) for first, last in ranges(missing)]
-        results.append(make_result(NO_MISSING_DAYS, found, _MISSING_RECOVERY, {"missing days": len(missing)}))
+        results.append(
+            make_result(NO_MISSING_DAYS, found, _MISSING_RECOVERY, {"missing days": len(missing)}, about=missing)
+        )
     return results
 
 

@@ -327,7 +327,7 @@ def _print_summary(webserver: Webserver, settings: Settings, console: Console) -
                 f"{sum(day.total for day in stored):,}",
                 "[red]" + ", ".join(failing)
                 if failing
-                else f"[green]{len(statuses)} passed" + (", [yellow]friction found" if friction else ""),
+                else f"[green]{len(statuses)} passed" + (", [yellow]planted friction found" if friction else ""),
             )
     console.print(table)
     failing = _failing_shared_checks(webserver)

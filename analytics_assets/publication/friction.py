@@ -97,16 +97,19 @@ class Finding:
     @property
     def text(self) -> str:
         """One sentence for people, without a number of what anybody did."""
+        return f"{self.event_name}, {self.series}: {self.describe(str(self.day), self.per)}"
+
+    def describe(self, day: str, per: str | None) -> str:
+        """Say what was found, with its day and the step before as people read them."""
         match self.kind:
             case "spike":
-                what = f"more than usual on {self.day}"
+                return f"more than usual on {day}"
             case "drop":
-                what = f"less than usual in the week to {self.day}"
+                return f"less than usual in the week to {day}"
             case "error spike":
-                what = f"more errors per request than usual on {self.day}"
+                return f"more errors per request than usual on {day}"
             case "drop-off":
-                what = f"less per {self.per} in the four weeks to {self.day} than in the four weeks before"
-        return f"{self.event_name}, {self.series}: {what}"
+                return f"less per {per} in the four weeks to {day} than in the four weeks before"
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:

@@ -23,7 +23,7 @@ from analytics_assets_tests.support.processes import (
     running,
 )
 
-ALL_PASSED = f"({len(CHECK_NAMES)} passed|{len(CHECK_NAMES) - 1} passed, friction found)"
+ALL_PASSED = f"({len(CHECK_NAMES)} passed|{len(CHECK_NAMES) - 1} passed, planted friction found)"
 
 
 def demo(env: Mapping[str, str], *ports: int) -> subprocess.CompletedProcess[str]:
@@ -45,7 +45,7 @@ def test_demo_shows_every_retained_day_green(data_dir: Path) -> None:
         "The pipeline's login can read only the source views. No expired day is left. Everything is documented."
         in first.stdout
     )
-    assert "friction found" in first.stdout, "any 90 days have an outage and signups that open"
+    assert "planted friction found" in first.stdout, "any 90 days have an outage and signups that open"
     assert "From what is published, no day can be worked out." in first.stdout
     pages = [Path(unquote(path)) for path in re.findall(r"file://(\S+)", first.stdout)]
     assert [str(page.relative_to(data_dir.resolve() / "demo/pages")) for page in pages] == [*PAGES_TO_SEE.values()]

@@ -244,7 +244,7 @@ def test_the_command_publishes_fills_and_says_what_it_did(
     pipeline: Pipeline, host: Host, every_day: list[date], command: Callable[..., tuple[int, str]]
 ) -> None:
     first, gap, last = every_day[-5:-2]
-    assert command() == (0, "Nothing to publish: every closed day is published.\n")
+    assert command() == (0, "Nothing to publish: no closed day has been collected.\n")
     fill(host, pipeline.settings, [first, gap, last])
     for day in (first, last):
         assert pipeline.run(["event_signups"], day).success

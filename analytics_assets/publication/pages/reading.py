@@ -17,10 +17,11 @@ import sqlalchemy as sa
 from analytics_assets.contract import CORE_FIELDS, FUNNEL, METRICS, TARGETS, Metric, Published, published_names
 from analytics_assets.days import span
 from analytics_assets.dictionary import origin_name
+from analytics_assets.publication import friction
 from analytics_assets.publication.findings import read_findings
 from analytics_assets.publication.fives import BASE
-from analytics_assets.publication.friction import strongest
 from analytics_assets.publication.pages import core, published
+from analytics_assets.publication.pages.html import format_date
 from analytics_assets.publication.pages.series import Period, Series, Total, Weeks, period_to
 from analytics_assets.settings import Settings
 from analytics_assets.store.counts import Window
@@ -76,7 +77,7 @@ def read_core(connection: sa.Connection, window: Window, settings: Settings, hea
         name: _event_series(name, _add(event[name] for event in counts.values()), period, collected) for name in _NAMES
     }
     responses, endpoints = _read_responses(connection, period, collected)
-    findings = strongest(read_findings(connection, *period_to(period.last)))
+    findings = friction.strongest(read_findings(connection, *period_to(period.last)))
     return core.Core(
         period=period,
         time_zone=settings.time_zone,
@@ -89,10 +90,7 @@ def read_core(connection: sa.Connection, window: Window, settings: Settings, hea
         responses=responses,
         endpoints=endpoints,
         events=events,
-        findings=[
-            core.Finding(finding.text, finding.day, finding.series if finding.series in counts else None)
-            for finding in findings
-        ],
+        findings=[_page_finding(finding, is_event=finding.series in counts) for finding in findings],
         targets=[core.Target(target, every[target.numerator], every[target.denominator]) for target in TARGETS],
         dictionary=[
             core.Entry(
@@ -241,6 +239,14 @@ def _add(all_counts: Iterable[Mapping[date, int]]) -> dict[date, int]:
 
 def _in_funnel_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: FUNNEL.index(name) if name in FUNNEL else len(FUNNEL))
+
+
+def _page_finding(finding: friction.Finding, *, is_event: bool) -> core.Finding:
+    per = label(finding.per).lower() if finding.per else None
+    what = finding.describe(format_date(finding.day), per)
+    if is_event:
+        return core.Finding(f"{label(finding.event_name)}: {what}", finding.day, finding.series)
+    return core.Finding(f"{finding.series}: {what}", finding.day)
 
 
 def _words(name: str) -> str:
