@@ -21,15 +21,17 @@ class ServerError(RuntimeError):
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt a process and everything that it has started, and kill what still runs after two seconds.
+    """Interrupt a process and its children, and kill their descendants. Kill everything that runs after two seconds.
 
-    All are interrupted at once: Dagster ends its processes one after the other, and its code server waits for its runs.
+    All at once: Dagster ends its processes one after the other, and its code server waits for its runs. A run is a
+    descendant. Interrupted, it would be recorded as failed.
     """
     with uninterrupted():
         family = _family(process)
         for member in family:
             with suppress(psutil.NoSuchProcess):
-                member.send_signal(signal.SIGINT)
+                near = process.pid in (member.pid, member.ppid())
+                member.send_signal(signal.SIGINT if near else signal.SIGKILL)
         psutil.wait_procs(family, timeout=_GRACE)
         while alive := _family(process):  # again: the last moment may have brought another one
             for member in alive:
