@@ -230,6 +230,8 @@ def publish(day: datetime | None) -> None:
             raise click.ClickException(str(error)) from None
         if INSTALLED:
             write_published_pages(store)
+        else:
+            click.echo("No page is written: that needs the extra \"pages\": pip install 'analytics-assets[pages]'")
     for each in made:
         missing = f", {each.not_collected} not collected" if each.not_collected else ""
         click.echo(
@@ -253,7 +255,7 @@ def serve(port: int) -> None:
     settings = Settings.from_env()
     server.exit_on_sigterm()
     with pages.serve(settings.publish_dir, port) as running:
-        for path in pages.INDEXES:
+        for path in pages.list_indexes(settings.publish_dir):
             click.echo(f"http://{server.HOST}:{running.server_port}/{path}")
         try:
             running.serve_forever()
