@@ -377,6 +377,8 @@ def publish(day: datetime | None, dagster_home: Path | None) -> None:
             checks = _repository(settings).asset_graph.asset_check_keys
             with server.dagster_instance(settings, dagster_home) as instance:
                 write_core_pages(store, read_health(instance, checks))
+        else:
+            click.echo("No page is written: that needs the extra \"pages\": pip install 'analytics-assets[pages]'")
         with store.transaction("reading what is published") as connection:
             published = read_last_published(connection)
     for each in made:
@@ -403,7 +405,7 @@ def serve(port: int) -> None:
     settings = Settings.from_env()
     server.exit_on_sigterm()
     with pages.serve(settings.publish_dir, port) as running:
-        for path in pages.INDEXES:
+        for path in pages.list_indexes(settings.publish_dir):
             click.echo(f"http://{server.HOST}:{running.server_port}/{path}")
         try:
             running.serve_forever()

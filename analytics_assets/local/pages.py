@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,11 +11,16 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
-from analytics_assets.local.server import HOST, require_free_port
+from analytics_assets.local.server import HOST, ServerError, require_free_port
 from analytics_assets.publication.pages.html import HEADERS
 
-INDEXES: Final = ("core/", "overview/")
-"""Where to begin. A published page of an event is linked from nowhere."""
+_INDEXES: Final = ("core/", "overview/")
+
+_NO_PAGE: Final = (
+    'no page has been written yet: the daily job writes them, if the extra "pages" is installed, and'
+    " `analytics-assets publish` writes the published ones. The pages of the demonstration are in its own folder:"
+    " ANALYTICS_DATA_DIR=.analytics/demo analytics-assets serve"
+)
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -31,11 +37,22 @@ class _Handler(SimpleHTTPRequestHandler):
         super().end_headers()
 
     def send_head(self) -> Any:
-        """Serve a page, or answer 404."""
+        """Serve a page, or links to where to begin, or answer 404."""
+        if self.path == "/":
+            return self._send_links()
         if Path(self.translate_path(self.path)).name.startswith("."):
             self.send_error(HTTPStatus.NOT_FOUND)
             return None
         return super().send_head()
+
+    def _send_links(self) -> io.BytesIO:
+        links = "".join(f'<p><a href="{path}">{path}</a></p>' for path in list_indexes(Path(self.directory)))
+        body = f'<!doctype html><html lang="en"><title>Usage</title>{links}'.encode()
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", self.extensions_map[".html"])
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        return io.BytesIO(body)
 
     def list_directory(self, path: Any) -> Any:
         """Answer 404: a listing would name every event."""
@@ -45,9 +62,20 @@ class _Handler(SimpleHTTPRequestHandler):
         """Write no log."""
 
 
+def list_indexes(folder: Path) -> list[str]:
+    """Return where to begin, of what has been written. A published page of an event is linked from nowhere."""
+    return [path for path in _INDEXES if (folder / path / "index.html").exists()]
+
+
 @contextmanager
 def serve(folder: Path, port: int) -> Iterator[ThreadingHTTPServer]:
-    """Yield a server of the pages on loopback; the caller lets it serve. Raises ServerError when the port is taken."""
+    """Yield a server of the pages on loopback; the caller lets it serve.
+
+    Raises:
+        ServerError: no page has been written, or the port is in use.
+    """
+    if not list_indexes(folder):
+        raise ServerError(_NO_PAGE)
     if port:
         require_free_port(port, "--port")
     with ThreadingHTTPServer((HOST, port), partial(_Handler, directory=str(folder))) as server:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from analytics_assets.days import zone
+from analytics_assets.folders import lock, remove_empty
 from analytics_assets.sources.counter_dumps import FOREIGN_FOLDER, is_foreign, list_entries, parse_day
 from analytics_assets.store import Store, expiry
 
@@ -216,7 +217,7 @@ class Files:
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
-                    _remove_empty(path.parent, self.folder)
+                    remove_empty(path.parent, self.folder)
             yield amount
 
     def _entries(self) -> Iterator[tuple[date, Path]]:
@@ -250,7 +251,8 @@ _DAY_IN_DATA: Final = re.compile(rb"\b\d{4}-\d\d-\d\d\b")
 class Pages:
     """The pages that are served. A page keeps every day that it shows, but not a date in the name of an endpoint.
 
-    A page is written anew every day without the days that expire soon. What is removed here was not.
+    A page is written anew every day without the days that expire soon. What is removed here was not. The folders
+    `core`, `overview` and `events` stay: their group is the operator's.
     """
 
     folder: Path
@@ -268,10 +270,14 @@ class Pages:
 
     def remove(self, before: date) -> Iterator[Amount]:
         """Remove the pages that name an expired day, in one step."""
-        if expired := [(day, path) for day, path in self._entries() if day < before]:
+        if not self.folder.exists():
+            return
+        with lock(self.folder):  # a page that is written meanwhile is a new one
+            expired = [(day, path) for day, path in self._entries() if day < before]
             for _, path in expired:
                 path.unlink(missing_ok=True)
-                _remove_empty(path.parent, self.folder)
+                remove_empty(path.parent, self.folder / path.relative_to(self.folder).parts[0])
+        if expired:
             yield Amount(len({day for day, _ in expired}), len(expired))
 
     def _entries(self) -> Iterator[tuple[date, Path]]:
@@ -305,12 +311,6 @@ def _files(path: Path) -> Iterator[Path]:
 
 def _count_files(entries: Sequence[tuple[date, Path]]) -> Amount:
     return Amount(len({day for day, _ in entries}), sum(1 for _, path in entries for _ in _files(path)))
-
-
-def _remove_empty(folder: Path, root: Path) -> None:
-    while folder != root and not any(folder.iterdir()):
-        folder.rmdir()
-        folder = folder.parent
 
 
 def _raise(error: OSError) -> None:

@@ -1,5 +1,6 @@
 """The pages: what they say equals the tables, and nothing but what has changed is written."""
 
+import fcntl
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from dataclasses import replace
 from datetime import date, timedelta
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -20,11 +22,12 @@ from analytics_assets.defs.checks import SAY_ONLY_WHAT_IS_PUBLISHED
 from analytics_assets.defs.pages import CORE, PUBLISHED
 from analytics_assets.publication.findings import refresh_friction
 from analytics_assets.publication.fives import BASE
+from analytics_assets.publication.pages import publish as publish_module
 from analytics_assets.publication.pages.core import Health
 from analytics_assets.publication.pages.html import NOT_COLLECTED, Page
 from analytics_assets.publication.pages.publish import find_untrue_pages, write_core_pages, write_published_pages
 from analytics_assets.publication.pages.published import FILLED, HOW_TO_READ, find_bounds
-from analytics_assets.publication.pages.reading import MARGIN, label, read_published
+from analytics_assets.publication.pages.reading import MARGIN, label, read_core, read_published
 from analytics_assets.publication.pages.series import period_to
 from analytics_assets.publication.pages.writing import write_pages
 from analytics_assets.publication.publish import fill as publish_day_later
@@ -38,6 +41,7 @@ from analytics_assets_tests.support.clock import noon_of, set_clock
 from analytics_assets_tests.support.database import admin_url, as_superuser, event, insert, set_up
 from analytics_assets_tests.support.pages import BUSY, EVENTS, QUIET, UUID, Tables, days_of, files, fill, published
 from analytics_assets_tests.support.pipeline import Pipeline, run_check
+from analytics_assets_tests.support.processes import PATIENCE, SPAWN, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -300,6 +304,106 @@ def test_a_reader_never_sees_half_a_page(tmp_path: Path, monkeypatch: pytest.Mon
     assert files(tmp_path) == {page.path: b"old"}
     with open_before:
         assert open_before.read() == b"old"
+
+
+def test_the_folders_of_the_operator_stay(tmp_path: Path) -> None:
+    pages = [Page(path, b"2026-01-01") for path in ("core/events/7.html", "events/7/data.csv")]
+    write_pages(tmp_path, ["core", "events"], pages)
+    assert write_pages(tmp_path, ["core", "events"], []).removed == 2
+    folders = {"core", "events"}
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == folders
+    write_pages(tmp_path, ["core", "events"], pages)
+    assert [amount.rows for amount in Pages(tmp_path).remove(date(2026, 1, 2))] == [2]
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == folders
+
+
+def test_only_what_a_killed_writer_has_left_beside_a_page_is_removed(tmp_path: Path) -> None:
+    page = Page("events/7/data.csv", b"")
+    left = ["events/7/.data.csv.new", "events/9/.index.html.new", "events/.somebody.new", "events/7/data.csv.new"]
+    for path in left:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("half")
+    assert write_pages(tmp_path, ["events"], [page]).removed == 0, "no page"
+    assert files(tmp_path).keys() == {page.path, *left[2:]}
+    assert not (tmp_path / "events/9").exists()
+
+
+def read_and_wait(settings: Settings, signals: Path) -> None:
+    """Another process: it has read the numbers, and writes when it is told to."""
+
+    def read(*arguments: Any) -> Any:
+        found = read_core(*arguments)
+        (signals / "has read").touch()
+        wait_until((signals / "may write").exists)
+        return found
+
+    with pytest.MonkeyPatch.context() as patched, open_store(settings) as store:
+        patched.setattr(publish_module, "read_core", read)
+        write_core_pages(store, Health(checks=3))
+
+
+def say_and_wait(settings: Settings, signals: Path) -> None:
+    """Another process: it says so when it has to wait for its turn."""
+    take = fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        try:
+            take(descriptor, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            (signals / "waits").touch()
+            take(descriptor, operation)
+
+    with pytest.MonkeyPatch.context() as patched, open_store(settings) as store:
+        patched.setattr(fcntl, "flock", flock)
+        write_core_pages(store, Health(checks=3))
+
+
+def begin_a_page(settings: Settings, signals: Path) -> None:
+    """Another process: it has written beside a page, and then does nothing until it is killed."""
+
+    def hang(self: Path, target: Path) -> None:
+        (signals / "has begun").touch()
+        wait_until((signals / "never").exists)
+
+    with pytest.MonkeyPatch.context() as patched, open_store(settings) as store:
+        patched.setattr(Path, "replace", hang)
+        write_core_pages(store, Health(checks=3))
+
+
+def test_of_two_writers_at_once_the_newer_numbers_stay(changing: Store, tmp_path: Path) -> None:
+    day = changing.settings.today() - timedelta(days=1)
+    slow, second = (
+        SPAWN.Process(target=target, args=(changing.settings, tmp_path)) for target in (read_and_wait, say_and_wait)
+    )
+    slow.start()
+    try:
+        wait_until((tmp_path / "has read").exists, slow)
+        more = event(day, event_id=QUIET, event_name="event_signup", source="admin", count=3)
+        as_superuser(changing.settings, insert("daily_event_counts", **more))
+        second.start()
+        wait_until(lambda: (tmp_path / "waits").exists() or not second.is_alive())
+    finally:
+        (tmp_path / "may write").touch()
+    for process in (slow, second):
+        process.join(PATIENCE)
+        assert process.exitcode == 0
+    assert write_core_pages(changing, Health(checks=3)).changed == 0
+
+
+def test_a_killed_writer_stops_nobody_and_leaves_nothing(changing: Store, tmp_path: Path) -> None:
+    folder = changing.settings.publish_dir
+    before = files(folder)
+    (folder / "core/index.html").unlink()
+    writer = SPAWN.Process(target=begin_a_page, args=(changing.settings, tmp_path))
+    writer.start()
+    try:
+        wait_until((tmp_path / "has begun").exists, writer)
+    finally:
+        writer.kill()
+        writer.join()
+    assert files(folder).keys() - before.keys() == {"core/.index.html.new"}
+    write_core_pages(changing, Health(checks=3))
+    assert files(folder) == before
 
 
 def test_the_core_teams_files_are_for_their_group_only(store: Store, folder: Path) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import stat
 import subprocess
+import sys
+import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from getpass import getuser
+from grp import getgrnam
 from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -17,18 +21,30 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 import pytest
 import uvicorn
 from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 
-from analytics_assets.local.pages import serve
+from analytics_assets.local.pages import list_indexes, serve
 from analytics_assets.local.processes import stop
-from analytics_assets.local.server import ROOT
+from analytics_assets.local.server import ROOT, ServerError
 from analytics_assets.publication.pages.html import HEADERS, Page
 from analytics_assets.publication.pages.writing import write_pages
+from analytics_assets_tests.support import deployment
 from analytics_assets_tests.support.deployment import program
-from analytics_assets_tests.support.processes import free_port, wait_until
+from analytics_assets_tests.support.processes import PATIENCE, free_port, wait_until
 
 PAGE = (ROOT / "docs/publication.md").read_text(encoding="utf-8")
 CONFIGURATIONS = dict(re.findall(r"^```nginx\n# (/\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+(INCLUDE,) = re.findall(r"^```nginx\n( +include .*;)\n```", PAGE, re.MULTILINE)
+(FOLDERS,) = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 VIEWS = dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+
+SERVER = deployment.files()["/etc/nginx/analytics/server.conf"]
+"""Of the server that core.conf goes into."""
+
+ROOTS = os.geteuid() == 0
+WRITER = 64_001
+"""The number of a user and group that nobody has, for user and group `analytics`. Only root can be somebody else."""
 
 MINE, OTHER = "7", "8"
 
@@ -45,11 +61,21 @@ def view(name: str) -> dict[str, Any]:
     return namespace
 
 
+def mistake(request: Any, path: str | None = None) -> Any:
+    """A view that redirects to whatever it is asked for, in Starlette and in Django."""
+    if path is None:
+        return Response(headers={"X-Accel-Redirect": f"/_pages/{request.path_params['path']}"})
+    from django.http import HttpResponse
+
+    return HttpResponse(headers={"X-Accel-Redirect": f"/_pages/{path}"})
+
+
 @contextmanager
 def starlette_application(*names: str) -> Iterator[int]:
     """The views of the page behind uvicorn."""
     port = free_port()
-    application = Starlette(routes=[route for name in names for route in view(f"starlette{name}")["routes"]])
+    routes = [route for name in names for route in view(f"starlette{name}")["routes"]]
+    application = Starlette(routes=[*routes, Route("/mistake/{path:path}", mistake)])
     server = uvicorn.Server(uvicorn.Config(application, host="127.0.0.1", port=port, log_level="critical"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -72,12 +98,13 @@ def django_application(*names: str) -> Iterator[int]:
     from django.core.exceptions import PermissionDenied
     from django.core.handlers.wsgi import WSGIRequest
     from django.http import Http404, HttpResponse
+    from django.urls import path
     from django.urls.resolvers import RegexPattern, URLResolver
 
     from analytics_assets_tests.support import django_site  # noqa: F401  # configures Django for this process
 
     patterns = [pattern for name in names for pattern in view(f"django{name}")["urlpatterns"]]
-    resolver = URLResolver(RegexPattern(r"^/"), patterns)
+    resolver = URLResolver(RegexPattern(r"^/"), [*patterns, path("mistake/<path:path>", mistake)])
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         try:
@@ -100,23 +127,56 @@ def django_application(*names: str) -> Iterator[int]:
             thread.join()
 
 
+@contextmanager
+def acting_as_the_service() -> Iterator[None]:
+    """Be the user of the service, with its umask and in no group but its own."""
+    umask, groups = os.umask(0o077), os.getgroups()
+    try:
+        if ROOTS:
+            os.setgroups([])
+            os.setegid(WRITER)
+            os.seteuid(WRITER)
+        yield
+    finally:
+        if ROOTS:
+            os.seteuid(0)
+            os.setegid(0)
+            os.setgroups(groups)
+        os.umask(umask)
+
+
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pages with what they are for their content, as they are written."""
-    folder = tmp_path_factory.mktemp("pages")
+def place() -> Iterator[Path]:
+    """A folder that stands for /. Every user may pass through it, unlike through pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="analytics-tests-") as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def pages(place: Path) -> Path:
+    """Pages with what they are for their content, written as the service does, in the folders that the page makes."""
+    # As useradd makes it where HOME_MODE is 0700.
+    (place / "var/lib/analytics").mkdir(parents=True)
+    (place / "var/lib/analytics").chmod(0o700)
+    block = FOLDERS.replace(" /var/lib", f" {place}/var/lib")
+    block = re.sub(r"(-[og]) analytics", rf"\1 {WRITER}", block) if ROOTS else re.sub(r" -[og] \S+", "", block)
+    subprocess.run(["bash", "-euc", block], check=True)
+    folder = place / "var/lib/analytics/pages"
     paths = ["core/index.html", f"core/events/{MINE}.html", "overview/index.html"]
     paths += [
         f"events/{event_id}/{name}" for event_id in (MINE, OTHER) for name in ("index.html", "data.csv", "data.json")
     ]
-    write_pages(folder, ["core", "overview", "events"], [Page(path, f"this is {path}".encode()) for path in paths])
+    with acting_as_the_service():
+        write_pages(folder, ["core", "overview", "events"], [Page(path, f"this is {path}".encode()) for path in paths])
     return folder
 
 
 @contextmanager
 def nginx(folder: Path, pages: Path, application: int) -> Iterator[dict[str, int]]:
-    """The real nginx with the configuration of the page. Yields the ports of its servers."""
+    """The real nginx with the configuration of the page, as its own user. Yields the ports of its servers."""
     ports = {port: free_port() for port in ("8080", "8081", "8082")}
-    core = "server { listen 8082; include /etc/nginx/analytics/core.conf; }"
+    core = "\n".join(["server {", "listen 8082;", *re.findall("^add_header .*$", SERVER, re.MULTILINE), INCLUDE, "}"])
     for name, shown in (CONFIGURATIONS | {"/etc/nginx/conf.d/core.conf": core}).items():
         path = folder / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +185,7 @@ def nginx(folder: Path, pages: Path, application: int) -> Iterator[dict[str, int
         path.write_text(text.replace("127.0.0.1:8000", f"127.0.0.1:{application}"))
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     around = [
-        f"user {getuser()};" if os.geteuid() == 0 else "",
+        "user www-data;" if ROOTS else "",
         f"pid {folder}/pid; daemon off; error_log {folder}/error.log;",
         f"events {{}} http {{ access_log {folder}/access.log;",
         *(f"{kind}_temp_path {folder}/{kind};" for kind in kinds),
@@ -164,17 +224,35 @@ APPLICATIONS = {"starlette": starlette_application, "django": django_application
 
 
 @pytest.fixture(scope="module", params=APPLICATIONS)
-def ports(
-    request: pytest.FixtureRequest, pages: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, int]]:
+def ports(request: pytest.FixtureRequest, pages: Path, place: Path) -> Iterator[dict[str, int]]:
     with ExitStack() as stack:
         application = stack.enter_context(APPLICATIONS[request.param]("", "-ask"))
-        yield stack.enter_context(nginx(tmp_path_factory.mktemp("nginx"), pages, application))
+        yield stack.enter_context(nginx(place / request.param, pages, application))
 
 
 REDIRECTED = "/events/{}/usage/{}"
 ASKED = "/events/{}/{}"
 WAYS = {"8080": REDIRECTED, "8081": ASKED}
+
+
+def test_every_block_of_the_page_is_carried_out() -> None:
+    """A block that the fixtures do not know would be shown untried."""
+    assert Counter(re.findall(r"^```(\w+)$", PAGE, re.MULTILINE)) == {
+        "sh": 1,
+        "nginx": len(CONFIGURATIONS) + 1,  # and the line that includes one
+        "python": len(VIEWS),
+    }
+    assert VIEWS.keys() == {f"{name}{way}" for name in APPLICATIONS for way in ("", "-ask")}
+
+
+@pytest.mark.skipif(not ROOTS, reason="only root can be two users")
+def test_what_the_service_makes_in_core_belongs_to_the_group_of_nginx(pages: Path) -> None:
+    """The service is no member of that group, so that Linux drops setgid at a chmod."""
+    for path, mode in (("core", 0o2750), ("core/events", 0o2750), (f"core/events/{MINE}.html", 0o640)):
+        found = (pages / path).stat()
+        assert (found.st_uid, found.st_gid) == (WRITER, getgrnam("www-data").gr_gid), path
+        assert stat.S_IMODE(found.st_mode) == mode, path
+    assert stat.S_IMODE((pages / "events" / MINE).stat().st_mode) == 0o755
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -240,10 +318,31 @@ def test_no_other_path_leads_to_a_page(ports: dict[str, int], way: str) -> None:
         assert "this is" not in body, path
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "core/index.html",
+        "overview/index.html",
+        "events/../core/index.html",
+        "events/%2e%2e/core/index.html",
+        "",
+        "core/",
+    ],
+)
+def test_a_mistake_in_the_application_leads_to_no_other_page(ports: dict[str, int], path: str) -> None:
+    status, body, _ = get(ports["8080"], f"/mistake/events/{MINE}/data.csv")
+    assert (status, body) == (200, f"this is events/{MINE}/data.csv"), "the view of this test redirects"
+    status, body, _ = get(ports["8080"], f"/mistake/{path.replace('%', '%25')}")
+    assert status != 200
+    assert "this is" not in body
+
+
 def test_the_core_pages_are_where_the_teams_login_is(ports: dict[str, int]) -> None:
     status, body, headers = get(ports["8082"], "/pages/")
     assert (status, body) == (200, "this is core/index.html")
-    assert headers.items() >= HEADERS.items()
+    of_the_server = dict(re.findall(r'^add_header (\S+) "(.*)" always;$', SERVER, re.MULTILINE))
+    assert "Strict-Transport-Security" in of_the_server
+    assert headers.items() >= (HEADERS | of_the_server).items()
     assert get(ports["8082"], f"/pages/events/{MINE}.html")[:2] == (200, f"this is core/events/{MINE}.html")
     for path in (
         "/pages/../events/8/data.csv",
@@ -267,7 +366,11 @@ def test_serve_shows_the_pages_on_loopback_with_the_same_headers(pages: Path) ->
                 status, body, headers = get(server.server_port, path)
                 assert (status, body) == (200, f"this is {file}")
                 assert headers.items() >= HEADERS.items()
-            for path in ("/", "/events/", f"/events/{MINE}/.data.csv.new", "/../core/secret", "/%2e%2e/x"):
+            status, body, headers = get(server.server_port, "/")
+            assert status == 200
+            assert re.findall(r'href="(.*?)"', body) == ["core/", "overview/"]
+            assert headers.items() >= HEADERS.items()
+            for path in ("/events/", f"/events/{MINE}/.data.csv.new", "/../core/secret", "/%2e%2e/x"):
                 status, _, headers = get(server.server_port, path)
                 assert status == 404, path
                 assert headers.items() >= HEADERS.items()
@@ -275,3 +378,19 @@ def test_serve_shows_the_pages_on_loopback_with_the_same_headers(pages: Path) ->
             server.shutdown()
             thread.join()
             (pages / "events" / MINE / ".data.csv.new").unlink()
+
+
+def test_serve_names_only_what_has_been_written(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="no page has been written yet"), serve(tmp_path, 0):
+        pass
+    write_pages(tmp_path, ["overview"], [Page("overview/index.html", b"")])
+    assert list_indexes(tmp_path) == ["overview/"]
+
+
+def test_the_command_without_a_page_says_where_some_are(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "analytics_assets", "serve", "--port", str(free_port())]
+    environment = os.environ | {"ANALYTICS_DATA_DIR": str(tmp_path), "ANALYTICS_PUBLISH_DIR": ""}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("Error: no page has been written yet: ")
+    assert ended.stderr.endswith("ANALYTICS_DATA_DIR=.analytics/demo analytics-assets serve\n")

@@ -240,6 +240,17 @@ def command(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     return run
 
 
+def test_the_command_says_when_it_cannot_write_pages(
+    command: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analytics_assets.publication.pages.publish.INSTALLED", False)
+    code, said = command()
+    assert code == 0
+    assert said.startswith(
+        "No page is written: that needs the extra \"pages\": pip install 'analytics-assets[pages]'\n"
+    )
+
+
 def test_the_command_publishes_fills_and_says_what_it_did(
     pipeline: Pipeline, host: Host, every_day: list[date], command: Callable[..., tuple[int, str]]
 ) -> None:

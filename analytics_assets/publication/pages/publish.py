@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Final
 
+from analytics_assets.folders import lock
 from analytics_assets.publication.pages import core as core_pages
 from analytics_assets.publication.pages.audit import Facts, find_differences, read_facts
 from analytics_assets.publication.pages.core import Health, render_core
@@ -25,39 +26,46 @@ INSTALLED: Final = all(map(find_spec, ("altair", "vl_convert")))
 def write_core_pages(store: Store, health: Health) -> Written:
     """Write the core team's pages. `health` has what Dagster knows; the days are read here.
 
+    Writers take turns. Each reads the numbers when its turn has come, so that older ones never replace newer ones.
+
     Raises:
         DatabaseError: the analytics database is out of reach.
         OSError: a file cannot be written.
     """
-    window, settings = read_window(store), store.settings
-    with store.transaction("reading the counts for the pages") as connection:
-        core = read_core(connection, window, settings, health)
+    settings = store.settings
+    with lock(settings.publish_dir):
+        window = read_window(store)
+        with store.transaction("reading the counts for the pages") as connection:
+            core = read_core(connection, window, settings, health)
+        written = write_pages(settings.publish_dir, [core_pages.FOLDER], render_core(core) if core else ())
     if core is None:
-        return write_pages(settings.publish_dir, [core_pages.FOLDER], ())
-    written = write_pages(settings.publish_dir, [core_pages.FOLDER], render_core(core))
+        return written
     series = [series for metric in core.metrics for series in metric.series]
     return replace(written, preview=preview([*series, core.responses.requests, core.responses.errors]))
 
 
 def write_published_pages(store: Store) -> Written:
-    """Write the pages for everybody else. Raises as `write_core_pages` does."""
+    """Write the pages for everybody else. Takes turns and raises as `write_core_pages` does."""
     settings = store.settings
-    with store.transaction("reading what is published for the pages") as connection:
-        published = read_published(connection, settings)
-    if published is None:
-        return write_pages(settings.publish_dir, FOLDERS, ())
-    written = write_pages(settings.publish_dir, FOLDERS, render_published(published))
-    return replace(written, preview=preview(published.everything))
+    with lock(settings.publish_dir):
+        with store.transaction("reading what is published for the pages") as connection:
+            published = read_published(connection, settings)
+        written = write_pages(settings.publish_dir, FOLDERS, render_published(published) if published else ())
+    return replace(written, preview=preview(published.everything)) if published else written
 
 
 def find_untrue_pages(store: Store) -> list[str]:
-    """Return what the published pages say that the published tables do not. Raises as `write_core_pages` does."""
+    """Return what the published pages say that the published tables do not.
+
+    It takes turns with the writers and raises as `write_core_pages` does.
+    """
     settings = store.settings
-    with store.transaction("reading what is published for the pages") as connection:
-        published = read_published(connection, settings)
-        facts = read_facts(connection, published.period.first) if published else Facts({}, {}, {})
-    pages = render_published(published) if published else iter(())
-    return list(find_differences(settings.publish_dir, pages, facts))
+    with lock(settings.publish_dir):
+        with store.transaction("reading what is published for the pages") as connection:
+            published = read_published(connection, settings)
+            facts = read_facts(connection, published.period.first) if published else Facts({}, {}, {})
+        pages = render_published(published) if published else iter(())
+        return list(find_differences(settings.publish_dir, pages, facts))
 
 
 def preview(all_series: Sequence[Series]) -> str:

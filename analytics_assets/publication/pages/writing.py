@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from analytics_assets.contract import ID_PATTERN
+from analytics_assets.folders import remove_empty
 from analytics_assets.publication.pages.html import Page
 
 FILE_MODES: Final = {"core": 0o640, "overview": 0o644, "events": 0o644}
@@ -35,7 +35,10 @@ def write_pages(folder: Path, parts: Iterable[str], pages: Iterable[Page]) -> Wr
     """Make `folder` have exactly these pages in its folders `parts`.
 
     A page is written beside its place and moved there, so that nobody ever reads half of one. A page that has not
-    changed is left alone.
+    changed is left alone. What a killed writer has left beside a page is removed. The folders of the parts stay: their
+    group is the operator's.
+
+    Two writers at once would take each other's files: the caller holds the lock of `folder`.
 
     Raises:
         OSError: a folder or file cannot be written.
@@ -47,18 +50,14 @@ def write_pages(folder: Path, parts: Iterable[str], pages: Iterable[Page]) -> Wr
         path = folder / page.path
         kept.add(path)
         changed += _write(path, page, folder)
-    gone = [path for path in _list_pages(folder, parts) if path not in kept]
-    for path in gone:
-        path.unlink(missing_ok=True)
-        remove_empty(path.parent, folder)
-    return Written(len(kept), changed, len(gone))
-
-
-def remove_empty(folder: Path, root: Path) -> None:
-    """Remove a folder and those above it, up to `root`, as far as they are empty."""
-    while folder != root and not any(folder.iterdir()):
-        folder.rmdir()
-        folder = folder.parent
+    removed = 0
+    for part in parts:
+        for path, name in _list_pages(folder, part):
+            if path not in kept:
+                path.unlink(missing_ok=True)
+                remove_empty(path.parent, folder / part)
+                removed += path.name == name
+    return Written(len(kept), changed, removed)
 
 
 def _write(path: Path, page: Page, root: Path) -> bool:
@@ -67,11 +66,9 @@ def _write(path: Path, page: Page, root: Path) -> bool:
         if path.read_bytes() == page.body:
             return False
     for folder in reversed([path.parent, *path.parent.parents]):
-        if folder != root and folder.is_relative_to(root) and not folder.exists():
-            folder.mkdir()
-            # The umask does not count, and a group that the operator has set stays.
-            folder.chmod(FOLDER_MODES[part] | (folder.stat().st_mode & stat.S_ISGID))
-    beside = path.with_name(f".{path.name}.new")
+        if root in folder.parents and not folder.exists():
+            _make_folder(folder, FOLDER_MODES[part])
+    beside = path.with_name(_BESIDE.format(path.name))
     try:
         with beside.open("wb") as file:
             os.fchmod(file.fileno(), FILE_MODES[part])
@@ -82,13 +79,35 @@ def _write(path: Path, page: Page, root: Path) -> bool:
     return True
 
 
+def _make_folder(folder: Path, mode: int) -> None:
+    """Make a folder with this mode, whatever the umask. It inherits a group that the operator has set above.
+
+    Not by chmod: Linux then drops setgid where the caller is no member of the folder's group.
+    """
+    umask = os.umask(0)
+    try:
+        folder.mkdir(mode)
+    finally:
+        os.umask(umask)
+
+
+_BESIDE: Final = ".{}.new"
+"""Name of a page -> name of the file beside it that becomes the page."""
+
 _PAGE: Final = re.compile(
     rf"(?:core|overview)/index\.html|core/events/(?:{ID_PATTERN})\.html"
     rf"|events/(?:{ID_PATTERN})/(?:index\.html|data\.csv|data\.json)"
 )
 
 
-def _list_pages(folder: Path, parts: Iterable[str]) -> list[Path]:
-    """Return the files that have the name of a page. Somebody may have named a folder that holds more than pages."""
-    files = [path for part in parts for path in (folder / part).rglob("*") if not path.is_dir()]
-    return [path for path in sorted(files) if _PAGE.fullmatch(path.relative_to(folder).as_posix())]
+def _list_pages(folder: Path, part: str) -> Iterator[tuple[Path, str]]:
+    """Yield the pages of a part, and the files that a killed writer has left beside one, each with the page's name.
+
+    Somebody may have named a folder that holds more than pages, so nothing else is listed.
+    """
+    for path in sorted((folder / part).rglob("*")):
+        name = path.name
+        if name.startswith(".") and name.endswith(".new"):
+            name = name.removeprefix(".").removesuffix(".new")
+        if not path.is_dir() and _PAGE.fullmatch(path.relative_to(folder).with_name(name).as_posix()):
+            yield path, name
