@@ -11,7 +11,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
-from analytics_assets.local.server import HOST, ServerError, require_free_port
+from analytics_assets.local.processes import ServerError
+from analytics_assets.local.server import HOST, require_free_port
 from analytics_assets.publication.pages.html import HEADERS
 
 _INDEXES: Final = ("core/", "overview/")

@@ -25,8 +25,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from analytics_assets.local.pages import list_indexes, serve
-from analytics_assets.local.processes import stop
-from analytics_assets.local.server import ROOT, ServerError
+from analytics_assets.local.processes import ServerError, stop
+from analytics_assets.local.server import ROOT
 from analytics_assets.publication.pages.html import HEADERS, Page
 from analytics_assets.publication.pages.writing import write_pages
 from analytics_assets_tests.support import deployment
