@@ -250,6 +250,7 @@ def _print_draft(operator_url: str | None) -> None:
         engine(url, variable, read_only=True) as database,
         database.connect() as connection,
     ):
+        click.echo(f"-- Database: {place(url)}")
         click.echo(draft(connection))
 
 

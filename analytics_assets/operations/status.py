@@ -36,6 +36,7 @@ from analytics_assets.sources.counter_dumps import count_dumps, find_folder_prob
 from analytics_assets.sources.drops import read_drops
 from analytics_assets.store import Store, open_store
 from analytics_assets.store.counts import Window, count_collected_days, read_window
+from analytics_assets.store.expiry import read_cutoff
 from analytics_assets.store.gaps import DUE, missing_days
 from analytics_assets.store.inspection import read_revision, read_server_version
 from analytics_assets.store.published import read_last_published_days
@@ -376,11 +377,13 @@ def _list_checks(instance: dg.DagsterInstance, repository: dg.RepositoryDefiniti
 
 
 def _list_targets(store: Store, instance: dg.DagsterInstance, settled: Window) -> list[Line]:
+    # While the cut-off is in doubt, nothing is removed, and check `cutoff_is_certain` is red.
+    first_kept = min(settled.first, read_cutoff(store).certain)
     lines = []
     for report in read_oldest(registry(store, instance)):
         if report.problem:
             line = Line("retention", report.target, Level.RED, report.problem)
-        elif report.oldest is not None and report.oldest < settled.first:
+        elif report.oldest is not None and report.oldest < first_kept:
             line = Line("retention", report.target, Level.RED, f"{report.oldest} has expired and is still there")
         else:
             line = Line("retention", report.target, Level.OK, str(report.oldest or "empty"))

@@ -9,7 +9,7 @@ from typing import Final
 
 from analytics_assets import contract
 from analytics_assets.publication.pages.html import Page, render
-from analytics_assets.publication.pages.series import Period, Series, funnel, period_to
+from analytics_assets.publication.pages.series import Period, Series, funnel, newest
 
 FOLDER: Final = "core"
 MAX_EVENTS: Final = 300
@@ -139,7 +139,7 @@ class Core:
 
 def render_core(core: Core) -> Iterator[Page]:
     """Render the index, and a page for each event."""
-    now = period_to(core.period.last)
+    now = newest(core.period)
     names = [series.name for series in core.steps]
     events = sorted(core.events, key=lambda event: (-_activity(event, now), len(event.event_id), event.event_id))
     endpoints = sorted(core.endpoints, key=lambda r: (-r.requests.total(now).value, r.endpoint))

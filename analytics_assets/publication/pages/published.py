@@ -15,7 +15,7 @@ from typing import Final
 from analytics_assets.days import span
 from analytics_assets.publication.fives import BASE, NOTHING, Bounds, state, true_sum
 from analytics_assets.publication.pages.html import Page, render
-from analytics_assets.publication.pages.series import Period, Series, Weeks, funnel, period_to
+from analytics_assets.publication.pages.series import Period, Series, Weeks, funnel, newest
 
 FOLDERS: Final = ("overview", "events")
 
@@ -61,7 +61,7 @@ class Published:
 
 def render_published(published: Published) -> Iterator[Page]:
     """Render the overview; for each event a page and its data as CSV and JSON."""
-    now = period_to(published.period.last)
+    now = newest(published.period)
     everything = list(published.everything)
     yield render(
         "overview.html",

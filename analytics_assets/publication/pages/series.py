@@ -31,6 +31,11 @@ class Period(NamedTuple):
         return Period(self.first - timedelta(days=self.days), self.first - timedelta(days=1))
 
 
+def newest(shown: Period) -> Period:
+    """Return the period that ends with the days shown, or all of these if they are fewer."""
+    return Period(max(shown.first, period_to(shown.last).first), shown.last)
+
+
 def period_to(last: date) -> Period:
     """Return the period that ends on a day."""
     return Period(last - timedelta(days=PERIOD - 1), last)
