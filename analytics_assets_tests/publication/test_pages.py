@@ -307,7 +307,7 @@ def test_a_reader_never_sees_half_a_page(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_folders_of_the_operator_stay(tmp_path: Path) -> None:
-    pages = [Page(path, b"2026-01-01") for path in ("core/events/7.html", "events/7/data.csv")]
+    pages = [Page(path, b"<time datetime='2026-01-01'>") for path in ("core/events/7.html", "events/7/data.csv")]
     write_pages(tmp_path, ["core", "events"], pages)
     assert write_pages(tmp_path, ["core", "events"], []).removed == 2
     folders = {"core", "events"}
