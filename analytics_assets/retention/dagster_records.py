@@ -236,11 +236,11 @@ class CheckEvaluations:
             .where(evaluations, RunTagsTable.c.key.in_(DAY_TAGS), RunTagsTable.c.value.like(_LIKE_DAY))
             .group_by(EVENTS.c.id)
         )
-        days = dict(connection.execute(of_runs).tuples().all())
+        days = dict(connection.execute(of_runs).all())
         # A quote inside a text is escaped, so no text matches.
         about = sa.func.substring(EVENTS.c.event, rf'"{ABOUT}": \{{[^{{}}]*"text": "(\d{{4}}-\d\d-\d\d)"')
         of_days = sa.select(EVENTS.c.id, about).where(evaluations, about.is_not(None))
-        days |= dict(connection.execute(of_days).tuples().all())
+        days |= dict(connection.execute(of_days).all())
         wipe = EVENTS.c.dagster_event_type == dg.DagsterEventType.ASSET_WIPED.value
         wiped = sa.select(EVENTS.c.id, EVENTS.c.event).where(wipe, self.records.of_our_asset(EVENTS.c.asset_key))
         for number, event in connection.execute(wiped):

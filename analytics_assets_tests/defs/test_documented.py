@@ -250,7 +250,7 @@ def test_telemetry_counts_no_undocumented_name(settings: Settings) -> None:
     with Telemetry(settings.dump_dir) as telemetry:
         telemetry.count("canary_viewed", event_id=7)
         assert telemetry.dropped == {"refused": 1}
-    assert not any(path.is_file() for path in settings.dump_dir.rglob("*"))
+    assert not any(path.is_file() for path in settings.dump_dir.rglob("*.ndjson"))
     with Telemetry(settings.dump_dir, strict=True) as telemetry, pytest.raises(TelemetryError):
         telemetry.count("canary_viewed", event_id=7)
 

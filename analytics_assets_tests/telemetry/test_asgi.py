@@ -989,7 +989,7 @@ def test_an_endpoint_of_two_routes_below_any_root_path(counting: Counting, kind:
         Mount("/api", inner),
         Mount("/apikeys2", inner),
     ]
-    app = counted_starlette(counting, []) if kind is Starlette else FastAPI(root_path=root)
+    app = counted_starlette(counting, []) if kind is Starlette else FastAPI()
     if kind is FastAPI:
         app.add_middleware(CountResponses, telemetry=counting.telemetry)
     app.router.routes.extend(routes)
