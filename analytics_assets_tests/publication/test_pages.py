@@ -334,7 +334,7 @@ def read_and_wait(settings: Settings, signals: Path) -> None:
     def read(*arguments: Any) -> Any:
         found = read_core(*arguments)
         (signals / "has read").touch()
-        wait_until((signals / "may write").exists)
+        wait_until((signals / "may write").exists, seconds=2 * PATIENCE)  # by then, the other one has started
         return found
 
     with pytest.MonkeyPatch.context() as patched, open_store(settings) as store:
@@ -363,7 +363,7 @@ def begin_a_page(settings: Settings, signals: Path) -> None:
 
     def hang(self: Path, target: Path) -> None:
         (signals / "has begun").touch()
-        wait_until((signals / "never").exists)
+        wait_until((signals / "never").exists, seconds=2 * PATIENCE)
 
     with pytest.MonkeyPatch.context() as patched, open_store(settings) as store:
         patched.setattr(Path, "replace", hang)
@@ -385,7 +385,7 @@ def test_of_two_writers_at_once_the_newer_numbers_stay(changing: Store, tmp_path
     finally:
         (tmp_path / "may write").touch()
     for process in (slow, second):
-        process.join(PATIENCE)
+        process.join(2 * PATIENCE)
         assert process.exitcode == 0
     assert write_core_pages(changing, Health(checks=3)).changed == 0
 
