@@ -168,7 +168,7 @@ def test_an_upgrade_takes_the_ledger_s_word(settings: Settings) -> None:
         " values ('x', analytics.first_kept_day() - 3, 'x', 0, 0, now() - interval '3 days')",
         "alter table analytics.settings drop column cutoff, drop column cutoff_at",
         "drop function analytics.confirm_cutoff",
-        "update analytics.alembic_version set version_num = '0005'",
+        "update analytics.alembic_version set version_num = '0007'",
     )
     with open_store(settings) as store, pytest.raises(DatabaseError, match="of an earlier version: run `analytics-"):
         read_cutoff(store)
