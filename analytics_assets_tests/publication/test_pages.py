@@ -623,6 +623,17 @@ def test_without_a_collected_day_there_is_no_page(settings: Settings) -> None:
         assert find_untrue_pages(store) == []
 
 
+@pytest.mark.parametrize("days", [3, 4, 12])
+def test_the_first_days_have_pages(settings: Settings, days: int) -> None:
+    with published(settings, days=days) as store:
+        write_all(store)
+        assert find_untrue_pages(store) == []
+        first = settings.today() - timedelta(days=days)
+        for name, body in files(settings.publish_dir).items():
+            named = [date.fromisoformat(day) for day in re.findall(r"datetime='([\d-]+)'", body.decode())]
+            assert min(named, default=first) >= first, name
+
+
 def test_days_without_any_number_have_an_overview(settings: Settings) -> None:
     with open_store(settings) as store:
         for metric in METRICS:

@@ -251,9 +251,9 @@ class _Reader(HTMLParser):
             return None
         return _sum_within(self.facts.steps.get((name, self.scope), {}), days)
 
-    def _bound(self, kind: str, name: str, first: str, last: str) -> int:
+    def _bound(self, kind: str, name: str, first: str, last: str | None = None) -> int:
         """Return the least or most that the true sum over the events with a number can be."""
-        days = Period(date.fromisoformat(first), date.fromisoformat(last))
+        days = Period(date.fromisoformat(first), date.fromisoformat(last or first))
         filled = [day for day in self.facts.filled.get(name, ()) if days.first <= day <= days.last]
         bound = 0
         for (of, event_id), steps in self.facts.steps.items():
