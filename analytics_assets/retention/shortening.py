@@ -5,16 +5,18 @@ Nothing is removed or changed here.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from analytics_assets.database import engine
+from analytics_assets.database import DatabaseError, engine
 from analytics_assets.retention.dagster_records import open_dagster_storage
 from analytics_assets.retention.sweep import Report, list_own_targets, preview, registry
-from analytics_assets.settings import Settings
+from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.store import Store
-from analytics_assets.store.setup import read_move
+from analytics_assets.store.expiry import read_cutoff
+from analytics_assets.store.setup import Move, read_move
 
 
 def describe_shortening(admin_url: str, settings: Settings, dagster_home: Path) -> str | None:
@@ -23,11 +25,13 @@ def describe_shortening(admin_url: str, settings: Settings, dagster_home: Path) 
     Returns None when the period is not made shorter and no day that is stored would expire.
 
     Raises:
-        SettingsError, DatabaseError: as `init_db` does.
+        SettingsError: also when the settings change while the cut-off is in doubt: the change would confirm it.
+        DatabaseError: as `init_db` does.
     """
     move = read_move(admin_url, settings)
     if move is None:
         return None
+    _refuse_in_doubt(admin_url, settings, move)
     shorter = settings.retention_days < move.retention_days
     if not shorter and move.then <= move.first:
         return None
@@ -51,6 +55,16 @@ def describe_shortening(admin_url: str, settings: Settings, dagster_home: Path) 
             "They are removed within minutes, and no longer period brings them back.",
         ]
     )
+
+
+def _refuse_in_doubt(admin_url: str, settings: Settings, move: Move) -> None:
+    if (move.retention_days, move.time_zone) == (settings.retention_days, settings.time_zone):
+        return
+    enforced = replace(settings, retention_days=move.retention_days, time_zone=move.time_zone)
+    # An earlier version has no cut-off to compare with.
+    with engine(admin_url, "ANALYTICS_DATABASE_URL") as database, suppress(DatabaseError):
+        if doubt := read_cutoff(Store(database, enforced)).doubt:
+            raise SettingsError(f"the settings cannot be changed now: {doubt}")
 
 
 def _describe(report: Report) -> str:

@@ -70,6 +70,8 @@ class Move:
     """The first day that would be kept."""
     retention_days: int
     """The period that the database enforces."""
+    time_zone: str
+    """The time zone that the database enforces."""
 
 
 def read_move(admin_url: str, settings: Settings) -> Move | None:
@@ -88,7 +90,7 @@ def read_move(admin_url: str, settings: Settings) -> Move | None:
             return None
         _become_owner(connection)
         _replace_unknown_zone(connection, settings)
-        query = sa.text("select retention_days, analytics.first_kept_day() as first from analytics.settings")
+        query = sa.text("select retention_days, time_zone, analytics.first_kept_day() as first from analytics.settings")
         before = connection.execute(query).one_or_none()
         if before is None:
             return None
@@ -98,7 +100,7 @@ def read_move(admin_url: str, settings: Settings) -> Move | None:
         )
         # An expired day stays expired.
         then = max(before.first, connection.execute(query).one().first)
-        return Move(before.first, then, before.retention_days)
+        return Move(before.first, then, before.retention_days, before.time_zone)
 
 
 def check_time_zone(connection: sa.Connection, settings: Settings) -> None:

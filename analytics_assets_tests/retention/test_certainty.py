@@ -9,9 +9,10 @@ import pytest
 from analytics_assets.database import DatabaseError
 from analytics_assets.defs.checks import CUTOFF_IS_CERTAIN, NO_EXPIRED_DAYS, check_expired_days
 from analytics_assets.defs.sensors import retention_sensor
+from analytics_assets.local.server import set_up
 from analytics_assets.publication.publish import publish_closed
 from analytics_assets.retention.sweep import MANUAL, apply_retention
-from analytics_assets.settings import Settings
+from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.store import open_store
 from analytics_assets.store.expiry import UncertainError, confirm_cutoff, read_cutoff
 from analytics_assets.store.setup import init_db
@@ -158,6 +159,17 @@ def test_a_change_of_the_settings_is_known(settings: Settings) -> None:
     assert certain(shorter)
     init_db(admin_url(settings), settings)
     assert certain(settings)
+
+
+def test_new_settings_do_not_confirm_a_wrong_clock(settings: Settings) -> None:
+    longer = replace(settings, retention_days=settings.retention_days + 100)
+    jump(settings, 365)
+    with pytest.raises(SettingsError, match="the settings cannot be changed now: the cut-off is"):
+        set_up(admin_url(settings), longer)
+    jump(settings, 0)
+    set_up(admin_url(settings), longer)
+    with open_store(longer) as store:
+        assert read_cutoff(store).doubt is None
 
 
 def test_an_upgrade_takes_the_ledger_s_word(settings: Settings) -> None:
