@@ -50,6 +50,7 @@ IN_THE_ANALYTICS_DATABASE: Rights = {
     "view analytics.daily_error_rates": {WRITER: "select", READER: "select"},
     "function analytics.today()": {WRITER: "execute", READER: "execute"},
     "function analytics.first_kept_day()": {WRITER: "execute", READER: "execute"},
+    "function analytics.confirm_cutoff(date)": {WRITER: "execute"},
     "function analytics.create_day(date)": {WRITER: "execute"},
     "function analytics.drop_day(date)": {WRITER: "execute"},
     "function analytics.forget_days(date)": {WRITER: "execute"},
@@ -162,6 +163,7 @@ ROWS = {
 }
 CALLS = {
     "analytics.create_day(date)": "analytics.create_day('{day}')",
+    "analytics.confirm_cutoff(date)": "analytics.confirm_cutoff(analytics.first_kept_day())",
     "analytics.drop_day(date)": "analytics.drop_day('2020-01-01')",
     "analytics.forget_days(date)": "analytics.forget_days('2020-01-01')",
     "analytics.mark_filled(date,text,integer)": "analytics.mark_filled('{day}', 'event_signup', 5)",

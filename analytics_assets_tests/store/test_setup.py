@@ -152,7 +152,7 @@ def test_every_table_has_a_replica_identity(settings: Settings, yesterday: date)
         *(f"alter table analytics.{table} replica identity default" for table in TABLES),
         "alter table analytics.settings drop column cutoff, drop column cutoff_at",
         "drop function analytics.confirm_cutoff",
-        "update analytics.alembic_version set version_num = '0005'",
+        "update analytics.alembic_version set version_num = '0007'",
     )
     init_db(admin_url(settings), settings)
     as_superuser(settings, f"select analytics.create_day('{after}')")
