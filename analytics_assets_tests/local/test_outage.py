@@ -1,6 +1,7 @@
 """Eight days off, with the real daemon: what was missed is collected, and a backfill that waited is completed."""
 
 import time
+import warnings
 from datetime import date, timedelta
 
 import dagster as dg
@@ -35,21 +36,24 @@ def schedules(instance: dg.DagsterInstance) -> list[InstigatorState]:
 
 def queue_backfill(pipeline: Pipeline, asset: str, days: list[date]) -> None:
     """Put a backfill where the daemon looks for it."""
-    pipeline.instance.add_backfill(
-        PartitionBackfill.from_asset_partitions(
-            backfill_id=BACKFILL,
-            asset_graph=pipeline.definitions().resolve_asset_graph(),
-            partition_names=list(map(str, days)),
-            asset_selection=[dg.AssetKey(asset)],
-            backfill_timestamp=time.time(),
-            tags={},
-            dynamic_partitions_store=pipeline.instance,
-            all_partitions=False,
-            title=None,
-            description=None,
-            run_config=None,
+    with warnings.catch_warnings():
+        # Dagster calls a function of its own that it has deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pipeline.instance.add_backfill(
+            PartitionBackfill.from_asset_partitions(
+                backfill_id=BACKFILL,
+                asset_graph=pipeline.definitions().resolve_asset_graph(),
+                partition_names=list(map(str, days)),
+                asset_selection=[dg.AssetKey(asset)],
+                backfill_timestamp=time.time(),
+                tags={},
+                dynamic_partitions_store=pipeline.instance,
+                all_partitions=False,
+                title=None,
+                description=None,
+                run_config=None,
+            )
         )
-    )
 
 
 def test_after_eight_days_off_every_day_is_collected_and_an_old_backfill_completes(
