@@ -29,6 +29,7 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.storage.dagster_run import DagsterRunStatus
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._daemon.types import DaemonHeartbeat
+from dagster._utils.error import SerializableErrorInfo
 
 from analytics_assets.cli import main
 from analytics_assets.contract import METRICS
@@ -374,6 +375,7 @@ def note_sensor(
             status=ticked,
             timestamp=time.time() - minutes_ago * 60,
             selector_id=state.selector_id,
+            error=SerializableErrorInfo("canary", [], None) if ticked is TickStatus.FAILURE else None,
         )
     )
 
