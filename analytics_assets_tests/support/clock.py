@@ -22,25 +22,28 @@ def clock_at(settings: Settings, moment: datetime) -> Iterator[None]:
     try:
         yield
     finally:
-        as_superuser(settings, str(running))
+        now = f"{running}; {_let_pass(f'date {moment.date().isoformat()!r}', 'analytics.today()')}"
+        as_superuser(settings, now)
 
 
 def set_clock(settings: Settings, moment: datetime, *, time_has_passed: bool = True) -> None:
     """Stop the clock at a moment. Unless it is a wrong clock, that much time has passed since everything before."""
-    if time_has_passed:
-        moved = f"timestamptz '{moment.isoformat()}' at time zone time_zone"
-        as_superuser(
-            settings,
-            "update analytics.retention_ledger set removed_at = removed_at"  # noqa: S608
-            f" - (select ({moved})::date - analytics.today() from analytics.settings) * interval '1 day'",
-            f"update analytics.settings set cutoff_at = cutoff_at - (({moved})::date - analytics.today())"  # noqa: S608
-            " * interval '1 day'",
-        )
     standing = f"select (timestamptz '{moment.isoformat()}' at time zone time_zone)::date from analytics.settings"  # noqa: S608
+    if time_has_passed:
+        as_superuser(settings, _let_pass("analytics.today()", f"({standing})"))
     as_superuser(
         settings,
         "create or replace function analytics.today() returns date language sql stable security definer"
         f" set search_path = pg_catalog, pg_temp as $$ {standing} $$",
+    )
+
+
+def _let_pass(before: str, now: str) -> str:
+    """SQL that makes everything noted on removals older by the days between two dates."""
+    passed = f"({now} - {before}) * interval '1 day'"
+    return (
+        f"update analytics.retention_ledger set removed_at = removed_at - {passed};"  # noqa: S608
+        f" update analytics.settings set cutoff_at = cutoff_at - {passed}"
     )
 
 
