@@ -199,9 +199,10 @@ def test_up_to_the_bound_every_range_is_requested() -> None:
 )
 def test_a_gap_across_a_change_of_the_clocks_is_one_range(settings: Settings, time_zone: str, change: date) -> None:
     settings = replace(settings, time_zone=time_zone)
-    init_db(admin_url(settings), settings)
     today = change + timedelta(days=5)
+    # Before the zone, because days that have expired by today's clock would stay so.
     set_clock(settings, noon_of(settings, today))
+    init_db(admin_url(settings), settings)
     start = change - timedelta(days=3)
     note(settings, ALL, [start])
     last = today - timedelta(days=1)
