@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import time
 import warnings
@@ -261,12 +262,28 @@ def find_postmaster(pgdata: Path) -> psutil.Process | None:
         # After a crash, the number may belong to another process by now.
         if process is None or process.uids().effective != pgdata.stat().st_uid:
             return None
-        ended = process.status() == psutil.STATUS_ZOMBIE
-        return None if ended or Path(process.cwd()) != pgdata.resolve() else process
+        return process if process.status() != psutil.STATUS_ZOMBIE and _works_in(process, pgdata) else None
     except (psutil.NoSuchProcess, psutil.ZombieProcess, ValueError):
         return None
     except psutil.AccessDenied:
         raise _unclear_lock(pgdata) from None
+
+
+def _works_in(process: psutil.Process, pgdata: Path) -> bool:
+    try:
+        return Path(process.cwd()) == pgdata.resolve()
+    except psutil.AccessDenied:
+        # Root without CAP_SYS_PTRACE, as in a container, may not see the working folder of another user's process.
+        return _listening_process(pgdata) == process.pid
+
+
+def _listening_process(pgdata: Path) -> int | None:
+    """Return the process that answers on the socket: its number, 0 from another container, None if nobody answers."""
+    with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
+        client.connect(str(_socket_directory(pgdata) / f".s.PGSQL.{_PORT}"))
+        pid, _, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        return int(pid)
+    return None
 
 
 def _remove_stale_lock(pgdata: Path) -> None:

@@ -1,12 +1,13 @@
 """The embedded PostgreSQL on odd machines: strange folders, locales and users, and what a crash has left."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,10 +42,12 @@ except ServerError as error:
 
 
 @contextmanager
-def another_process(data_dir: Path, user: int | None = None, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def another_process(
+    data_dir: Path, user: int | None = None, wrapper: Sequence[str] = (), **environment: str
+) -> Iterator[subprocess.Popen[str]]:
     """A process that uses the server until its input ends."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(data_dir), *([] if user is None else [str(user)])],
+        [*wrapper, sys.executable, "-c", HOLD, str(data_dir), *([] if user is None else [str(user)])],
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -137,6 +140,29 @@ def test_a_server_that_cannot_be_seen_is_left_alone(data_dir: Path) -> None:
 
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+@as_root
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="only setpriv can take the capability away")
+def test_root_without_the_right_to_trace_shares_a_server(data_dir: Path) -> None:
+    """A container's default: root may not see in which folder the server of the user `pgserver` works."""
+    untraced = ("setpriv", "--bounding-set", "-sys_ptrace")
+    lock = crash(data_dir)
+    _, *rest = lock.read_text().splitlines(keepends=True)
+    with subprocess.Popen(["sleep", "600"], user=lock.parent.stat().st_uid) as other:
+        lock.write_text("".join([f"{other.pid}\n", *rest]))
+        with another_process(data_dir, wrapper=untraced) as first:
+            assert first.stdout
+            assert first.stdout.readline() == "started\n", "the number in the lock is another process's"
+            postmaster = find_postmaster(data_dir / "postgres")
+            assert postmaster
+            with another_process(data_dir, wrapper=untraced) as second:
+                assert second.communicate()[0] == "started\n"
+            assert find_postmaster(data_dir / "postgres") == postmaster, "shared, and not stopped by the second user"
+        assert find_postmaster(data_dir / "postgres") is None
+        assert not postmaster.is_running()
+        assert other.poll() is None
+        other.kill()
 
 
 @as_root
