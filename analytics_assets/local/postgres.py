@@ -27,7 +27,7 @@ import psutil
 import sqlalchemy as sa
 
 from analytics_assets.database import engine, redacted_errors
-from analytics_assets.local.processes import ServerError, uninterrupted
+from analytics_assets.local.processes import LONGEST_SOCKET, ServerError, uninterrupted
 
 with warnings.catch_warnings():
     # Its import calls platformdirs, which warns on a machine without a desktop session.
@@ -48,8 +48,6 @@ _SUPERUSER: Final = "postgres"
 _LOCK: Final = "postmaster.pid"
 _PORT: Final = 5432
 """Part of the socket's name. PGPORT in the environment must not change it."""
-_LONGEST_SOCKET: Final = 100
-"""Bytes of a socket's path that every supported system takes."""
 _SECONDS: Final = 120
 """How long a start may take: a busy machine, or the recovery after a crash."""
 
@@ -315,7 +313,7 @@ def _lock_lines(pgdata: Path) -> list[str]:
 def _socket_directory(pgdata: Path) -> Path:
     """Return where the socket is: in the server's folder, unless its path is too long or has a comma, as in a list."""
     path = str(pgdata.resolve() / f".s.PGSQL.{_PORT}")
-    if "," not in path and len(os.fsencode(path)) <= _LONGEST_SOCKET:
+    if "," not in path and len(os.fsencode(path)) <= LONGEST_SOCKET:
         return pgdata
     name = hashlib.sha256(os.fsencode(pgdata.resolve())).hexdigest()[:16]
     return Path(f"/tmp/analytics-{pgdata.stat().st_uid}-{name}")  # noqa: S108  # `_start` makes it, for this user alone

@@ -12,6 +12,8 @@ from typing import Final
 
 import psutil
 
+LONGEST_SOCKET: Final = 100
+"""Bytes of a socket's path that every supported system takes."""
 _GRACE: Final = 2
 """Seconds that a process has to end by itself. Nothing is lost when it is killed: a day is replaced as a whole."""
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import IO, Final
 
 import dagster as dg
@@ -25,7 +25,7 @@ from dagster._core.instance.ref import InstanceRef
 from dagster_postgres.utils import DagsterPostgresException
 
 from analytics_assets.database import DatabaseError, UnreachableError, engine, failure_cause, redacted_errors
-from analytics_assets.local.processes import ServerError, stop, uninterrupted
+from analytics_assets.local.processes import LONGEST_SOCKET, ServerError, stop, uninterrupted
 from analytics_assets.retention.dagster_records import DagsterStorage, open_dagster_storage
 from analytics_assets.retention.shortening import describe_shortening
 from analytics_assets.run_launcher import run_address
@@ -175,8 +175,7 @@ def dagster_dev(settings: Settings, port: int, log: Path | None = None) -> Itera
     with ExitStack() as stack:
         output: IO[bytes] | None = stack.enter_context(log.open("wb")) if log else None
         home = dagster_home(settings)
-        # A killed process leaves its sockets behind, so they are in a folder of their own, which is removed.
-        sockets = stack.enter_context(TemporaryDirectory(prefix="analytics-assets-", ignore_cleanup_errors=True))
+        sockets = stack.enter_context(_socket_folder())
         workspace = str(ROOT / "workspace.yaml")
         process = subprocess.Popen(  # noqa: S603  # runs this interpreter with constant arguments
             [sys.executable, "-m", "dagster", "dev", "--workspace", workspace, "--host", HOST, "--port", str(port)],
@@ -196,6 +195,16 @@ def dagster_dev(settings: Settings, port: int, log: Path | None = None) -> Itera
             with uninterrupted():
                 stop(process)
                 _cancel_stopped_runs(settings, sockets)
+
+
+def _socket_folder() -> TemporaryDirectory[str]:
+    """Make a folder for Dagster's sockets, which a killed process leaves behind.
+
+    It is among the temporary files, unless the paths of its sockets were too long for the system.
+    """
+    prefix, socket_name = "analytics-assets-", "12345678/tmp12345678"  # as `tempfile` makes them
+    too_long = len(os.fsencode(f"{gettempdir()}/{prefix}{socket_name}")) > LONGEST_SOCKET
+    return TemporaryDirectory(prefix=prefix, dir="/tmp" if too_long else None, ignore_cleanup_errors=True)  # noqa: S108
 
 
 def _cancel_stopped_runs(settings: Settings, sockets: str) -> None:

@@ -72,23 +72,26 @@ def test_a_signal_that_arrives_inside_a_finalizer_is_not_lost(name: str, code: i
 
 ODD_MACHINE = {"LC_ALL": "xx_YY.UTF-8", "PGPORT": "1", "http_proxy": "http://127.0.0.1:9"}
 """A locale that does not exist, a port of another PostgreSQL, and a proxy where nobody listens."""
+SHORT, TOO_LONG_FOR_A_SOCKET = "t", "temporary" * 12
 
 
 @pytest.mark.parametrize(
-    ("number", "folder", "machine"), [(signal.SIGINT, "data", {}), (signal.SIGTERM, "a b&c", ODD_MACHINE)]
+    ("number", "folder", "machine", "temporary"),
+    [(signal.SIGINT, "data", {}, SHORT), (signal.SIGTERM, "a b&c", ODD_MACHINE, TOO_LONG_FOR_A_SOCKET)],
 )
 def test_up_serves_the_assets_and_leaves_nothing_behind(
-    data_dir: Path, tmp_path: Path, number: signal.Signals, folder: str, machine: dict[str, str]
+    data_dir: Path, number: signal.Signals, folder: str, machine: dict[str, str], temporary: str
 ) -> None:
     port = free_port()
-    env = environment(data_dir / folder) | machine | {"TMPDIR": str(tmp_path)}
+    (data_dir / temporary).mkdir()
+    env = environment(data_dir / folder) | machine | {"TMPDIR": str(data_dir / temporary)}
     with running([*COMMAND, "up", "--port", str(port)], env) as process:
         wait_until_ready(process, port)
         assert {metric.asset for metric in METRICS} < shown_assets(port)
         process.send_signal(number)
         process.wait(timeout=PATIENCE)
         assert left_running(data_dir / folder) == []
-    assert list(tmp_path.iterdir()) == []
+    assert list((data_dir / temporary).iterdir()) == []
     assert not (data_dir / folder / "postgres/postmaster.pid").exists()
 
 
@@ -118,12 +121,11 @@ def test_what_does_not_leave_is_killed_with_all_that_it_has_started(tmp_path: Pa
 
 
 def test_runs_whose_processes_were_killed_give_their_places_back(
-    settings: Settings, host: Host, yesterday: date, tmp_path: Path
+    settings: Settings, host: Host, yesterday: date, make_server_folder: Callable[[], Path]
 ) -> None:
     """And a backfill never holds up other runs, and what runs when `up` is stopped is canceled."""
     host.occur("signups", moments(yesterday, settings.time_zone, 3))
-    port, sockets = free_port(), tmp_path / "sockets"
-    sockets.mkdir()
+    port, sockets = free_port(), make_server_folder()
     env = environment(settings.data_dir) | settings.environment() | {"TMPDIR": str(sockets)}
     webserver = Webserver(f"http://127.0.0.1:{port}")
     command = [*COMMAND, "up", "--port", str(port)]
@@ -134,7 +136,7 @@ def test_runs_whose_processes_were_killed_give_their_places_back(
 
         with running(command, env) as process:
             wait_until_ready(process, port)
-            with locked(host.url, "signups"), locked(sa.make_url(admin_url(settings)), "analytics.daily_event_counts"):
+            with locked(host.url, "signups"), locked(sa.make_url(admin_url(settings)), "analytics.publications"):
                 for day in (yesterday, yesterday - timedelta(days=1)):
                     webserver.launch_backfill(["event_signups"], [day])
                 wait_until(lambda: statuses() == ["QUEUED", "STARTED"])
@@ -149,7 +151,7 @@ def test_runs_whose_processes_were_killed_give_their_places_back(
         with running(command, env) as process:
             wait_until_ready(process, port)
             wait_until(lambda: statuses() == ["FAILURE", "FAILURE", "SUCCESS"])
-            with locked(sa.make_url(admin_url(settings)), "analytics.daily_event_counts"):
+            with locked(sa.make_url(admin_url(settings)), "analytics.publications"):
                 stopped = webserver.launch_run(["published_counts"], [])
                 wait_until(lambda: statuses().count("STARTED") == 1)
                 process.send_signal(signal.SIGINT)
