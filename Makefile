@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
 .PHONY: help install demo up lint check test test-programs supported-python \
-	bench-telemetry bench-storage bench-publish bench-friction lock clean
+	bench-telemetry bench-storage bench-publish bench-friction bench-runs lock clean
 # `make -j` must not start slow prerequisites beside those that refuse at once.
 .NOTPARALLEL:
 
@@ -70,6 +70,9 @@ supported-python:
 # pip-tools calls "unsafe" what it leaves out of a lock file: here this package, which its own extras name.
 COMPILE := $(BIN)/pip-compile --quiet --strip-extras --unsafe-package analytics-assets --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --all-build-deps
+
+bench-runs: .venv/test-installed  ## What whole runs cost, beside runs of six empty assets on stock Dagster.
+	$(BIN)/python benchmarks/runs.py
 
 lock: .venv/test-installed  ## Write both lock files anew from pyproject.toml; UPGRADE=--upgrade takes newer versions.
 	$(COMPILE) $(UPGRADE) --extra alerts --extra demo --extra pages --output-file requirements.lock pyproject.toml
