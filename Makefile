@@ -30,7 +30,9 @@ check: lint  ## In less than two minutes: lint, and the tests that need no serve
 
 test: test-programs lint  ## Everything: lint, the definitions, all tests with their coverage.
 	$(VALIDATE)
-	$(BIN)/pytest --numprocesses $(WORKERS) --cov
+	@# The tests start hundreds of processes. Each would compile the package where PYTHONDONTWRITEBYTECODE is set.
+	$(BIN)/python -m compileall -q analytics_assets
+	$(BIN)/pytest --numprocesses $(WORKERS) --cov --durations 25
 
 # From another folder: beside dagster.yaml, it asks for the database of Dagster's records. Its advice to use the command
 # `dg` is for projects of another layout.
