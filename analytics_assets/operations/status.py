@@ -72,7 +72,8 @@ def read_status(
             return [*lines, *_read_rest(store, window, instance, repository, now)]
     except SettingsError as error:
         absent = Line("databases", "analytics database", Level.RED, str(error))
-        return [absent, *_read_rest(settings, None, instance, repository, now)]
+        lines = [absent, _unread("databases", "schema", absent)]
+        return [*lines, *_read_rest(settings, absent, instance, repository, now)]
 
 
 def exit_code(lines: Iterable[Line]) -> int:
@@ -82,14 +83,17 @@ def exit_code(lines: Iterable[Line]) -> int:
 
 def _read_rest(
     store: Store | Settings,
-    window: Window | None,
+    window: Window | Line,
     instance: dg.DagsterInstance | str,
     repository: dg.RepositoryDefinition,
     now: datetime,
 ) -> list[Line]:
-    """Return every line but those of the analytics database. `store` is the settings if it has no URL."""
+    """Return every line but those of the analytics database. `store` is the settings if it has no URL.
+
+    Where the days that are kept cannot be read, `window` is the line that says why.
+    """
     settings = store.settings if isinstance(store, Store) else store
-    lines = []
+    lines: list[Line] = []
     states: dict[str, _Instigator] = {}
     if not isinstance(instance, str):
         try:
@@ -97,21 +101,32 @@ def _read_rest(
         except DatabaseError as error:
             instance = str(error)
     if isinstance(instance, str):
-        lines.append(Line("databases", "Dagster's database", Level.RED, instance))
+        records = Line("databases", "Dagster's database", Level.RED, instance)
+        lines += [records, *(_unread(group, UNREADABLE, records) for group in ("services", "runs", "checks"))]
     else:
-        records = instance
-        lines.append(Line("databases", "Dagster's database", Level.OK, place(settings.dagster_url)))
-        lines += _guard("services", lambda: _list_services(records, repository, states, now))
-        lines += _guard("runs", lambda: _list_runs(records, repository, states, now))
-        lines += _guard("checks", lambda: _list_checks(records, repository))
-    if isinstance(store, Store) and window is not None:
+        opened = instance
+        records = Line("databases", "Dagster's database", Level.OK, place(settings.dagster_url))
+        lines.append(records)
+        lines += _guard("services", lambda: _list_services(opened, repository, states, now))
+        lines += _guard("runs", lambda: _list_runs(opened, repository, states, now))
+        lines += _guard("checks", lambda: _list_checks(opened, repository))
+    if isinstance(store, Store) and isinstance(window, Window):
         settled = _settle(window, now.astimezone(zone(settings.time_zone)))
         lines += _guard("days", lambda: _list_days(store, window))
-        if not isinstance(instance, str):
+        if isinstance(instance, str):
+            lines.append(_unread("retention", UNREADABLE, records))
+        else:
             lines += _guard("retention", lambda: _list_targets(store, instance, settled))
         lines += _guard("publication", lambda: [_check_publication(store, settled)])
+    elif isinstance(window, Line):
+        lines += [_unread(group, UNREADABLE, window) for group in ("days", "retention", "publication")]
     lines += _guard("dumps", lambda: _list_dumps(settings))
-    return [*lines, _check_receiver(settings, states.get(ALERT_SENSOR), now)]
+    return [*lines, _check_receiver(settings, states.get(ALERT_SENSOR), records, now)]
+
+
+def _unread(group: str, name: str, cause: Line) -> Line:
+    """Return the line of what cannot be read because of another line. Without it, nobody could tell it from green."""
+    return Line(group, name, Level.RED, f"{UNREADABLE}: see {cause.key}", because_of=cause.key)
 
 
 def _guard(group: str, read: Callable[[], list[Line]]) -> list[Line]:
@@ -148,18 +163,21 @@ def _settle(window: Window, now: datetime) -> Window:
 # --- databases
 
 
-def _read_database(store: Store) -> tuple[list[Line], Window | None]:
+def _read_database(store: Store) -> tuple[list[Line], Window | Line]:
+    """Return the lines, and the days that are kept; where these cannot be read, the line that says why."""
     where = place(store.settings.database_url)
     try:
         version = read_server_version(store)
     except DatabaseError as error:
-        return [Line("databases", "analytics database", Level.RED, f"{where}: {error}")], None
+        away = Line("databases", "analytics database", Level.RED, f"{where}: {error}")
+        return [away, _unread("databases", "schema", away)], away
     found = [Line("databases", "analytics database", Level.OK, f"{where}, PostgreSQL {version}")]
     try:
         window = read_window(store)
         revision, problem = read_revision(store)
     except DatabaseError as error:
-        return [*found, Line("databases", "schema", Level.RED, str(error))], None
+        refused = Line("databases", "schema", Level.RED, str(error))
+        return [*found, refused], refused
     words = problem or f"revision {revision}; days since {window.first} are kept"
     return [*found, Line("databases", "schema", Level.RED if problem else Level.OK, words)], window
 
@@ -410,7 +428,8 @@ def _check_publication(store: Store, settled: Window) -> Line:
 
 def _list_dumps(settings: Settings) -> list[Line]:
     if problem := find_folder_problem(settings.dump_dir):
-        return [Line("dumps", "dumps of today", Level.RED, str(problem))]
+        refused = Line("dumps", "dumps of today", Level.RED, str(problem))
+        return [refused, _unread("dumps", "telemetry", refused)]
     today = settings.today()
     files, before = (count_dumps(settings.dump_dir, day) for day in (today, today - timedelta(days=1)))
     if files or before:
@@ -434,13 +453,16 @@ def _check_drops(settings: Settings, days: Sequence[date]) -> Line:
 # --- alerts
 
 
-def _check_receiver(settings: Settings, sensor: _Instigator | None, now: datetime) -> Line:
+def _check_receiver(settings: Settings, sensor: _Instigator | None, records: Line, now: datetime) -> Line:
+    """Judge where alerts go. `records` is the line of Dagster's database, which holds the messages that wait."""
     if settings.alert_url is None:
         return Line("alerts", "receiver", Level.OK, "the log, because ANALYTICS_ALERT_URL is not set")
     try:
         open_receiver(settings.alert_url)
     except ReceiverError as error:
         return Line("alerts", "receiver", Level.RED, str(error))
+    if records.level is Level.RED:
+        return _unread("alerts", "receiver", records)
     data = sensor.state.instigator_data if sensor else None
     outbox = Outbox.load(data.cursor if isinstance(data, SensorInstigatorData) else None)
     if outbox.refused_since and now - outbox.refused_since > timedelta(minutes=WAITING_MINUTES):

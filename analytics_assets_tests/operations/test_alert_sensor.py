@@ -24,6 +24,7 @@ from analytics_assets.local.server import ROOT, wait_until_ready
 from analytics_assets.operations.alerts import Outbox
 from analytics_assets.settings import Settings
 from analytics_assets_tests.support.activity import fill
+from analytics_assets_tests.support.database import as_superuser
 from analytics_assets_tests.support.host import Host
 from analytics_assets_tests.support.pipeline import ALL, Pipeline
 from analytics_assets_tests.support.processes import free_port, wait_until
@@ -107,6 +108,20 @@ def test_a_database_that_is_away_is_told_and_so_is_its_return(pipeline: Pipeline
     about = "analytics {}: databases: analytics database".format
     assert [message["title"] for message in taken[number:]] == [about("red"), about("ok")]
     assert "canary" not in f"{taken} {cursor}"
+
+
+def test_what_is_red_when_the_database_goes_away_is_not_told_as_ok(pipeline: Pipeline, tmp_path: Path) -> None:
+    as_superuser(pipeline.settings, "update analytics.alembic_version set version_num = '0001'")
+    port = free_port()
+    away = f"postgresql+psycopg2://canary:canary@/nowhere?host={tmp_path}"
+    with webhook(port) as taken:
+        cursor = ticks(pipeline, None, webhook_url(port))
+        assert "analytics red: databases: schema" in [message["title"] for message in taken]
+        number = len(taken)
+        cursor = ticks(pipeline, cursor, webhook_url(port), database_url=away)
+        ticks(pipeline, cursor, webhook_url(port))
+    about = "analytics {}: databases: analytics database".format
+    assert [message["title"] for message in taken[number:]] == [about("red"), about("ok")]
 
 
 def test_without_a_receiver_a_message_is_a_line_in_the_log(

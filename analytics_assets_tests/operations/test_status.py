@@ -103,11 +103,32 @@ def test_a_database_that_is_away_is_red_and_the_rest_is_still_looked_at(pipeline
     lines = lines_of(replace(pipeline.settings, database_url=url), pipeline.instance)
     assert not_ok(lines, "databases", "dumps") == {
         "databases: analytics database": RED,
+        "databases: schema": RED,
         "dumps: dumps of today": WARNING,
     }
     assert "cannot be reached" in lines["databases: analytics database"].words
-    assert {line.group for line in lines.values()} == {"databases", "services", "runs", "checks", "dumps", "alerts"}
+    assert unread(lines) == dict.fromkeys(
+        ["databases: schema", *(f"{group}: {UNREADABLE}" for group in ("days", "retention", "publication"))],
+        "databases: analytics database",
+    )
+    assert {"services: daemon", "runs: daily run", "alerts: receiver"} <= set(lines)
     assert "canary" not in str(lines)
+
+
+def unread(lines: dict[str, Line]) -> dict[str, str]:
+    """Key of each line that cannot be read because of another one -> the key of that one."""
+    found = {key: line.because_of for key, line in lines.items() if line.because_of}
+    for key, cause in found.items():
+        assert lines[key].level is lines[cause].level is RED
+        assert lines[key].words == f"cannot be read: see {cause}"
+        assert lines[cause].because_of is None
+    return found
+
+
+def test_without_a_url_what_the_database_would_say_is_red(settings: Settings) -> None:
+    found = unread(lines_of(replace(settings, database_url=None), "not looked at"))
+    assert found["databases: schema"] == "databases: analytics database"
+    assert found["days: cannot be read"] == "databases: analytics database"
 
 
 def test_dagsters_database_that_is_away_is_red_and_the_rest_is_still_looked_at(
@@ -118,7 +139,14 @@ def test_dagsters_database_that_is_away_is_red_and_the_rest_is_still_looked_at(
     lines = {line.key: line for line in look(replace(settings, dagster_url=url), repository)}
     assert not_ok(lines, "databases", "days") == {"databases: Dagster's database": RED}
     assert "days: event_signups" in lines
+    assert unread(lines) == dict.fromkeys(
+        [f"{group}: {UNREADABLE}" for group in ("services", "runs", "checks", "retention")],
+        "databases: Dagster's database",
+    )
     assert "canary" not in str(lines)
+    with_url = replace(settings, dagster_url=url, alert_url="json://127.0.0.1/")
+    waiting = {line.key: line for line in look(with_url, repository)}
+    assert unread(waiting)["alerts: receiver"] == "databases: Dagster's database", "it keeps the messages that wait"
 
 
 @pytest.mark.parametrize(
@@ -136,6 +164,8 @@ def test_a_schema_that_is_not_this_packages_is_red(pipeline: Pipeline, statement
     lines = status(pipeline)
     assert not_ok(lines, "databases") == {"databases: schema": RED}
     assert words in lines["databases: schema"].words
+    assert set(unread(lines).values()) <= {"databases: schema"}
+    assert {line.group for line in lines.values()} >= {"days", "retention", "publication"}
 
 
 # --- days
@@ -301,6 +331,7 @@ def test_the_dumps_of_today(pipeline: Pipeline, host: Host, yesterday: date) -> 
     level, words = line()
     assert level is RED
     assert "does not exist: set ANALYTICS_DUMP_DIR" in words
+    assert unread(status(pipeline)) == {"dumps: telemetry": "dumps: dumps of today"}
 
 
 def test_dropped_counts_warn_with_day_and_reason_and_without_their_number(pipeline: Pipeline, yesterday: date) -> None:
@@ -485,7 +516,7 @@ def test_json_and_the_screen_say_the_same(settings: Settings) -> None:
     shown, printed = command(settings), command(settings, "--json")
     assert shown.exit_code == printed.exit_code == 2
     lines = json.loads(printed.output)
-    assert list(lines[0]) == ["group", "name", "level", "words", "since", "facts"]
+    assert list(lines[0]) == ["group", "name", "level", "words", "since", "facts", "because_of"]
     screen = " ".join(shown.output.split())
     for line in lines:
         if line["level"] != "ok":
