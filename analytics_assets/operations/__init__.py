@@ -41,7 +41,7 @@ class Line:
     since: datetime | None = None
     """Since when it is so, where that is known. With a time zone."""
     facts: tuple[str, ...] = ()
-    """What it is red or warns about, where a further fact is news of its own: the missing days."""
+    """What it is red or warns about, where a further fact is news of its own: missing days, days of failed runs."""
     because_of: str | None = None
     """Key of the red line that says why this one cannot be read. Only that line is told."""
 

@@ -5,6 +5,7 @@ Nothing is written or created here. A part that cannot be read is a red line, ne
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -282,7 +283,7 @@ def _list_runs(
         statuses=[dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE],
         updated_after=now - timedelta(days=RECENT_DAYS),
     )
-    failed: dict[str, dg.RunRecord] = {}
+    failed: dict[str, list[dg.RunRecord]] = defaultdict(list)
     succeeded: list[dg.DagsterRun] = []
     for record in instance.get_run_records(ended):  # newest first
         run = record.dagster_run
@@ -291,17 +292,34 @@ def _list_runs(
         if run.status is dg.DagsterRunStatus.SUCCESS:
             succeeded.append(run)
         elif not any(_makes_good(repository, later, run) for later in succeeded):
-            failed[run.job_name if run.job_name in jobs else _BY_HAND] = record
-    for name in (*jobs, _BY_HAND):
-        first = failed.get(name)
-        if first is None:
-            lines.append(Line("runs", name, Level.OK, "no failed run"))
-        else:
-            since = _moment(first.end_time) if first.end_time else None
-            words = f"run {first.dagster_run.run_id[:8]} failed"
-            lines.append(Line("runs", name, Level.RED, words, since))
-    return lines
+            failed[run.job_name if run.job_name in jobs else _BY_HAND].append(record)
+    return lines + [_judge_runs(name, failed[name]) for name in (*jobs, _BY_HAND)]
 
+
+def _judge_runs(name: str, failed: Sequence[dg.RunRecord]) -> Line:
+    """Return the line of a job. Its failed runs, newest first, are those that no later run has made good."""
+    if not failed:
+        return Line("runs", name, Level.OK, "no failed run")
+    newest: dict[str, str] = {}
+    for record in failed:
+        newest.setdefault(_describe(record.dagster_run), record.dagster_run.run_id[:8])
+    texts = [f"run {run_id} failed{f' ({what})' if what else ''}" for what, run_id in newest.items()]
+    if len(texts) > _MAX_RUNS:
+        texts[_MAX_RUNS:] = [f"and {len(texts) - _MAX_RUNS} more"]
+    ended = failed[-1].end_time
+    return Line("runs", name, Level.RED, "; ".join(texts), _moment(ended) if ended else None, tuple(newest))
+
+
+def _describe(run: dg.DagsterRun) -> str:
+    """Return the days of a run, and the assets if it names some: runs that fail on the same are told once."""
+    first, last = _days(run)
+    days = [first if first == last else f"{first} to {last}"] if first else []
+    selected = {*(run.asset_selection or ()), *(key.asset_key for key in run.asset_check_selection or ())}
+    return "; ".join([*days, ", ".join(sorted(key.to_user_string() for key in selected))]).strip("; ")
+
+
+_MAX_RUNS: Final = 5
+"""Failed runs that a line shows, the newest first. The rest is a number."""
 
 _BY_HAND: Final = "launched by hand"
 """Runs of assets or checks outside the jobs: those of the UI."""

@@ -17,7 +17,7 @@ from analytics_assets.days import span
 from analytics_assets.definitions import build_definitions
 from analytics_assets.defs import sensors
 from analytics_assets.defs.jobs import daily_metrics_job
-from analytics_assets.defs.partitions import range_tags
+from analytics_assets.defs.partitions import DAILY_JOB, range_tags
 from analytics_assets.defs.sensors import alert_sensor
 from analytics_assets.local.processes import stop
 from analytics_assets.local.server import ROOT, wait_until_ready
@@ -69,6 +69,24 @@ def test_a_missing_day_is_told_once_and_so_is_its_collection(pipeline: Pipeline,
         assert [each["title"] for each in taken[number:]] == [f"analytics ok: days: {asset}" for asset in ALL]
         assert about("ok") in str(taken[number:])
     assert "canary" not in str(cursor)
+
+
+def test_a_job_that_fails_on_other_days_is_told_again(pipeline: Pipeline, yesterday: date) -> None:
+    def fail(day: date) -> None:
+        job = pipeline.definitions().resolve_job_def(daily_metrics_job.name)
+        pipeline.instance.create_run_for_job(job, status=dg.DagsterRunStatus.FAILURE, tags=range_tags(day, day))
+
+    port = free_port()
+    cursor = None
+    before = yesterday - timedelta(days=1)
+    with webhook(port) as taken:
+        for day in (before, before, yesterday):
+            fail(day)
+            cursor = ticks(pipeline, cursor, webhook_url(port))
+    told = [message["message"] for message in taken if message["title"] == f"analytics red: runs: {DAILY_JOB}"]
+    assert len(told) == 2, "the same days are told once"
+    assert str(before) in told[0]
+    assert f"({yesterday}); " in told[1]
 
 
 def test_a_receiver_that_is_down_loses_no_message_and_stops_nothing(pipeline: Pipeline) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -198,7 +199,9 @@ def test_a_failed_run_is_red_until_a_later_one_has_made_good(pipeline: Pipeline,
     (pipeline.settings.data_dir / "away").rename(pipeline.settings.dump_dir)
     assert not failed.success
     red = status(pipeline)[by_hand]
-    assert (red.level, red.words) == (RED, f"run {failed.run_id[:8]} failed")
+    (fact,) = red.facts
+    assert fact == f"{days[0]} to {days[1]}; {', '.join(sorted(ALL))}"
+    assert (red.level, red.words) == (RED, f"run {failed.run_id[:8]} failed ({fact})")
     assert red.since is not None
 
     assert pipeline.run(ALL, days[2], days[3]).success
@@ -207,6 +210,38 @@ def test_a_failed_run_is_red_until_a_later_one_has_made_good(pipeline: Pipeline,
     assert status(pipeline)[by_hand].level is RED, "other assets"
     assert pipeline.run(ALL, days[1], days[2]).success
     assert status(pipeline)[by_hand].level is OK
+
+
+def note_run(
+    pipeline: Pipeline,
+    days: list[date],
+    status: DagsterRunStatus = DagsterRunStatus.FAILURE,
+    assets: Sequence[str] = (),
+) -> dg.DagsterRun:
+    """Note a run of the daily job, for some or all of its assets, in Dagster's records; it is not executed."""
+    selection = [dg.AssetKey(asset.split("/")) for asset in assets]
+    return pipeline.instance.create_run_for_job(
+        pipeline.definitions().resolve_job_def(daily_metrics_job.name),
+        status=status,
+        tags=range_tags(days[0], days[-1]),
+        asset_selection=frozenset(selection) if selection else None,
+    )
+
+
+def test_runs_that_fail_on_other_days_are_facts_of_their_own(pipeline: Pipeline, yesterday: date) -> None:
+    days = span(yesterday - timedelta(days=9), yesterday)
+    first = note_run(pipeline, days[7:])
+    again = note_run(pipeline, days[7:])
+    line = status(pipeline)[f"runs: {daily_metrics_job.name}"]
+    assert line.words == f"run {again.run_id[:8]} failed ({days[7]} to {days[9]})", f"not {first.run_id}"
+    note_run(pipeline, days[2:3], assets=ALL[:1])
+    line = status(pipeline)[f"runs: {daily_metrics_job.name}"]
+    assert line.facts == (f"{days[2]}; {ALL[0]}", f"{days[7]} to {days[9]}"), "newest first"
+    for day in days[3:7]:
+        note_run(pipeline, [day])
+    line = status(pipeline)[f"runs: {daily_metrics_job.name}"]
+    assert line.words.endswith("; and 1 more")
+    assert len(line.facts) == 6
 
 
 def test_a_failed_retention_run_is_red_until_one_succeeds(pipeline: Pipeline) -> None:
