@@ -176,7 +176,7 @@ def test_a_look_that_fails_is_told_and_repeats_no_message(pipeline: Pipeline, mo
         cursor = tick(pipeline, None, webhook_url(port))
         with monkeypatch.context() as broken:
             broken.setattr(sensors, "read_status", fail)
-            cursor = ticks(pipeline, cursor, webhook_url(port))
+            cursor = tick(pipeline, ticks(pipeline, cursor, webhook_url(port)), webhook_url(port))
         titles = [message["title"] for message in taken]
         assert len(titles) == len(set(titles))
         assert titles[-1] == "analytics red: services: cannot be read"
@@ -184,6 +184,39 @@ def test_a_look_that_fails_is_told_and_repeats_no_message(pipeline: Pipeline, mo
         ticks(pipeline, cursor, webhook_url(port))
         assert [message["title"] for message in taken[len(titles) :]] == ["analytics ok: services: cannot be read"]
     assert "canary" not in str(taken)
+
+
+def test_a_tick_that_is_killed_while_it_looks_sends_nothing_twice_and_loses_nothing(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: object) -> None:
+        raise SystemExit
+
+    port = free_port()
+    url = webhook_url(port)
+    cursor = tick(pipeline, None, url)
+    numbers = [message.number for message in Outbox.load(cursor).waiting]
+    assert numbers
+    dumps = pipeline.settings.dump_dir
+    with webhook(port) as taken:
+        with monkeypatch.context() as broken:
+            broken.setattr(sensors, "read_status", kill)
+            cursor = tick(pipeline, cursor, url)
+            assert len(taken) == len(numbers)
+            with pytest.raises(SystemExit):
+                tick(pipeline, cursor, url)
+        assert len(taken) == len(numbers), "nothing twice"
+        dumps.rename(pipeline.settings.data_dir / "away")
+        ticks(pipeline, cursor, url)
+    assert [message["title"] for message in taken[len(numbers) :]] == ["analytics red: dumps: dumps of today"]
+
+
+def test_a_receiver_that_is_down_does_not_stop_the_looking(pipeline: Pipeline) -> None:
+    url = webhook_url(free_port())
+    cursor = tick(pipeline, None, url)
+    pipeline.settings.dump_dir.rename(pipeline.settings.data_dir / "away")
+    before, after = Outbox.load(cursor).waiting, Outbox.load(tick(pipeline, cursor, url)).waiting
+    assert [message.title for message in after[len(before) :]] == ["analytics red: dumps: dumps of today"]
 
 
 # --- the real daemon
