@@ -34,16 +34,19 @@ from dagster_shared.error import SerializableErrorInfo
 
 from analytics_assets.cli import main
 from analytics_assets.contract import METRICS
+from analytics_assets.database import DatabaseError
 from analytics_assets.days import span
 from analytics_assets.definitions import build_definitions
 from analytics_assets.defs.evaluation import MATCHES
 from analytics_assets.defs.jobs import daily_metrics_job, retention_job
 from analytics_assets.defs.partitions import range_tags
+from analytics_assets.local import status as local_status
+from analytics_assets.local.processes import ServerError
 from analytics_assets.local.status import look
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Message, Outbox
 from analytics_assets.operations.status import DAILY_SCHEDULE, exit_code, read_status
-from analytics_assets.settings import Settings
+from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.clock import clock_at, noon_of
@@ -565,6 +568,28 @@ def test_a_wrong_setting_is_exit_status_2(settings: Settings) -> None:
     assert result.exit_code == 2
     assert "Error: ANALYTICS_TIMEZONE" in result.output
     assert "canary" not in result.output
+
+
+def test_a_state_that_cannot_be_determined_is_exit_status_2(settings: Settings, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("canary: true")
+    result = command(settings, "--dagster-home", str(home))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Error: the installation cannot be looked at: Dagster")
+    assert "canary" not in result.output
+
+
+@pytest.mark.parametrize("error", [SettingsError("why"), DatabaseError("why"), ServerError("why")], ids=repr)
+def test_every_error_of_the_package_is_exit_status_2(
+    settings: Settings, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Settings) -> None:
+        raise error
+
+    monkeypatch.setattr(local_status, "running_databases", fail)
+    result = command(settings)
+    assert (result.exit_code, result.output) == (2, "Error: why\n")
 
 
 @pytest.mark.parametrize(("levels", "code"), [([], 0), ([OK], 0), ([OK, WARNING], 1), ([WARNING, RED, OK], 2)])
