@@ -25,8 +25,9 @@ from analytics_assets.defs.evaluation import (
     make_result,
 )
 from analytics_assets.defs.pages import PUBLISHED
-from analytics_assets.defs.partitions import days_at_work, days_of_run
+from analytics_assets.defs.partitions import days_at_work
 from analytics_assets.defs.retries import HOST_DATABASE, retried
+from analytics_assets.operations.runs import days_of_run
 from analytics_assets.publication.audit import find_recoverable
 from analytics_assets.publication.pages.publish import find_untrue_pages
 from analytics_assets.retention.sweep import find_overdue, registry

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from typing import Final
 
@@ -10,7 +10,7 @@ import dagster as dg
 from dagster._core.storage import tags as dagster_tags
 
 from analytics_assets.contract import METRICS
-from analytics_assets.days import span
+from analytics_assets.operations.runs import days_of_run
 from analytics_assets.settings import Settings
 
 DAILY_JOB: Final = "daily_metrics_job"
@@ -33,15 +33,6 @@ def daily_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
     """
     first = settings.today() - timedelta(days=settings.retention_days + MARGIN_DAYS)
     return dg.DailyPartitionsDefinition(start_date=first.isoformat(), timezone=settings.time_zone)
-
-
-def days_of_run(tags: Mapping[str, str]) -> list[date]:
-    """Return the days that a run was launched for, from its tags; none for a run without partition."""
-    first = tags.get(dagster_tags.ASSET_PARTITION_RANGE_START_TAG, tags.get(dagster_tags.PARTITION_NAME_TAG))
-    last = tags.get(dagster_tags.ASSET_PARTITION_RANGE_END_TAG, first)
-    if first is None or last is None:
-        return []
-    return span(date.fromisoformat(first), date.fromisoformat(last))
 
 
 def range_tags(first: date, last: date) -> dict[str, str]:

@@ -6,7 +6,7 @@ Nothing is written or created here. A part that cannot be read is a red line, ne
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -29,14 +29,14 @@ from analytics_assets.days import format_range, ranges, span, zone
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Outbox
 from analytics_assets.operations.receiver import ReceiverError, open_receiver
+from analytics_assets.operations.runs import days_of_run, find_failed_runs, own_jobs, selected_assets
 from analytics_assets.operations.services import read_check, read_daemons
-from analytics_assets.retention.dagster_records import DAY_TAGS
 from analytics_assets.retention.sweep import read_oldest, registry
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.sources.counter_dumps import count_dumps, find_folder_problem
 from analytics_assets.sources.drops import read_drops
 from analytics_assets.store import Store, open_store
-from analytics_assets.store.counts import Window, count_collected_days, read_window
+from analytics_assets.store.counts import Window, read_collected_days, read_window
 from analytics_assets.store.expiry import read_cutoff
 from analytics_assets.store.gaps import DUE, missing_days
 from analytics_assets.store.inspection import read_revision, read_server_version
@@ -50,7 +50,7 @@ DAILY_RUN_HOURS: Final = 26
 EVALUATED_MINUTES: Final = 15
 """The longest time without the evaluation of a sensor. The slowest one is due every five minutes."""
 RECENT_DAYS: Final = 7
-"""A failed run is red for as long, unless a later one has made good. Dropped counts warn for as long."""
+"""A failed run is red for as long, unless it is made good. Dropped counts warn for as long."""
 WAITING_MINUTES: Final = 15
 """A message that waits for longer means that the receiver does not take it."""
 
@@ -69,8 +69,8 @@ def read_status(
     now = datetime.now(UTC)
     try:
         with open_store(settings) as store:
-            lines, window = _read_database(store)
-            return [*lines, *_read_rest(store, window, instance, repository, now)]
+            lines, kept = _read_database(store)
+            return [*lines, *_read_rest(store, kept, instance, repository, now)]
     except SettingsError as error:
         absent = Line("databases", "analytics database", Level.RED, str(error))
         lines = [absent, _unread("databases", "schema", absent)]
@@ -84,14 +84,14 @@ def exit_code(lines: Iterable[Line]) -> int:
 
 def _read_rest(
     store: Store | Settings,
-    window: Window | Line,
+    kept: _Kept | Line,
     instance: dg.DagsterInstance | str,
     repository: dg.RepositoryDefinition,
     now: datetime,
 ) -> list[Line]:
     """Return every line but those of the analytics database. `store` is the settings if it has no URL.
 
-    Where the days that are kept cannot be read, `window` is the line that says why.
+    Where the days that are kept cannot be read, `kept` is the line that says why.
     """
     settings = store.settings if isinstance(store, Store) else store
     lines: list[Line] = []
@@ -109,18 +109,18 @@ def _read_rest(
         records = Line("databases", "Dagster's database", Level.OK, place(settings.dagster_url))
         lines.append(records)
         lines += _guard("services", lambda: _list_services(opened, repository, states, now))
-        lines += _guard("runs", lambda: _list_runs(opened, repository, states, now))
+        lines += _guard("runs", lambda: _list_runs(opened, repository, states, kept, now))
         lines += _guard("checks", lambda: _list_checks(opened, repository))
-    if isinstance(store, Store) and isinstance(window, Window):
-        settled = _settle(window, now.astimezone(zone(settings.time_zone)))
-        lines += _guard("days", lambda: _list_days(store, window))
+    if isinstance(store, Store) and isinstance(kept, _Kept):
+        settled = _settle(kept.window, now.astimezone(zone(settings.time_zone)))
+        lines += _guard("days", lambda: _list_days(store, kept))
         if isinstance(instance, str):
             lines.append(_unread("retention", UNREADABLE, records))
         else:
             lines += _guard("retention", lambda: _list_targets(store, instance, settled))
         lines += _guard("publication", lambda: [_check_publication(store, settled)])
-    elif isinstance(window, Line):
-        lines += [_unread(group, UNREADABLE, window) for group in ("days", "retention", "publication")]
+    elif isinstance(kept, Line):
+        lines += [_unread(group, UNREADABLE, kept) for group in ("days", "retention", "publication")]
     lines += _guard("dumps", lambda: _list_dumps(settings))
     return [*lines, _check_receiver(settings, states.get(ALERT_SENSOR), records, now)]
 
@@ -164,7 +164,21 @@ def _settle(window: Window, now: datetime) -> Window:
 # --- databases
 
 
-def _read_database(store: Store) -> tuple[list[Line], Window | Line]:
+@dataclass(frozen=True)
+class _Kept:
+    """The days that are kept, and which of them are collected."""
+
+    window: Window
+    collected: Mapping[str, Set[date]]
+    """Asset of a metric -> days."""
+
+    def is_settled(self, asset: str, day: date) -> bool:
+        """Whether nothing is to be done for a day: it has expired, or the daily job does not collect it again."""
+        collected = asset not in self.collected or day in self.collected[asset]  # other assets have no days
+        return day < self.window.first or (day < self.window.last_closed and collected)
+
+
+def _read_database(store: Store) -> tuple[list[Line], _Kept | Line]:
     """Return the lines, and the days that are kept; where these cannot be read, the line that says why."""
     where = place(store.settings.database_url)
     try:
@@ -175,12 +189,13 @@ def _read_database(store: Store) -> tuple[list[Line], Window | Line]:
     found = [Line("databases", "analytics database", Level.OK, f"{where}, PostgreSQL {version}")]
     try:
         window = read_window(store)
+        kept = _Kept(window, read_collected_days(store, window))
         revision, problem = read_revision(store)
     except DatabaseError as error:
         refused = Line("databases", "schema", Level.RED, str(error))
         return [*found, refused], refused
     words = problem or f"revision {revision}; days since {window.first} are kept"
-    return [*found, Line("databases", "schema", Level.RED if problem else Level.OK, words)], window
+    return [*found, Line("databases", "schema", Level.RED if problem else Level.OK, words)], kept
 
 
 # --- services
@@ -272,28 +287,26 @@ def _list_runs(
     instance: dg.DagsterInstance,
     repository: dg.RepositoryDefinition,
     states: Mapping[str, _Instigator],
+    kept: _Kept | Line,
     now: datetime,
 ) -> list[Line]:
     schedule = repository.get_schedule_def(DAILY_SCHEDULE)
     lines = [_check_daily_run(instance, schedule, states.get(schedule.name), now)]
-    graph = repository.asset_graph
-    ours = {*graph.get_all_asset_keys(), *(key.asset_key for key in graph.asset_check_keys)}
-    jobs = [name for name in repository.job_names if not name.startswith("__")]
-    ended = dg.RunsFilter(
-        statuses=[dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE],
-        updated_after=now - timedelta(days=RECENT_DAYS),
-    )
+
+    def is_settled(asset: dg.AssetKey, day: date) -> bool:
+        return isinstance(kept, _Kept) and kept.is_settled(asset.to_user_string(), day)
+
+    jobs = own_jobs(repository)
     failed: dict[str, list[dg.RunRecord]] = defaultdict(list)
-    succeeded: list[dg.DagsterRun] = []
-    for record in instance.get_run_records(ended):  # newest first
-        run = record.dagster_run
-        if run.job_name not in jobs and not (run.job_name.startswith("__") and _work(repository, run) & ours):
-            continue  # of another code location
-        if run.status is dg.DagsterRunStatus.SUCCESS:
-            succeeded.append(run)
-        elif not any(_makes_good(repository, later, run) for later in succeeded):
-            failed[run.job_name if run.job_name in jobs else _BY_HAND].append(record)
-    return lines + [_judge_runs(name, failed[name]) for name in (*jobs, _BY_HAND)]
+    for record in find_failed_runs(instance, repository, now - timedelta(days=RECENT_DAYS), is_settled):
+        name = record.dagster_run.job_name
+        failed[name if name in jobs else _BY_HAND].append(record)
+    for name in (*jobs, _BY_HAND):
+        if isinstance(kept, Line) and any(days_of_run(record.dagster_run.tags) for record in failed[name]):
+            lines.append(_unread("runs", name, kept))  # whether their days are settled is not known
+        else:
+            lines.append(_judge_runs(name, failed[name]))
+    return lines
 
 
 def _judge_runs(name: str, failed: Sequence[dg.RunRecord]) -> Line:
@@ -312,10 +325,9 @@ def _judge_runs(name: str, failed: Sequence[dg.RunRecord]) -> Line:
 
 def _describe(run: dg.DagsterRun) -> str:
     """Return the days of a run, and the assets if it names some: runs that fail on the same are told once."""
-    first, last = _days(run)
-    days = [first if first == last else f"{first} to {last}"] if first else []
-    selected = {*(run.asset_selection or ()), *(key.asset_key for key in run.asset_check_selection or ())}
-    return "; ".join([*days, ", ".join(sorted(key.to_user_string() for key in selected))]).strip("; ")
+    days = _list_ranges(days_of_run(run.tags))
+    assets = ", ".join(sorted(key.to_user_string() for key in selected_assets(run)))
+    return "; ".join(text for text in (days, assets) if text)
 
 
 _MAX_RUNS: Final = 5
@@ -341,46 +353,19 @@ def _check_daily_run(
     return Line("runs", "daily run", Level.OK, "ended" if last else "none yet; the schedule runs", last)
 
 
-def _work(repository: dg.RepositoryDefinition, run: dg.DagsterRun) -> set[dg.AssetKey]:
-    """Return the assets of a run. Every code location has a job for what is launched by hand: its runs name assets."""
-    selected = {*(run.asset_selection or ()), *(key.asset_key for key in run.asset_check_selection or ())}
-    if not selected and not run.job_name.startswith("__") and repository.has_job(run.job_name):
-        return set(repository.get_job(run.job_name).asset_layer.executable_asset_keys)
-    return selected
-
-
-def _makes_good(repository: dg.RepositoryDefinition, later: dg.DagsterRun, failed: dg.DagsterRun) -> bool:
-    """Whether a later run that succeeded did the work of a failed one, for some of its days at least.
-
-    The days that are still missing have lines of their own.
-    """
-    wanted = _work(repository, failed)
-    same_work = wanted <= _work(repository, later) if wanted else later.job_name == failed.job_name
-    first, last = _days(failed)
-    first_done, last_done = _days(later)
-    return same_work and first <= last_done and first_done <= last
-
-
-def _days(run: dg.DagsterRun) -> tuple[str, str]:
-    """Return the first and last day of a run; every day if it has none."""
-    days = sorted(value for name, value in run.tags.items() if name in DAY_TAGS)
-    return (days[0], days[-1]) if days else ("", "~")
-
-
 # --- days
 
 
-def _list_days(store: Store, window: Window) -> list[Line]:
+def _list_days(store: Store, kept: _Kept) -> list[Line]:
     missing = missing_days(store)
-    collected = count_collected_days(store, window)
     lines = []
     for metric in METRICS:
         days = missing[metric.asset]
-        number = collected[metric.asset]
+        number = len(kept.collected[metric.asset])
         if days:
             words = f"{number} days; missing: {_list_ranges(days)}"
             line = Line("days", metric.asset, Level.RED, words, facts=tuple(map(str, days)))
-        elif collected and not number:
+        elif not number and any(kept.collected.values()):
             line = Line("days", metric.asset, Level.WARNING, "none yet, although other metrics have some")
         else:
             line = Line("days", metric.asset, Level.OK, f"{number} days")

@@ -15,8 +15,9 @@ from analytics_assets.days import span
 from analytics_assets.definitions import build_definitions
 from analytics_assets.defs.evaluation import NO_MISSING_DAYS
 from analytics_assets.defs.jobs import daily_metrics_job
-from analytics_assets.defs.partitions import MARGIN_DAYS, daily_partitions, days_of_run, range_tags
+from analytics_assets.defs.partitions import MARGIN_DAYS, daily_partitions, range_tags
 from analytics_assets.defs.schedules import MAX_GAP_RUNS, Gap, choose
+from analytics_assets.operations.runs import days_of_run
 from analytics_assets.settings import Settings
 from analytics_assets.store import open_store
 from analytics_assets.store.counts import replace_day

@@ -47,6 +47,7 @@ from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Message, Outbox
 from analytics_assets.operations.status import DAILY_SCHEDULE, exit_code, read_status
 from analytics_assets.settings import Settings, SettingsError
+from analytics_assets.store.tables import COLLECTED_DAYS
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.clock import clock_at, noon_of
@@ -212,7 +213,56 @@ def test_a_failed_run_is_red_until_a_later_one_has_made_good(pipeline: Pipeline,
     assert pipeline.run(ALL[:1], days[0], days[1]).success
     assert status(pipeline)[by_hand].level is RED, "other assets"
     assert pipeline.run(ALL, days[1], days[2]).success
-    assert status(pipeline)[by_hand].level is OK
+    assert status(pipeline)[by_hand].level is RED, "one of two days"
+    assert pipeline.run(ALL[1:], days[0]).success
+    assert status(pipeline)[by_hand].level is OK, "two runs have done it together"
+
+
+def collect(pipeline: Pipeline, assets: Sequence[str], days: Sequence[date]) -> None:
+    """Note days as collected by an earlier run that Dagster does not remember."""
+    rows = [{"asset": asset, "event_date": day, "rows": 0} for asset in assets for day in days]
+    engine = sa.create_engine(str(pipeline.settings.database_url))
+    with engine.begin() as connection:
+        connection.execute(sa.insert(COLLECTED_DAYS).values(collected_at=sa.func.now()), rows)
+    engine.dispose()
+
+
+def test_a_failed_run_is_made_good_by_days_that_are_settled_and_a_later_run(
+    pipeline: Pipeline, yesterday: date
+) -> None:
+    line = f"runs: {daily_metrics_job.name}"
+    days = span(yesterday - timedelta(days=9), yesterday)
+    with clock_at(pipeline.settings, noon_of(pipeline.settings, yesterday + timedelta(days=1))):
+        collect(pipeline, ALL, days[4:])
+        note_run(pipeline, days[4:6])
+        assert status(pipeline)[line].level is RED, "no later run has succeeded"
+        note_run(pipeline, days[7:], DagsterRunStatus.SUCCESS)
+        assert status(pipeline)[line].level is OK, "the days are collected, and will not be collected again"
+
+        note_run(pipeline, days[3:5])
+        note_run(pipeline, days[8:], DagsterRunStatus.SUCCESS)
+        assert status(pipeline)[line].facts == (f"{days[3]} to {days[4]}",), "one is not collected"
+        collect(pipeline, ALL, days[3:4])
+        assert status(pipeline)[line].level is OK
+
+        note_run(pipeline, days[7:])
+        note_run(pipeline, days[8:], DagsterRunStatus.SUCCESS)
+        assert status(pipeline)[line].facts == (f"{days[7]} to {days[9]}",), "the next night collects it again"
+
+        expired = pipeline.settings.retention_days + 1
+        note_run(pipeline, [yesterday - timedelta(days=expired)])
+        note_run(pipeline, days[7:], DagsterRunStatus.SUCCESS)
+        assert status(pipeline)[line].level is OK, "an expired day is not kept"
+
+
+def test_without_the_database_nobody_knows_which_failed_runs_are_made_good(
+    pipeline: Pipeline, yesterday: date, tmp_path: Path
+) -> None:
+    note_run(pipeline, [yesterday])
+    url = f"postgresql+psycopg2://canary:canary@/nowhere?host={tmp_path}"
+    found = unread(lines_of(replace(pipeline.settings, database_url=url), pipeline.instance))
+    assert found[f"runs: {daily_metrics_job.name}"] == "databases: analytics database"
+    assert f"runs: {retention_job.name}" not in found
 
 
 def note_run(
@@ -258,6 +308,11 @@ def test_a_failed_retention_run_is_red_until_one_succeeds(pipeline: Pipeline) ->
     }
     assert "canary" not in str(lines)
     (pipeline.settings.dump_dir / "canary").rmdir()
+    assert pipeline.retain(dry_run=True).success
+    assert status(pipeline)[f"runs: {retention_job.name}"].level is RED, "it only looked"
+    by_default = pipeline.definitions().resolve_job_def(retention_job.name)
+    assert by_default.execute_in_process(instance=pipeline.instance).success
+    assert status(pipeline)[f"runs: {retention_job.name}"].level is RED, "so does a launch by hand"
     assert pipeline.retain().success
     assert not_ok(status(pipeline), "runs", "retention") == {"runs: daily run": WARNING}
 
