@@ -11,9 +11,8 @@ from analytics_assets.contract import FRICTION_PATH, METRICS
 from analytics_assets.defs.checks import LEDGER_KEY, PUBLISHED_KEY, database_checks, login_checks, make_cutoff_result
 from analytics_assets.defs.evaluation import as_event, bullet_list
 from analytics_assets.defs.pages import CORE, PUBLISHED
-from analytics_assets.defs.partitions import DAILY_JOB
 from analytics_assets.defs.retries import retried
-from analytics_assets.operations.runs import RETENTION_JOB, RETENTION_OP
+from analytics_assets.operations.runs import DAILY_JOB, RETENTION_JOB, RETENTION_OP
 from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.retention.sweep import Report, apply_retention
 from analytics_assets.settings import Settings

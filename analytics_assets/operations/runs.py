@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from datetime import date, datetime
+from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
 import dagster as dg
 from dagster._core.storage import tags as dagster_tags
 
+from analytics_assets.contract import METRICS
 from analytics_assets.days import span
 
+RECENT_DAYS: Final = 7
+"""A failed run is red for as long, unless it is made good. Dropped counts warn for as long."""
+DAILY_JOB: Final = "daily_metrics_job"
 RETENTION_JOB: Final = "retention_job"
 RETENTION_OP: Final = "remove_expired_days"
 
@@ -22,6 +26,41 @@ def days_of_run(tags: Mapping[str, str]) -> list[date]:
     if first is None or last is None:
         return []
     return span(date.fromisoformat(first), date.fromisoformat(last))
+
+
+def days_by_asset(runs: Iterable[dg.DagsterRun]) -> dict[str, set[date]]:
+    """Return the days that some runs were launched for, by the asset of each metric."""
+    found: dict[str, set[date]] = {metric.asset: set() for metric in METRICS}
+    for run in runs:
+        # A run of the whole job names no asset.
+        selected = {key.to_user_string() for key in run.asset_selection or ()}
+        if run.asset_selection is None and run.job_name == DAILY_JOB:
+            selected = set(found)
+        for asset in selected & set(found):
+            found[asset].update(days_of_run(run.tags))
+    return found
+
+
+def days_in_progress(instance: dg.DagsterInstance, run_id: str | None = None) -> dict[str, set[date]]:
+    """Return the days that runs other than `run_id`, queued or at work, are the first to try, by asset.
+
+    These days are not missing yet. One that a run has failed on lately is tried every night: it stays missing, so that
+    nobody is told every night that it is not.
+    """
+    expected = instance.get_runs(dg.RunsFilter(statuses=_IN_PROGRESS))
+    lately = datetime.now(UTC) - timedelta(days=RECENT_DAYS)
+    failed = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=lately))
+    tried = days_by_asset(failed)
+    found = days_by_asset(run for run in expected if run.run_id != run_id)
+    return {asset: days - tried[asset] for asset, days in found.items()}
+
+
+_IN_PROGRESS: Final = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+]
 
 
 def find_failed_runs(

@@ -29,7 +29,14 @@ from analytics_assets.days import format_range, ranges, span, zone
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Outbox
 from analytics_assets.operations.receiver import ReceiverError, open_receiver
-from analytics_assets.operations.runs import days_of_run, find_failed_runs, own_jobs, selected_assets
+from analytics_assets.operations.runs import (
+    RECENT_DAYS,
+    days_in_progress,
+    days_of_run,
+    find_failed_runs,
+    own_jobs,
+    selected_assets,
+)
 from analytics_assets.operations.services import read_check, read_daemons
 from analytics_assets.retention.sweep import read_oldest, registry
 from analytics_assets.settings import Settings, SettingsError
@@ -49,8 +56,6 @@ DAILY_RUN_HOURS: Final = 26
 """The longest time without a daily run: a day, and two hours for the run itself."""
 EVALUATED_MINUTES: Final = 15
 """The longest time without the evaluation of a sensor. The slowest one is due every five minutes."""
-RECENT_DAYS: Final = 7
-"""A failed run is red for as long, unless it is made good. Dropped counts warn for as long."""
 WAITING_MINUTES: Final = 15
 """A message that waits for longer means that the receiver does not take it."""
 
@@ -113,7 +118,7 @@ def _read_rest(
         lines += _guard("checks", lambda: _list_checks(opened, repository))
     if isinstance(store, Store) and isinstance(kept, _Kept):
         settled = _settle(kept.window, now.astimezone(zone(settings.time_zone)))
-        lines += _guard("days", lambda: _list_days(store, kept))
+        lines += _guard("days", lambda: _list_days(store, kept, instance))
         if isinstance(instance, str):
             lines.append(_unread("retention", UNREADABLE, records))
         else:
@@ -356,11 +361,12 @@ def _check_daily_run(
 # --- days
 
 
-def _list_days(store: Store, kept: _Kept) -> list[Line]:
+def _list_days(store: Store, kept: _Kept, instance: dg.DagsterInstance | str) -> list[Line]:
     missing = missing_days(store)
+    in_progress = {} if isinstance(instance, str) else days_in_progress(instance)
     lines = []
     for metric in METRICS:
-        days = missing[metric.asset]
+        days = sorted(set(missing[metric.asset]) - in_progress.get(metric.asset, set()))
         number = len(kept.collected[metric.asset])
         if days:
             words = f"{number} days; missing: {_list_ranges(days)}"

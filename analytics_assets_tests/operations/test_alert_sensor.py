@@ -17,11 +17,12 @@ from analytics_assets.days import span
 from analytics_assets.definitions import build_definitions
 from analytics_assets.defs import sensors
 from analytics_assets.defs.jobs import daily_metrics_job
-from analytics_assets.defs.partitions import DAILY_JOB, range_tags
+from analytics_assets.defs.partitions import range_tags
 from analytics_assets.defs.sensors import alert_sensor
 from analytics_assets.local.processes import stop
 from analytics_assets.local.server import ROOT, wait_until_ready
 from analytics_assets.operations.alerts import Outbox
+from analytics_assets.operations.runs import DAILY_JOB
 from analytics_assets.settings import Settings
 from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.database import as_superuser
