@@ -83,7 +83,7 @@ def up(port: int) -> None:
     server.exit_on_sigterm()
     with server.databases(Settings.from_env()) as settings:
         click.echo("Before this start:")
-        status.show(status.look(settings, _repository(settings)), settings)
+        status.show(status.look_before_start(settings, _repository(settings)), settings)
         with server.dagster_dev(settings, port) as process:
             try:
                 process.wait()

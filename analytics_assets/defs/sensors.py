@@ -76,7 +76,12 @@ def alert_sensor(context: dg.SensorEvaluationContext, settings: dg.ResourceParam
     The cursor is stored at the end of a tick. So a tick that has sent something does nothing else: if it is killed,
     only what it has just sent is sent again, and a tick that looks can be killed without harm. While the receiver takes
     no message, ticks look. No error of the receiver ends a tick.
+
+    The first tick does nothing: the daemon has not started every other sensor and schedule yet.
     """
+    if context.cursor is None:
+        context.update_cursor(Outbox().dump())
+        return dg.SkipReason("the next evaluation looks")
     if context.repository_def is None:
         raise dg.DagsterInvariantViolationError("it says which checks, schedules and sensors there should be")
     outbox = Outbox.load(context.cursor)

@@ -44,6 +44,8 @@ class Line:
     """What it is red or warns about, where a further fact is news of its own: missing days, days of failed runs."""
     because_of: str | None = None
     """Key of the red line that says why this one cannot be read. Only that line is told."""
+    not_yet: bool = False
+    """Whether it says only that something was never started. That is expected before the first start."""
 
     @property
     def key(self) -> str:

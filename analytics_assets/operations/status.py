@@ -23,8 +23,8 @@ from dagster._core.scheduler.instigation import (
 )
 from dagster_postgres.utils import DagsterPostgresException
 
-from analytics_assets.contract import METRICS
-from analytics_assets.database import DatabaseError, UnreachableError, place, redacted_errors
+from analytics_assets.contract import METRICS, CounterDumps
+from analytics_assets.database import DatabaseError, NotStartedError, UnreachableError, place, redacted_errors
 from analytics_assets.days import format_range, ranges, span, zone
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Outbox
@@ -59,16 +59,20 @@ EVALUATED_MINUTES: Final = 15
 WAITING_MINUTES: Final = 15
 """A message that waits for longer means that the receiver does not take it."""
 
+_Error = SettingsError | DatabaseError
+
 _SHOWN_LIVE: Final = {"no_missing_days", "no_expired_days"}
 """Checks whose fact has lines of its own, which are as new as the look itself."""
 
 
 def read_status(
-    settings: Settings, instance: dg.DagsterInstance | str, repository: dg.RepositoryDefinition
+    settings: Settings,
+    instance: dg.DagsterInstance | SettingsError | DatabaseError,
+    repository: dg.RepositoryDefinition,
 ) -> list[Line]:
     """Look at everything.
 
-    Where Dagster's records cannot be read, `instance` is the reason. `repository` says which schedules, sensors and
+    Where Dagster's records cannot be read, `instance` is the error. `repository` says which schedules, sensors and
     checks there should be.
     """
     now = datetime.now(UTC)
@@ -90,7 +94,7 @@ def exit_code(lines: Iterable[Line]) -> int:
 def _read_rest(
     store: Store | Settings,
     kept: _Kept | Line,
-    instance: dg.DagsterInstance | str,
+    instance: dg.DagsterInstance | _Error,
     repository: dg.RepositoryDefinition,
     now: datetime,
 ) -> list[Line]:
@@ -101,13 +105,14 @@ def _read_rest(
     settings = store.settings if isinstance(store, Store) else store
     lines: list[Line] = []
     states: dict[str, _Instigator] = {}
-    if not isinstance(instance, str):
+    if not isinstance(instance, _Error):
         try:
             states = _read_instigators(instance, repository)
         except DatabaseError as error:
-            instance = str(error)
-    if isinstance(instance, str):
-        records = Line("databases", "Dagster's database", Level.RED, instance)
+            instance = error
+    if isinstance(instance, _Error):
+        never = isinstance(instance, NotStartedError)
+        records = Line("databases", "Dagster's database", Level.RED, str(instance), not_yet=never)
         lines += [records, *(_unread(group, UNREADABLE, records) for group in ("services", "runs", "checks"))]
     else:
         opened = instance
@@ -119,14 +124,14 @@ def _read_rest(
     if isinstance(store, Store) and isinstance(kept, _Kept):
         settled = _settle(kept.window, now.astimezone(zone(settings.time_zone)))
         lines += _guard("days", lambda: _list_days(store, kept, instance))
-        if isinstance(instance, str):
+        if isinstance(instance, _Error):
             lines.append(_unread("retention", UNREADABLE, records))
         else:
             lines += _guard("retention", lambda: _list_targets(store, instance, settled))
         lines += _guard("publication", lambda: [_check_publication(store, settled)])
     elif isinstance(kept, Line):
         lines += [_unread(group, UNREADABLE, kept) for group in ("days", "retention", "publication")]
-    lines += _guard("dumps", lambda: _list_dumps(settings))
+    lines += _guard("dumps", lambda: _list_dumps(settings, kept))
     return [*lines, _check_receiver(settings, states.get(ALERT_SENSOR), records, now)]
 
 
@@ -243,7 +248,7 @@ def _list_services(
         found = states.get(name)
         since = _moment(found.tick.timestamp) if found and found.tick else None
         if found is None:
-            line = Line("services", name, Level.WARNING, "not started yet")
+            line = Line("services", name, Level.WARNING, "not started yet", not_yet=True)
         elif not found.state.is_running:
             line = Line("services", name, Level.RED, "stopped: start it in the UI under Automation")
         elif found.tick and found.tick.status is TickStatus.FAILURE:
@@ -259,7 +264,7 @@ def _check_daemons(instance: dg.DagsterInstance) -> Line:
     beats = {name: status.last_heartbeat for name, status in daemons.items()}
     silent = [name for name, status in daemons.items() if not status.healthy]
     if not any(beats.values()):
-        return Line("services", "daemon", Level.RED, "has never run")
+        return Line("services", "daemon", Level.RED, "has never run", not_yet=True)
     if silent:
         last = min((beat.timestamp for name in silent if (beat := beats[name])), default=None)
         words = f"not heard of, or reports errors: {', '.join(silent)}"
@@ -274,7 +279,7 @@ def _check_code_location(states: Mapping[str, _Instigator], now: datetime) -> Li
         if found.tick and found.state.instigator_type is InstigatorType.SENSOR
     ]
     if not ticks:
-        return Line("services", "code location", Level.WARNING, "no sensor has been evaluated yet")
+        return Line("services", "code location", Level.WARNING, "no sensor has been evaluated yet", not_yet=True)
     newest = max(ticks)
     if now - newest > timedelta(minutes=EVALUATED_MINUTES):
         return Line("services", "code location", Level.RED, "no sensor is evaluated any more", newest)
@@ -351,7 +356,7 @@ def _check_daily_run(
     data = found.state.instigator_data if found else None
     started = data.start_timestamp if isinstance(data, ScheduleInstigatorData) else None
     if last is None and started is None:
-        return Line("runs", "daily run", Level.WARNING, "none yet")
+        return Line("runs", "daily run", Level.WARNING, "none yet", not_yet=True)
     known = max(moment for moment in (last, _moment(started) if started else None) if moment)
     if now - known > timedelta(hours=DAILY_RUN_HOURS):
         return Line("runs", "daily run", Level.RED, f"none for {DAILY_RUN_HOURS} hours", known)
@@ -361,9 +366,9 @@ def _check_daily_run(
 # --- days
 
 
-def _list_days(store: Store, kept: _Kept, instance: dg.DagsterInstance | str) -> list[Line]:
+def _list_days(store: Store, kept: _Kept, instance: dg.DagsterInstance | _Error) -> list[Line]:
     missing = missing_days(store)
-    in_progress = {} if isinstance(instance, str) else days_in_progress(instance)
+    in_progress = {} if isinstance(instance, _Error) else days_in_progress(instance)
     lines = []
     for metric in METRICS:
         days = sorted(set(missing[metric.asset]) - in_progress.get(metric.asset, set()))
@@ -435,17 +440,30 @@ def _check_publication(store: Store, settled: Window) -> Line:
 # --- dumps
 
 
-def _list_dumps(settings: Settings) -> list[Line]:
+def _list_dumps(settings: Settings, kept: _Kept | Line) -> list[Line]:
+    today = settings.today()
+    telemetry = _check_drops(settings, span(today - timedelta(days=RECENT_DAYS - 1), today))
+    dump_fed = [metric.asset for metric in METRICS if isinstance(metric.origin, CounterDumps)]
+    # Where nothing was ever collected from dumps, it is no fault that there are none.
+    new = isinstance(kept, _Kept) and not any(kept.collected[asset] for asset in dump_fed)
+    if not settings.dump_dir.exists():
+        if new:
+            return [Line("dumps", "dumps of today", Level.OK, "none yet, and no folder"), telemetry]
+        if isinstance(kept, Line):
+            return [_unread("dumps", name, kept) for name in ("dumps of today", "telemetry")]
     if problem := find_folder_problem(settings.dump_dir):
         refused = Line("dumps", "dumps of today", Level.RED, str(problem))
         return [refused, _unread("dumps", "telemetry", refused)]
-    today = settings.today()
     files, before = (count_dumps(settings.dump_dir, day) for day in (today, today - timedelta(days=1)))
     if files or before:
         line = Line("dumps", "dumps of today", Level.OK, f"{files} files")
+    elif new:
+        line = Line("dumps", "dumps of today", Level.OK, "none yet")
+    elif isinstance(kept, Line):
+        line = _unread("dumps", "dumps of today", kept)
     else:
         line = Line("dumps", "dumps of today", Level.WARNING, "0 files, and none of yesterday")
-    return [line, _check_drops(settings, span(today - timedelta(days=RECENT_DAYS - 1), today))]
+    return [line, telemetry]
 
 
 def _check_drops(settings: Settings, days: Sequence[date]) -> Line:

@@ -42,24 +42,26 @@ from analytics_assets.defs.jobs import daily_metrics_job, retention_job
 from analytics_assets.defs.partitions import range_tags
 from analytics_assets.local import status as local_status
 from analytics_assets.local.processes import ServerError
-from analytics_assets.local.status import look
+from analytics_assets.local.status import look, look_before_start
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Message, Outbox
 from analytics_assets.operations.status import DAILY_SCHEDULE, exit_code, read_status
 from analytics_assets.settings import Settings, SettingsError
-from analytics_assets.store.tables import COLLECTED_DAYS
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.clock import clock_at, noon_of
 from analytics_assets_tests.support.database import as_superuser
 from analytics_assets_tests.support.host import Host, moments
-from analytics_assets_tests.support.pipeline import ALL, LEDGER, Pipeline, run_check
+from analytics_assets_tests.support.pipeline import ALL, LEDGER, Pipeline, note_collected, run_check
 from analytics_assets_tests.support.retention import TARGETS
 
 OK, WARNING, RED = Level.OK, Level.WARNING, Level.RED
 
 
-def lines_of(settings: Settings, instance: dg.DagsterInstance | str) -> dict[str, Line]:
+NOT_LOOKED_AT = DatabaseError("not looked at")
+
+
+def lines_of(settings: Settings, instance: dg.DagsterInstance | DatabaseError) -> dict[str, Line]:
     """Key -> line."""
     lines = read_status(settings, instance, build_definitions(settings).get_repository_def())
     found = {line.key: line for line in lines}
@@ -98,7 +100,7 @@ def test_a_part_of_a_password_that_looks_like_a_host_is_not_shown(settings: Sett
         "postgresql+psycopg2://user:sec@canary@127.0.0.1/events",
         "postgresql+psycopg2://user@127.0.0.1/c@nary",
     ):
-        lines = lines_of(replace(settings, database_url=url), "not looked at")
+        lines = lines_of(replace(settings, database_url=url), NOT_LOOKED_AT)
         assert "its name or host has an @" in lines["databases: analytics database"].words
         assert not re.search("canary|c@nary", str(lines))
 
@@ -109,14 +111,21 @@ def test_a_database_that_is_away_is_red_and_the_rest_is_still_looked_at(pipeline
     assert not_ok(lines, "databases", "dumps") == {
         "databases: analytics database": RED,
         "databases: schema": RED,
-        "dumps: dumps of today": WARNING,
+        "dumps: dumps of today": RED,
     }
     assert "cannot be reached" in lines["databases: analytics database"].words
     assert unread(lines) == dict.fromkeys(
-        ["databases: schema", *(f"{group}: {UNREADABLE}" for group in ("days", "retention", "publication"))],
+        [
+            "databases: schema",
+            "dumps: dumps of today",
+            *(f"{group}: {UNREADABLE}" for group in ("days", "retention", "publication")),
+        ],
         "databases: analytics database",
     )
     assert {"services: daemon", "runs: daily run", "alerts: receiver"} <= set(lines)
+    pipeline.settings.dump_dir.rename(pipeline.settings.data_dir / "away")
+    lines = lines_of(replace(pipeline.settings, database_url=url), pipeline.instance)
+    assert {"dumps: dumps of today", "dumps: telemetry"} <= set(unread(lines)), "nobody knows whether that is a fault"
     assert "canary" not in str(lines)
 
 
@@ -131,7 +140,7 @@ def unread(lines: dict[str, Line]) -> dict[str, str]:
 
 
 def test_without_a_url_what_the_database_would_say_is_red(settings: Settings) -> None:
-    found = unread(lines_of(replace(settings, database_url=None), "not looked at"))
+    found = unread(lines_of(replace(settings, database_url=None), NOT_LOOKED_AT))
     assert found["databases: schema"] == "databases: analytics database"
     assert found["days: cannot be read"] == "databases: analytics database"
 
@@ -218,22 +227,13 @@ def test_a_failed_run_is_red_until_a_later_one_has_made_good(pipeline: Pipeline,
     assert status(pipeline)[by_hand].level is OK, "two runs have done it together"
 
 
-def collect(pipeline: Pipeline, assets: Sequence[str], days: Sequence[date]) -> None:
-    """Note days as collected by an earlier run that Dagster does not remember."""
-    rows = [{"asset": asset, "event_date": day, "rows": 0} for asset in assets for day in days]
-    engine = sa.create_engine(str(pipeline.settings.database_url))
-    with engine.begin() as connection:
-        connection.execute(sa.insert(COLLECTED_DAYS).values(collected_at=sa.func.now()), rows)
-    engine.dispose()
-
-
 def test_a_failed_run_is_made_good_by_days_that_are_settled_and_a_later_run(
     pipeline: Pipeline, yesterday: date
 ) -> None:
     line = f"runs: {daily_metrics_job.name}"
     days = span(yesterday - timedelta(days=9), yesterday)
     with clock_at(pipeline.settings, noon_of(pipeline.settings, yesterday + timedelta(days=1))):
-        collect(pipeline, ALL, days[4:])
+        note_collected(pipeline, ALL, days[4:])
         note_run(pipeline, days[4:6])
         assert status(pipeline)[line].level is RED, "no later run has succeeded"
         note_run(pipeline, days[7:], DagsterRunStatus.SUCCESS)
@@ -242,7 +242,7 @@ def test_a_failed_run_is_made_good_by_days_that_are_settled_and_a_later_run(
         note_run(pipeline, days[3:5])
         note_run(pipeline, days[8:], DagsterRunStatus.SUCCESS)
         assert status(pipeline)[line].facts == (f"{days[3]} to {days[4]}",), "one is not collected"
-        collect(pipeline, ALL, days[3:4])
+        note_collected(pipeline, ALL, days[3:4])
         assert status(pipeline)[line].level is OK
 
         note_run(pipeline, days[7:])
@@ -415,6 +415,7 @@ def test_the_dumps_of_today(pipeline: Pipeline, host: Host, yesterday: date) -> 
         found = status(pipeline)["dumps: dumps of today"]
         return found.level, found.words
 
+    note_collected(pipeline, ["directory_searches"], [yesterday])
     assert line() == (WARNING, "0 files, and none of yesterday")
     fill(host, pipeline.settings, [yesterday])
     assert line() == (OK, "0 files")
@@ -425,6 +426,34 @@ def test_the_dumps_of_today(pipeline: Pipeline, host: Host, yesterday: date) -> 
     assert level is RED
     assert "does not exist: set ANALYTICS_DUMP_DIR" in words
     assert unread(status(pipeline)) == {"dumps: telemetry": "dumps: dumps of today"}
+
+
+def test_before_the_first_day_is_collected_from_dumps_their_absence_is_no_fault(
+    pipeline: Pipeline, yesterday: date
+) -> None:
+    dumps, away = pipeline.settings.dump_dir, pipeline.settings.data_dir / "away"
+    note_collected(pipeline, ["event_signups"], [yesterday])  # from a view
+    assert status(pipeline)["dumps: dumps of today"].words == "none yet"
+    dumps.rename(away)
+    lines = status(pipeline)
+    assert not_ok(lines, "dumps", "retention") == {}
+    assert lines["dumps: dumps of today"].words == "none yet, and no folder"
+    away.rename(dumps)
+    (dumps / "canary").mkdir()
+    assert status(pipeline)["dumps: dumps of today"].level is RED, "a wrong folder is a fault at once"
+
+
+def test_before_the_first_start_nothing_is_red_because_it_never_ran(settings: Settings, make_database: object) -> None:
+    assert callable(make_database)
+    empty = make_database("empty").render_as_string(hide_password=False)
+    for fresh in (settings, replace(settings, dagster_url=empty)):
+        repository = build_definitions(fresh).get_repository_def()
+        assert exit_code(look(fresh, repository)) == 2
+        lines = look_before_start(fresh, repository)
+        assert {line.level for line in lines} == {OK}
+        assert {line.group for line in lines} >= {"databases", "days", "publication", "dumps", "alerts"}
+    as_superuser(settings, "update analytics.alembic_version set version_num = '0001'")
+    assert exit_code(look_before_start(settings, build_definitions(settings).get_repository_def())) == 2
 
 
 def test_dropped_counts_warn_with_day_and_reason_and_without_their_number(pipeline: Pipeline, yesterday: date) -> None:
@@ -609,7 +638,7 @@ def test_json_and_the_screen_say_the_same(settings: Settings) -> None:
     shown, printed = command(settings), command(settings, "--json")
     assert shown.exit_code == printed.exit_code == 2
     lines = json.loads(printed.output)
-    assert list(lines[0]) == ["group", "name", "level", "words", "since", "facts", "because_of"]
+    assert list(lines[0]) == ["group", "name", "level", "words", "since", "facts", "because_of", "not_yet"]
     screen = " ".join(shown.output.split())
     for line in lines:
         if line["level"] != "ok":
