@@ -81,7 +81,7 @@ def up(port: int) -> None:
     server.exit_on_sigterm()
     with server.databases(Settings.from_env()) as settings:
         click.echo("Before this start:")
-        status.show(status.look(settings, _repository(settings)), settings)
+        status.show(status.look_before_start(settings, _repository(settings)), settings)
         with server.dagster_dev(settings, port) as process:
             try:
                 process.wait()
@@ -278,20 +278,27 @@ def _print_draft(operator_url: str | None) -> None:
 def status(context: click.Context, as_json: bool, dagster_home: Path | None) -> None:
     """Say on one screen whether everything works.
 
-    The exit status is 0 if everything is ok, 1 with a warning, 2 with something red. Nothing is started, written or
-    created. docs/operations.md says what each line means and what to do.
+    The exit status is 0 if everything is ok, 1 with a warning, 2 with something red or if nothing can be said. Nothing
+    is started, written or created. docs/operations.md says what each line means and what to do.
     """
     import json
 
     from analytics_assets.contract import ContractError
     from analytics_assets.local import status as local
+    from analytics_assets.local.processes import ServerError
     from analytics_assets.operations.status import exit_code
 
+    # By itself, Python ends with 1, which means a warning here.
     try:
         settings = Settings.from_env()
         lines = local.look(settings, _repository(settings), dagster_home)
-    except (SettingsError, ContractError) as error:
+    except (SettingsError, ContractError, DatabaseError, ServerError) as error:
         click.echo(f"Error: {error}", err=True)
+        context.exit(2)
+    except ImportError:
+        raise  # of an extra: `__main__` names it
+    except Exception as error:  # its text may hold a value
+        click.echo(f"Error: the installation cannot be looked at: {type(error).__name__}", err=True)
         context.exit(2)
     if as_json:
         click.echo(json.dumps([line.as_json() for line in lines], indent=2))

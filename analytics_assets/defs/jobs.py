@@ -11,8 +11,8 @@ from analytics_assets.contract import FRICTION_PATH, METRICS
 from analytics_assets.defs.checks import LEDGER_KEY, PUBLISHED_KEY, database_checks, login_checks, make_cutoff_result
 from analytics_assets.defs.evaluation import as_event, bullet_list
 from analytics_assets.defs.pages import CORE, PUBLISHED
-from analytics_assets.defs.partitions import DAILY_JOB
 from analytics_assets.defs.retries import retried
+from analytics_assets.operations.runs import DAILY_JOB, RETENTION_JOB, RETENTION_OP
 from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.retention.sweep import Report, apply_retention
 from analytics_assets.settings import Settings
@@ -47,7 +47,11 @@ class RetentionConfig(dg.Config):
     )
 
 
-@dg.op(out=dg.Out(dg.Nothing), description="Goes through every retention target. The ledger says what it removed.")
+@dg.op(
+    name=RETENTION_OP,
+    out=dg.Out(dg.Nothing),
+    description="Goes through every retention target. The ledger says what it removed.",
+)
 @retried
 def remove_expired_days(
     context: dg.OpExecutionContext, config: RetentionConfig, settings: dg.ResourceParam[Settings]
@@ -77,6 +81,7 @@ def remove_expired_days(
 
 
 @dg.job(
+    name=RETENTION_JOB,
     tags={PRIORITY_TAG: "2"},
     description="Removes expired days everywhere. With dry_run, the default of a launch by hand, it only looks.",
 )

@@ -71,10 +71,17 @@ _SENDING_SECONDS: Final = 20
     " ANALYTICS_ALERT_URL, else to the log.",
 )
 def alert_sensor(context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings]) -> dg.SkipReason:
-    """Send what the cursor holds, then look, and put what has changed into the cursor.
+    """Send what the cursor holds; if there is nothing to send, look, and put what has changed into the cursor.
 
-    So a tick that does not come to its end repeats messages and loses none. No error of the receiver ends a tick.
+    The cursor is stored at the end of a tick. So a tick that has sent something does nothing else: if it is killed,
+    only what it has just sent is sent again, and a tick that looks can be killed without harm. While the receiver takes
+    no message, ticks look. No error of the receiver ends a tick.
+
+    The first tick does nothing: the daemon has not started every other sensor and schedule yet.
     """
+    if context.cursor is None:
+        context.update_cursor(Outbox().dump())
+        return dg.SkipReason("the next evaluation looks")
     if context.repository_def is None:
         raise dg.DagsterInvariantViolationError("it says which checks, schedules and sensors there should be")
     outbox = Outbox.load(context.cursor)
@@ -94,13 +101,22 @@ def alert_sensor(context: dg.SensorEvaluationContext, settings: dg.ResourceParam
             context.log.error("the receiver failed: %s", type(error).__name__)
         return False
 
-    before = len(outbox.waiting)
+    sent = 0
+
+    def count_sent(message: Message) -> bool:
+        nonlocal sent
+        taken = deliver(message)
+        sent += taken
+        return taken
+
     now = datetime.now(UTC)
-    outbox = outbox.deliver(deliver, now, to_log=url is None)
-    sent = before - len(outbox.waiting)
+    outbox = outbox.deliver(count_sent, now, to_log=url is None)
+    if sent:
+        context.update_cursor(outbox.dump())
+        return dg.SkipReason(f"{sent} messages sent, {len(outbox.waiting)} wait")
     try:
         lines = read_status(settings, context.instance, context.repository_def)
-    except Exception as error:  # without this, the messages above would be sent again and again
+    except Exception as error:  # an error of the tick itself would be told to nobody
         lines = [
             Line("services", UNREADABLE, Level.RED, f"the installation cannot be looked at: {type(error).__name__}")
         ]
@@ -108,7 +124,7 @@ def alert_sensor(context: dg.SensorEvaluationContext, settings: dg.ResourceParam
     lines = [line for line in lines if line.group != "alerts"]
     outbox = outbox.note(lines, now, place(settings.database_url), settings.time_zone)
     context.update_cursor(outbox.dump())
-    return dg.SkipReason(f"{sent} messages sent, {len(outbox.waiting)} wait")
+    return dg.SkipReason(f"looked; {len(outbox.waiting)} messages wait")
 
 
 _LOG_LEVELS: Final = {Level.OK: logging.INFO, Level.WARNING: logging.WARNING, Level.RED: logging.ERROR}

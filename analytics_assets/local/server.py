@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from dagster._core.instance.ref import InstanceRef
 from dagster_postgres.utils import DagsterPostgresException
 
-from analytics_assets.database import DatabaseError, UnreachableError, engine, failure_cause, redacted_errors
+from analytics_assets.database import NotStartedError, UnreachableError, engine, failure_cause, redacted_errors
 from analytics_assets.local.processes import LONGEST_SOCKET, ServerError, stop, uninterrupted
 from analytics_assets.retention.dagster_records import DagsterStorage, open_dagster_storage
 from analytics_assets.retention.shortening import describe_shortening
@@ -254,7 +254,8 @@ def existing_instance(settings: Settings, home: Path | None = None) -> Iterator[
 
     Raises:
         SettingsError: no URL is set.
-        DatabaseError: Dagster's database cannot be reached, or has no tables yet.
+        NotStartedError: Dagster's database has no tables yet.
+        DatabaseError: Dagster's database cannot be reached.
     """
     with (
         redacted_errors("connecting to Dagster's database (DAGSTER_POSTGRES_URL)"),
@@ -264,7 +265,7 @@ def existing_instance(settings: Settings, home: Path | None = None) -> Iterator[
         tables = ("runs", "event_logs", "jobs", "instance_info")
         found = sa.text("select count(to_regclass(name)) from unnest(cast(:tables as text[])) name")
         if connection.scalar(found, {"tables": list(tables)}) != len(tables):
-            raise DatabaseError("Dagster has never been started on this database")
+            raise NotStartedError("Dagster has never been started on this database")
     folder = home or settings.data_dir / "dagster"
     config = folder if (folder / "dagster.yaml").exists() else ROOT
     with _environment(settings):
