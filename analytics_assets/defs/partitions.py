@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from typing import Final
@@ -20,6 +21,12 @@ MARGIN_DAYS: Final = 14
 
 Dagster fails a backfill when a partition that it targets is no longer defined after a reload. A backfill that was
 queued today may run after an outage of that many days.
+"""
+
+FAILED_RUNS: Final = 3
+"""Publication gives up a day on which so many runs of the daily job have failed.
+
+It is the number of daily runs that collect a day: yesterday, and each day of the lookback.
 """
 
 _AT_WORK: Final = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED)
@@ -58,15 +65,15 @@ def days_at_work(instance: dg.DagsterInstance, run_id: str) -> dict[str, set[dat
 
 
 def days_awaited(instance: dg.DagsterInstance, run_id: str) -> dict[str, set[date]]:
-    """Return the days that runs other than `run_id`, queued or at work, are the first to try, by asset.
+    """Return the days that publication waits for, by asset. Some of them may be collected already.
 
-    A range that a run has failed on is not awaited again: it may fail every night.
+    Runs other than `run_id`, queued or at work, are about to collect them, or runs of the daily job have failed to: the
+    schedule requests a missing day every night. A day on which FAILED_RUNS of these have failed is not awaited.
     """
-    return _days_by_asset(
-        run
-        for run in _other_runs(instance, run_id, _WAITING + _AT_WORK)
-        if (days := days_of_run(run.tags)) and not _has_failed(instance, days)
-    )
+    failed = instance.get_runs(dg.RunsFilter(job_name=DAILY_JOB, statuses=[dg.DagsterRunStatus.FAILURE]))
+    failures = Counter((asset, day) for run in failed for asset, days in _days_by_asset([run]).items() for day in days)
+    expected = _days_by_asset([*_other_runs(instance, run_id, _WAITING + _AT_WORK), *failed])
+    return {asset: {day for day in days if failures[asset, day] < FAILED_RUNS} for asset, days in expected.items()}
 
 
 def _other_runs(
@@ -74,11 +81,6 @@ def _other_runs(
 ) -> list[dg.DagsterRun]:
     found = instance.get_runs(dg.RunsFilter(statuses=list(statuses)))
     return [run for run in found if run.run_id != run_id]
-
-
-def _has_failed(instance: dg.DagsterInstance, days: Sequence[date]) -> bool:
-    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags=range_tags(days[0], days[-1]))
-    return bool(instance.get_runs(failed, limit=1))
 
 
 def _days_by_asset(runs: Iterable[dg.DagsterRun]) -> dict[str, set[date]]:
