@@ -86,9 +86,9 @@ def _other_runs(
 def _days_by_asset(runs: Iterable[dg.DagsterRun]) -> dict[str, set[date]]:
     found: dict[str, set[date]] = {metric.asset: set() for metric in METRICS}
     for run in runs:
-        # A run of the whole job names no asset.
         selected = {key.to_user_string() for key in run.asset_selection or ()}
-        if run.asset_selection is None and run.job_name == DAILY_JOB:
+        # A run of the whole job names no asset: None, or in this process an empty set.
+        if run.job_name == DAILY_JOB and not run.asset_selection and not run.asset_check_selection:
             selected = set(found)
         for asset in selected & set(found):
             found[asset].update(days_of_run(run.tags))
