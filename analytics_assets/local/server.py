@@ -129,8 +129,8 @@ def existing_databases(settings: Settings, *, needs_dagster: bool = True) -> Ite
     from analytics_assets.local.postgres import embedded_postgres, has_database
 
     with embedded_postgres(settings.data_dir) as server:
-        databases = {"ANALYTICS_DATABASE_URL": "analytics", "DAGSTER_POSTGRES_URL": "dagster"}
-        found = [variable for variable in unset if has_database(server, databases[variable])]
+        names = {"ANALYTICS_DATABASE_URL": "analytics", "DAGSTER_POSTGRES_URL": "dagster"}
+        found = [variable for variable in unset if has_database(server, names[variable])]
         for variable in needed:
             if variable not in found:
                 raise ServerError(_NO_DATABASE.format(variable=variable))
