@@ -379,29 +379,45 @@ def publish(day: datetime | None, dagster_home: Path | None) -> None:
     """Publish the closed days: running totals in fives, in schema published, for people outside the core team.
 
     The asset published_counts does it after every daily run. By hand it is for a gap: collect the day, then publish it
-    with --fill. A day is closed once the daily job has collected it for the last time. What is published is never
-    changed; running this again publishes nothing. The exact counts stay in schema analytics. All pages are written
-    anew; `analytics-assets serve` shows them.
+    with --fill. A day is closed once the daily job has collected it for the last time. A series waits for a day that a
+    run is about to collect. What is published is never changed; running this again publishes nothing. The exact counts
+    stay in schema analytics. All pages are written anew; `analytics-assets serve` shows them.
     """
+    from contextlib import ExitStack
+
     from analytics_assets.defs.pages import read_health
     from analytics_assets.local import server
+    from analytics_assets.operations.runs import FAILED_RUNS, days_awaited
     from analytics_assets.publication.pages.publish import INSTALLED, write_core_pages, write_published_pages
-    from analytics_assets.publication.publish import PublicationError, fill, publish_closed
+    from analytics_assets.publication.publish import PublicationError, fill, find_waits, publish_closed
     from analytics_assets.store import open_store
+    from analytics_assets.store.gaps import missing_days
     from analytics_assets.store.published import read_last_published
 
-    with server.existing_databases(Settings.from_env()) as settings, open_store(settings) as store:
+    with ExitStack() as stack:
+        settings = stack.enter_context(server.existing_databases(Settings.from_env(), needs_dagster=False))
+        store = stack.enter_context(open_store(settings))
+        instance = None
         try:
-            made = publish_closed(store) if day is None else fill(store, day.date())
+            instance = stack.enter_context(server.existing_instance(settings, dagster_home))
+        except (SettingsError, DatabaseError) as error:
+            click.echo(f"Dagster's records cannot be read: {error}.")
+            click.echo("So any missing day may be about to be collected, and every series stops before its first one.")
+        awaited = missing_days(store) if instance is None else days_awaited(instance)
+        try:
+            made = publish_closed(store, awaited) if day is None else fill(store, day.date())
         except PublicationError as error:
             raise click.ClickException(str(error)) from None
-        if INSTALLED:
-            write_published_pages(store)
-            checks = _repository(settings).asset_graph.asset_check_keys
-            with server.dagster_instance(settings, dagster_home) as instance:
-                write_core_pages(store, read_health(instance, checks))
-        else:
+        waits = find_waits(store, awaited)
+        if not INSTALLED:
             click.echo("No page is written: that needs the extra \"pages\": pip install 'analytics-assets[pages]'")
+        else:
+            write_published_pages(store)
+            if instance is None:
+                click.echo("The core team's pages are not written: they say which checks fail, as Dagster records it.")
+            else:
+                checks = _repository(settings).asset_graph.asset_check_keys
+                write_core_pages(store, read_health(instance, checks))
         with store.transaction("reading what is published") as connection:
             published = read_last_published(connection)
     for each in made:
@@ -409,7 +425,10 @@ def publish(day: datetime | None, dagster_home: Path | None) -> None:
         click.echo(
             f"{each.event_name}: {each.first} to {each.last}: {each.published} {each.unit}(s) published{missing}"
         )
-    if not made:
+    why = f"a run is about to collect it, or fewer than {FAILED_RUNS} have failed to" if instance else "it is missing"
+    for name, first in waits.items():
+        click.echo(f"{name}: waits for {first}: {why}")
+    if not made and not waits:
         why = "every closed day is published" if published else "no closed day has been collected"
         click.echo(f"Nothing to publish: {why}.")
 

@@ -37,9 +37,10 @@ from rich.progress import track
 
 from analytics_assets.contract import METRICS, SourceView
 from analytics_assets.days import bounds
-from analytics_assets.defs.partitions import DAILY_JOB, range_tags
+from analytics_assets.defs.partitions import range_tags
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.local.server import dagster_instance
+from analytics_assets.operations.runs import DAILY_JOB
 from analytics_assets.settings import Settings
 from analytics_assets.store.setup import init_db
 

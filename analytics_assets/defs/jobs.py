@@ -1,4 +1,4 @@
-"""The jobs: the daily one, and the one that removes expired days."""
+"""The jobs: the daily one, publication by itself, and the one that removes expired days."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -21,18 +21,27 @@ from analytics_assets.store.expiry import UncertainError, read_cutoff
 
 _RETRIES: Final = 3
 
+_PUBLICATION: Final = dg.AssetSelection.assets(
+    PUBLISHED_KEY, dg.AssetKey(FRICTION_PATH), *((CORE, PUBLISHED) if INSTALLED else ())
+)
+"""What comes after the metrics, with its checks."""
+
 daily_metrics_job = dg.define_asset_job(
     DAILY_JOB,
     tags={PRIORITY_TAG: "1"},  # before a backfill, which has none
-    selection=dg.AssetSelection.assets(
-        *(metric.asset for metric in METRICS),
-        PUBLISHED_KEY,
-        dg.AssetKey(FRICTION_PATH),
-        *((CORE, PUBLISHED) if INSTALLED else ()),
-    )
+    selection=dg.AssetSelection.assets(*(metric.asset for metric in METRICS))
+    | _PUBLICATION
     | dg.AssetSelection.checks(database_checks, login_checks),
     description="Collects the days of the run for every metric, publishes what is closed, finds friction, writes the"
     " pages, and executes every check.",
+)
+
+publication_job = dg.define_asset_job(
+    "publication_job",
+    tags={PRIORITY_TAG: "1"},
+    selection=_PUBLICATION,
+    description="Publishes what is closed, finds friction and writes the pages, without collecting anything: for the"
+    " metrics that a failed run of daily_metrics_job has collected.",
 )
 
 

@@ -1,4 +1,4 @@
-"""The sensors: one requests the removal of expired days, one tells somebody what has changed."""
+"""The sensors: one requests the removal of expired days, one publication, one tells somebody what has changed."""
 
 import logging
 import time
@@ -10,10 +10,18 @@ import dagster as dg
 from analytics_assets.database import place
 from analytics_assets.defs.checks import LEDGER_KEY, make_cutoff_result
 from analytics_assets.defs.evaluation import as_event
-from analytics_assets.defs.jobs import RetentionConfig, remove_expired_days, retention_job
+from analytics_assets.defs.jobs import (
+    RetentionConfig,
+    daily_metrics_job,
+    publication_job,
+    remove_expired_days,
+    retention_job,
+)
+from analytics_assets.defs.partitions import range_tags
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Message, Outbox
 from analytics_assets.operations.receiver import ReceiverError, send
+from analytics_assets.operations.runs import days_of_run
 from analytics_assets.operations.status import ALERT_SENSOR, read_status
 from analytics_assets.retention.sweep import find_overdue, registry
 from analytics_assets.settings import Settings
@@ -57,6 +65,21 @@ def retention_sensor(
         return dg.SkipReason(f"nothing is older than the cut-off, {cutoff}")
     config = RetentionConfig(dry_run=False)
     return dg.RunRequest(run_key=str(cutoff), run_config=dg.RunConfig({remove_expired_days.name: config}))
+
+
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.FAILURE,
+    monitored_jobs=[daily_metrics_job],
+    request_job=publication_job,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Requests one run of publication_job per failed run of daily_metrics_job.",
+)
+def publication_sensor(context: dg.RunStatusSensorContext) -> dg.RunRequest:
+    """Publish in spite of a metric that failed: Dagster skips what is downstream of it, for every other metric too."""
+    failed = context.dagster_run
+    days = days_of_run(failed.tags)
+    return dg.RunRequest(run_key=failed.run_id, tags=range_tags(days[0], days[-1]) if days else {})
 
 
 _SENDING_SECONDS: Final = 20

@@ -108,31 +108,36 @@ def running_databases(settings: Settings) -> Settings:
 
 
 @contextmanager
-def existing_databases(settings: Settings) -> Iterator[Settings]:
+def existing_databases(settings: Settings, *, needs_dagster: bool = True) -> Iterator[Settings]:
     """Yield the settings as `databases` does, but make and change nothing.
 
-    An embedded PostgreSQL that is not running is started for as long as it takes.
+    An embedded PostgreSQL that is not running is started for as long as it takes. Unless the caller needs Dagster's
+    database, its URL stays None where there is none.
 
     Raises:
         ServerError: a URL is not set, and the data folder has no such database.
     """
     urls = {"ANALYTICS_DATABASE_URL": settings.database_url, "DAGSTER_POSTGRES_URL": settings.dagster_url}
     unset = [variable for variable, url in urls.items() if url is None]
-    if not unset:
+    needed = [variable for variable in unset if needs_dagster or variable != "DAGSTER_POSTGRES_URL"]
+    embedded = (settings.data_dir / "postgres" / "PG_VERSION").exists()
+    if needed and not embedded:
+        raise ServerError(_NO_DATABASE.format(variable=needed[0]))
+    if not unset or not embedded:
         yield settings
         return
-    if not (settings.data_dir / "postgres" / "PG_VERSION").exists():
-        raise ServerError(_NO_DATABASE.format(variable=unset[0]))
     from analytics_assets.local.postgres import embedded_postgres, has_database
 
     with embedded_postgres(settings.data_dir) as server:
-        for variable, name in ("ANALYTICS_DATABASE_URL", "analytics"), ("DAGSTER_POSTGRES_URL", "dagster"):
-            if variable in unset and not has_database(server, name):
+        names = {"ANALYTICS_DATABASE_URL": "analytics", "DAGSTER_POSTGRES_URL": "dagster"}
+        found = [variable for variable in unset if has_database(server, names[variable])]
+        for variable in needed:
+            if variable not in found:
                 raise ServerError(_NO_DATABASE.format(variable=variable))
-        if settings.dagster_url is None:
+        if "DAGSTER_POSTGRES_URL" in found:
             dagster_url = server.set(database="dagster").render_as_string(hide_password=False)
             settings = replace(settings, dagster_url=dagster_url)
-        if settings.database_url is None:
+        if "ANALYTICS_DATABASE_URL" in found:
             settings = _with_embedded(settings, server.set(database="analytics"))
         yield settings
 

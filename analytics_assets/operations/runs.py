@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
@@ -15,6 +16,11 @@ from analytics_assets.days import span
 RECENT_DAYS: Final = 7
 """A failed run is red for as long, unless it is made good. Dropped counts warn for as long."""
 DAILY_JOB: Final = "daily_metrics_job"
+FAILED_RUNS: Final = 3
+"""Publication gives up a day on which so many runs of the daily job have failed.
+
+It is the number of daily runs that collect a day: yesterday, and each day of the lookback.
+"""
 RETENTION_JOB: Final = "retention_job"
 RETENTION_OP: Final = "remove_expired_days"
 
@@ -32,9 +38,9 @@ def days_by_asset(runs: Iterable[dg.DagsterRun]) -> dict[str, set[date]]:
     """Return the days that some runs were launched for, by the asset of each metric."""
     found: dict[str, set[date]] = {metric.asset: set() for metric in METRICS}
     for run in runs:
-        # A run of the whole job names no asset.
         selected = {key.to_user_string() for key in run.asset_selection or ()}
-        if run.asset_selection is None and run.job_name == DAILY_JOB:
+        # A run of the whole job names no asset: None, or in this process an empty set.
+        if run.job_name == DAILY_JOB and not run.asset_selection and not run.asset_check_selection:
             selected = set(found)
         for asset in selected & set(found):
             found[asset].update(days_of_run(run.tags))
@@ -61,6 +67,19 @@ _IN_PROGRESS: Final = [
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
 ]
+
+
+def days_awaited(instance: dg.DagsterInstance, run_id: str | None = None) -> dict[str, set[date]]:
+    """Return the days that publication waits for, by asset. Some of them may be collected already.
+
+    Runs other than `run_id`, queued or at work, are about to collect them, or runs of the daily job have failed to: the
+    schedule requests a missing day every night. A day on which FAILED_RUNS of these have failed is not awaited.
+    """
+    failed = instance.get_runs(dg.RunsFilter(job_name=DAILY_JOB, statuses=[dg.DagsterRunStatus.FAILURE]))
+    failures = Counter((asset, day) for run in failed for asset, days in days_by_asset([run]).items() for day in days)
+    in_progress = instance.get_runs(dg.RunsFilter(statuses=_IN_PROGRESS))
+    expected = days_by_asset([*(run for run in in_progress if run.run_id != run_id), *failed])
+    return {asset: {day for day in days if failures[asset, day] < FAILED_RUNS} for asset, days in expected.items()}
 
 
 def find_failed_runs(

@@ -500,6 +500,7 @@ def test_what_was_never_started_warns(pipeline: Pipeline) -> None:
         "services: code location": WARNING,
         f"services: {DAILY_SCHEDULE}": WARNING,
         "services: retention_sensor": WARNING,
+        "services: publication_sensor": WARNING,
         "services: alert_sensor": WARNING,
     }
 
