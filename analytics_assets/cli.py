@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import datetime
+from datetime import date, datetime
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
@@ -402,13 +402,18 @@ def publish(day: datetime | None, dagster_home: Path | None) -> None:
             instance = stack.enter_context(server.existing_instance(settings, dagster_home))
         except (SettingsError, DatabaseError) as error:
             click.echo(f"Dagster's records cannot be read: {error}.")
+        if day is None and instance is None:
             click.echo("So any missing day may be about to be collected, and every series stops before its first one.")
-        awaited = missing_days(store) if instance is None else days_awaited(instance)
+        waits: dict[str, date] = {}
         try:
-            made = publish_closed(store, awaited) if day is None else fill(store, day.date())
+            if day is None:
+                awaited = missing_days(store) if instance is None else days_awaited(instance)
+                made = publish_closed(store, awaited)
+                waits = find_waits(store, awaited)
+            else:
+                made = fill(store, day.date())
         except PublicationError as error:
             raise click.ClickException(str(error)) from None
-        waits = find_waits(store, awaited)
         if not INSTALLED:
             click.echo("No page is written: that needs the extra \"pages\": pip install 'analytics-assets[pages]'")
         else:
@@ -425,9 +430,9 @@ def publish(day: datetime | None, dagster_home: Path | None) -> None:
         click.echo(
             f"{each.event_name}: {each.first} to {each.last}: {each.published} {each.unit}(s) published{missing}"
         )
-    why = f"a run is about to collect it, or fewer than {FAILED_RUNS} have failed to" if instance else "it is missing"
+    queued = f"a run is about to collect it, or fewer than {FAILED_RUNS} have failed to"
     for name, first in waits.items():
-        click.echo(f"{name}: waits for {first}: {why}")
+        click.echo(f"{name}: waits for {first}: {'it is missing' if instance is None else queued}")
     if not made and not waits:
         why = "every closed day is published" if published else "no closed day has been collected"
         click.echo(f"Nothing to publish: {why}.")

@@ -1,4 +1,4 @@
-"""The sensors: one requests the removal of expired days, one publication, one tells somebody what has changed."""
+"""The sensors: two request the removal of expired days and publication, one tells somebody what has changed."""
 
 import logging
 import time

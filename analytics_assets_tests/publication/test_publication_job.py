@@ -77,6 +77,7 @@ def days(pipeline: Pipeline, host: Host, yesterday: date) -> list[date]:
 def test_a_broken_metric_waits_for_three_failed_runs_and_stops_nobody_else(
     pipeline: Pipeline, host: Host, days: list[date]
 ) -> None:
+    assert FAILED_RUNS == LOOKBACK_DAYS + 1, "so many daily runs collect a day"
     nightly = days[-LOOKBACK_DAYS - 1 :]
     before = days[: -LOOKBACK_DAYS - 1]
     with clock_at(pipeline.settings, noon_of(pipeline.settings, nightly[0])):

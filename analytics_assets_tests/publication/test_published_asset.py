@@ -322,3 +322,7 @@ def test_without_dagsters_records_the_command_waits_for_every_missing_day_and_sa
         assert "The core team's pages are not written: " in said
         published = ""
     assert list(folder.glob("postgres")) == [], "no server was made"
+    # To fill a day waits for nothing.
+    code, said = command("--fill", str(gap))
+    assert code == 1
+    assert "every series stops" not in said
