@@ -5,8 +5,8 @@ Commands import their own modules, so that `--help` is fast.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
@@ -56,11 +56,9 @@ def _report_errors(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
-@contextmanager
-def _looking_at(what: str, url: str | None) -> Iterator[None]:
+def _say_place(what: str, url: str | None) -> None:
     """Say which database is looked at."""
     click.echo(f"{what}: {place(url)}")
-    yield
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -172,10 +170,7 @@ def sources(draft: bool, operator_url: str | None) -> None:
     With --draft, print SQL that could create the views instead. It follows from names and types of the host's tables,
     and says what is unclear.
     """
-    from analytics_assets.local import server
-    from analytics_assets.sources.app_views import find_view_problems
-    from analytics_assets.sources.counter_dumps import check_newest_days
-    from analytics_assets.sources.login import summarize_excess_rights
+    from analytics_assets.local.processes import ServerError
 
     if draft:
         _print_draft(operator_url)
@@ -184,34 +179,56 @@ def sources(draft: bool, operator_url: str | None) -> None:
         raise click.UsageError("--operator-url goes with --draft")
     settings = Settings.from_env()
     problems = 0
-    with (
-        # Without a URL, check the embedded database, where a trial may have created the views.
-        nullcontext(settings) if settings.source_url else server.existing_databases(settings) as ready,
-        _looking_at("Source views", ready.source_url),
-        redacted_errors("reading the catalog of the host application's database (ANALYTICS_SOURCE_URL)"),
-        engine(ready.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
-        database.connect() as connection,
-    ):
-        for metric in METRICS:
-            if not isinstance(metric.origin, SourceView):
-                continue
-            found = find_view_problems(connection, metric.origin)
-            problems += len(found)
-            click.echo(f"{metric.asset}: " + ("ok" if not found else "refused"))
-            for problem in found:
-                click.echo(f"  {problem}")
-        for warning in summarize_excess_rights(connection):
-            click.echo(f"warning: {warning}")
+    try:
+        problems += _check_views(settings)
+    except (DatabaseError, ServerError) as error:  # the dumps can be checked all the same
+        problems += 1
+        click.echo(f"source views: {error}")
+    problems += _check_dumps(settings)
+    if problems:
+        raise click.ClickException(f"{problems} problem(s)")
+
+
+def _check_views(settings: Settings) -> int:
+    """Print what is wrong with each source view. Return the number of problems."""
+    from analytics_assets.local import server
+    from analytics_assets.sources.app_views import find_view_problems
+    from analytics_assets.sources.login import summarize_excess_rights
+
+    problems = 0
+    # Without a URL, check the embedded database, where a trial may have created the views.
+    with nullcontext(settings) if settings.source_url else server.existing_databases(settings) as ready:
+        _say_place("Source views", ready.source_url)
+        with (
+            redacted_errors("reading the catalog of the host application's database (ANALYTICS_SOURCE_URL)"),
+            engine(ready.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
+            database.connect() as connection,
+        ):
+            for metric in METRICS:
+                if not isinstance(metric.origin, SourceView):
+                    continue
+                found = find_view_problems(connection, metric.origin)
+                problems += len(found)
+                click.echo(f"{metric.asset}: " + ("ok" if not found else "refused"))
+                for problem in found:
+                    click.echo(f"  {problem}")
+            for warning in summarize_excess_rights(connection):
+                click.echo(f"warning: {warning}")
+    return problems
+
+
+def _check_dumps(settings: Settings) -> int:
+    """Print what is wrong with the dumps of the newest days. Return the number of problems."""
+    from analytics_assets.sources.counter_dumps import check_newest_days
+
     days, refused = check_newest_days(settings)
-    problems += len(refused)
     parsed = f" (parsed: {', '.join(map(str, days))})" if days else ""
     click.echo(f"counter dumps: {'refused' if refused else 'ok'}{parsed}")
     for problem in refused[:_MAX_LINES]:
         click.echo(f"  {problem}")
     if len(refused) > _MAX_LINES:
         click.echo(f"  and {len(refused) - _MAX_LINES} more")
-    if problems:
-        raise click.ClickException(f"{problems} problem(s)")
+    return len(refused)
 
 
 @main.command("repair-dumps")
@@ -325,19 +342,17 @@ def retention(dry_run: bool, dagster_home: Path | None, confirmed: datetime | No
 
     if dry_run and confirmed:
         raise click.UsageError("--dry-run only looks: look first, then confirm")
-    with (
-        server.existing_databases(Settings.from_env()) as settings,
-        _looking_at("Counts", settings.database_url),
-        _looking_at("Dagster's records", settings.dagster_url),
-        open_store(settings) as store,
-    ):
-        cutoff = read_cutoff(store)
-        if confirmed:
-            confirm_cutoff(store, confirmed.date())
-        elif cutoff.doubt and not dry_run:
-            raise DatabaseError(cutoff.doubt)
-        with (server.dagster_storage if dry_run else server.dagster_instance)(settings, dagster_home) as dagster:
-            before, reports = apply_retention(settings, dagster, MANUAL, dry_run=dry_run)
+    with server.existing_databases(Settings.from_env()) as settings:
+        _say_place("Counts", settings.database_url)
+        _say_place("Dagster's records", settings.dagster_url)
+        with open_store(settings) as store:
+            cutoff = read_cutoff(store)
+            if confirmed:
+                confirm_cutoff(store, confirmed.date())
+            elif cutoff.doubt and not dry_run:
+                raise DatabaseError(cutoff.doubt)
+            with (server.dagster_storage if dry_run else server.dagster_instance)(settings, dagster_home) as dagster:
+                before, reports = apply_retention(settings, dagster, MANUAL, dry_run=dry_run)
     title = f"{'Expired' if dry_run else 'Removed'}: days before {before}"
     table = Table("retention target", "days", "rows", "oldest day left", title=title)
     for report in reports:
