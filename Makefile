@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
 .PHONY: help install demo up lint check test test-programs supported-python \
-	bench-telemetry bench-storage bench-publish bench-friction lock clean
+	bench-telemetry bench-dumps bench-storage bench-publish bench-friction lock clean
 # `make -j` must not start slow prerequisites beside those that refuse at once.
 .NOTPARALLEL:
 
@@ -41,6 +41,9 @@ test-programs:  ## Bring the programs that the tests run (Chromium, nginx, opens
 
 bench-telemetry: .venv/test-installed  ## What counting costs, beside prometheus_client and its middlewares.
 	$(BIN)/python benchmarks/telemetry.py
+
+bench-dumps: .venv/test-installed  ## What reading a day of counter dumps costs, beside DuckDB without a check.
+	$(BIN)/python benchmarks/dumps.py
 
 bench-storage: .venv/test-installed  ## What the event log and removing a day cost, beside stock storage and deleting.
 	$(BIN)/python benchmarks/storage.py
