@@ -401,7 +401,7 @@ def _sum_again(folder: Path) -> Counter[str]:
             try:
                 for line in file:
                     if line != b"\n":
-                        row = from_json(line, cache_strings="none")
+                        row = from_json(line, allow_inf_nan=False, cache_strings="none")
                         totals[row[EVENT_NAME.name]] += row[COUNT.name]
             except (ValueError, KeyError, TypeError):
                 unreadable = Problem(f"{folder.name}/{name}", NOT_JSON)

@@ -458,7 +458,17 @@ def test_the_comparison_names_the_file_that_it_cannot_read(tmp_path: Path) -> No
     with open_at(tmp_path, VIEWS) as source:
         assert source.total(DAY) == 111_101_111
     # Halves of lines that would be one line together, and files that no reader takes for lines.
-    for bad in (b'{"count": [{}', b"{}]}", b"canary", line()[:-9], line()[-9:], b"[1]", b"{}", line(event_name=[])):
+    for bad in (
+        b'{"count": [{}',
+        b"{}]}",
+        b"canary",
+        line()[:-9],
+        line()[-9:],
+        b"[1]",
+        b"{}",
+        line(event_name=[]),
+        line().replace(b"5}", b"NaN}"),
+    ):
         write(tmp_path / str(DAY), bad, names[4])
         with (
             open_at(tmp_path, VIEWS) as source,
