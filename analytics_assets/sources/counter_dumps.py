@@ -1,6 +1,7 @@
 """Reading the counter dumps of a day: `<dump dir>/<event_date>/<hex>.ndjson`, one JSON object per line.
 
-The drop files beside them (`drops`) are not counted.
+The drop files beside them (`drops`) are not counted. `merge` makes one dump of many: a list `<hex>.merged` beside it
+names the dumps that it replaces, which are not counted either.
 
 A day's total is the sum over its files. Every line is read strictly, even where a lenient JSON reader would accept it.
 One reading counts every metric. A line that belongs to no known metric (broken, or with an unknown
@@ -17,7 +18,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from functools import lru_cache
@@ -38,6 +39,7 @@ from analytics_assets.contract import (
     CounterDumps,
     Metric,
 )
+from analytics_assets.folders import lock_shared
 from analytics_assets.guard import NOT_AN_OBJECT, UNKNOWN_FIELD, Violation, obeys, row_violations
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
@@ -45,6 +47,9 @@ from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reade
 NOT_A_DUMP: Final = Violation("(file)", "is not a counter dump; remove it from the day's folder")
 UNREADABLE: Final = Violation(
     "(file)", "cannot be read; add the pipeline's login to the web application's group, which may read dumps"
+)
+NOT_A_LIST: Final = Violation(
+    "(file)", "is not a list of merged dumps; restore it, or remove it if no listed dump is left"
 )
 NOT_JSON: Final = Violation("(row)", "is not a line of JSON with distinct keys")
 _NEWER: Final = (
@@ -71,6 +76,9 @@ MAX_LINE: Final = 4096
 _is_dump: Final = re.compile(DUMP_FILE_PATTERN).fullmatch
 _is_drop_file: Final = re.compile(DROP_FILE_PATTERN).fullmatch
 
+_is_merge_file: Final = re.compile(r"[0-9a-f]{32}\.merg(ed|ing)").fullmatch
+"""The list of a merged dump, and a merged dump that is being written."""
+
 _BLOCK: Final = 1 << 20
 """In bytes, of a file that are read at once."""
 
@@ -82,11 +90,11 @@ _BRACE: Final = ord("}")
 _SHARED_ROWS: Final = 100_000
 """Rows that the metrics of a run share: some 50 MB. Days beyond are read by each metric."""
 
-_DUMP_FED: Final = tuple(metric for metric in METRICS if isinstance(metric.origin, CounterDumps))
-_FIELDS: Final = {metric.asset: metric.dump_fields for metric in _DUMP_FED}
-_METRICS: Final = {name: metric for metric in _DUMP_FED for name in metric.event_names}
+DUMP_FED: Final = tuple(metric for metric in METRICS if isinstance(metric.origin, CounterDumps))
+_FIELDS: Final = {metric.asset: metric.dump_fields for metric in DUMP_FED}
+_METRICS: Final = {name: metric for metric in DUMP_FED for name in metric.event_names}
 _KEYS: Final = {
-    metric.asset: [field.name for field in metric.fields if field not in {EVENT_DATE, COUNT}] for metric in _DUMP_FED
+    metric.asset: [field.name for field in metric.fields if field not in {EVENT_DATE, COUNT}] for metric in DUMP_FED
 }
 """Asset -> the fields that tell one row of a day from another."""
 
@@ -149,7 +157,7 @@ def find_folder_problem(folder: Path) -> Problem | None:
         if any(map(is_foreign, entries)):
             return FOREIGN_FOLDER
         folders = [path for path in entries if path.is_dir()]
-        _, _, problems = _list_dumps(folders[-1]) if folders else ([], 0, [])
+        _, _, problems = list_dumps(folders[-1]) if folders else ([], 0, [])
     except FileNotFoundError:
         return Problem(
             "dump folder", Violation("(folder)", "does not exist: set ANALYTICS_DUMP_DIR to the telemetry's")
@@ -161,7 +169,7 @@ def find_folder_problem(folder: Path) -> Problem | None:
 
 def count_dumps(folder: Path, day: date) -> int:
     """Return how many dump files a day has so far: one per process of the web application."""
-    return len(_list_dumps(folder / day.isoformat())[0])
+    return len(list_dumps(folder / day.isoformat())[0])
 
 
 def list_entries(folder: Path) -> list[Path]:
@@ -219,10 +227,19 @@ def read_day(folder: Path, day: date) -> dict[str, Counted]:
     Raises:
         OSError: a file cannot be read.
     """
-    dumps, others, of_all = _list_dumps(folder)
-    if others:
-        of_all.append(Problem(f"{folder.name}/", NOT_A_DUMP, others))  # their names may hold anything
-    problems = {metric.asset: list(of_all) for metric in _DUMP_FED}
+    with lock_shared(folder):
+        dumps, others, problems = list_dumps(folder)
+        if others:
+            problems.append(Problem(f"{folder.name}/", NOT_A_DUMP, others))  # their names may hold anything
+        return read_files(folder, dumps, day, problems)
+
+
+def read_files(folder: Path, dumps: Iterable[str], day: date, of_all: Sequence[Problem] = ()) -> dict[str, Counted]:
+    """Sum the lines of each metric over some files of a day's folder.
+
+    `of_all` are problems of every metric. Returns and raises as `read_day`.
+    """
+    problems = {metric.asset: list(of_all) for metric in DUMP_FED}
     sums, unusual = _Sums(day), Counter[_Key]()
     for name in dumps:
         for number, line in _unusual_lines(f"{folder}/{name}", sums):
@@ -234,17 +251,34 @@ def read_day(folder: Path, day: date) -> dict[str, Counted]:
                 unusual[_key(metric, row)] += row[COUNT.name]
     totals = sums.by_key()
     totals.update(unusual)
-    rows: dict[str, list[dict[str, Any]]] = {metric.asset: [] for metric in _DUMP_FED}
+    rows: dict[str, list[dict[str, Any]]] = {metric.asset: [] for metric in DUMP_FED}
     for (asset, *values), total in totals.items():
         row = {EVENT_DATE.name: day, **dict(zip(_KEYS[asset], values, strict=True)), COUNT.name: total}
         rows[asset].append(row)
-    for metric in _DUMP_FED:
+    for metric in DUMP_FED:
         problems[metric.asset] += [
             Problem(f"{folder.name}/", violation)
             for row in rows[metric.asset]
             for violation in row_violations(row, metric.fields, metric.event_names)
         ]
     return {asset: Counted(rows[asset], problems[asset]) for asset in rows}
+
+
+def read_replaced(folder: Path, dumps: Collection[str], lists: Iterable[str]) -> set[str]:
+    """Return the names of the dumps that merged dumps of a day replace. A list without its dump replaces nothing.
+
+    Raises:
+        OSError: a list cannot be read.
+        ValueError: it has something else than names of dumps.
+    """
+    replaced: set[str] = set()
+    for path in (Path(folder, name) for name in lists):
+        if path.suffix == ".merged" and path.with_suffix(".ndjson").name in dumps:
+            names = path.read_bytes().decode("ascii").split("\n")
+            if names.pop() or not names or not all(map(_is_dump, names)):
+                raise ValueError
+            replaced |= set(names)
+    return replaced
 
 
 class _Sums(dict[bytes, int]):
@@ -317,25 +351,33 @@ def _blocks(path: str) -> Iterator[bytes]:
         yield rest
 
 
-def _list_dumps(folder: Path) -> tuple[list[str], int, list[Problem]]:
-    """Return the names of the dumps in a day's folder, the number of foreign entries, and what cannot be read.
+def list_dumps(folder: Path) -> tuple[list[str], int, list[Problem]]:
+    """Return the names of the dumps to be counted of a day, the number of foreign entries, and what cannot be read.
 
     A missing folder has no files. `Path.glob` is not used: it takes an unreadable folder for an empty one.
     """
-    names, others = [], 0
+    names, lists, others = [], [], 0
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 is_file = entry.is_file(follow_symlinks=False)
                 if is_file and _is_dump(entry.name):
                     names.append(entry.name)
+                elif is_file and _is_merge_file(entry.name):
+                    lists.append(entry.name)
                 elif not (is_file and _is_drop_file(entry.name)):
                     others += 1
     except FileNotFoundError:
         return [], 0, []
     except OSError:
         return [], 0, [Problem(f"{folder.name}/", UNREADABLE)]
-    names.sort()
+    try:
+        replaced = read_replaced(folder, names, lists)
+    except OSError:
+        return [], others, [Problem(f"{folder.name}/", UNREADABLE)]
+    except ValueError:
+        return [], others, [Problem(f"{folder.name}/", NOT_A_LIST)]
+    names = sorted(set(names) - replaced)
     closed = [name for name in names if not os.access(f"{folder}/{name}", os.R_OK)]
     if closed:
         return [], others, [Problem(f"{folder.name}/{name}", UNREADABLE) for name in closed]
@@ -392,9 +434,15 @@ def _sum_again(folder: Path) -> Counter[str]:
         OriginRefusedError: a file cannot be read.
         OSError: as `read_day`.
     """
-    dumps, _, problems = _list_dumps(folder)
-    if problems:
-        raise OriginRefusedError(problems, _FOLDER_RECOVERY)
+    with lock_shared(folder):
+        dumps, _, problems = list_dumps(folder)
+        if problems:
+            raise OriginRefusedError(problems, _FOLDER_RECOVERY)
+        return sum_files(folder, dumps)
+
+
+def sum_files(folder: Path, dumps: Iterable[str]) -> Counter[str]:
+    """Sum the lines of some files of a day's folder per event name. Raises as `_sum_again`."""
     totals = Counter[str]()
     for name in dumps:
         with open(f"{folder}/{name}", "rb") as file:

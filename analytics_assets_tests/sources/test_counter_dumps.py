@@ -24,6 +24,7 @@ from analytics_assets.sources import OriginRefusedError, Reader, counter_dumps
 from analytics_assets.sources.counter_dumps import UNREADABLE, open_dumps, read_day
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.host import Host, moments
+from analytics_assets_tests.support.nobody import as_nobody
 from analytics_assets_tests.support.pipeline import Pipeline, everything_said, failures, gate
 
 DUMP_FED = ["directory_page_views", "directory_searches", "endpoint_error_rates"]
@@ -516,24 +517,6 @@ def test_what_may_not_be_read_is_not_a_day_without_counts(closed: str) -> None:
         assert as_nobody(lambda: [str(problem.violation) for problem in read_day(day, DAY)[VIEWS.asset].problems]) == [
             str(UNREADABLE)
         ]
-
-
-def as_nobody(read: Callable[[], list[str]]) -> list[str]:
-    """What a login without rights gets (root may read everything)."""
-    outgoing, incoming = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            if not os.geteuid():
-                os.setuid(65534)
-            os.write(incoming, json.dumps(read()).encode())
-        finally:
-            os._exit(0)
-    os.close(incoming)
-    with os.fdopen(outgoing) as answer:
-        found: list[str] = json.loads(answer.read())
-    os.waitpid(child, 0)
-    return found
 
 
 def test_no_folder_of_the_day_is_a_day_without_counts(pipeline: Pipeline, yesterday: date) -> None:
