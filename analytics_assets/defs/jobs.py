@@ -16,11 +16,7 @@ from analytics_assets.defs.retries import retried
 from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.retention.sweep import Report, apply_retention
 from analytics_assets.settings import Settings
-from analytics_assets.sources import Problem
-from analytics_assets.sources.counter_dumps import UNREADABLE
-from analytics_assets.sources.merge import Merged, merge_closed_days
 from analytics_assets.store import open_store
-from analytics_assets.store.counts import read_window
 from analytics_assets.store.expiry import UncertainError, read_cutoff
 
 _RETRIES: Final = 3
@@ -51,15 +47,12 @@ class RetentionConfig(dg.Config):
     )
 
 
-@dg.op(
-    out=dg.Out(dg.Nothing),
-    description="Goes through every retention target. The ledger says what it removed. Then merges dumps.",
-)
+@dg.op(out=dg.Out(dg.Nothing), description="Goes through every retention target. The ledger says what it removed.")
 @retried
 def remove_expired_days(
     context: dg.OpExecutionContext, config: RetentionConfig, settings: dg.ResourceParam[Settings]
 ) -> None:
-    """Remove, read back, write the ledger. Then merge the counter dumps of each closed day into one.
+    """Remove, read back, write the ledger.
 
     Raises:
         RetryRequested: an expired day is left. The failure that caused it names the target.
@@ -72,12 +65,9 @@ def remove_expired_days(
         with open_store(settings) as store:
             context.instance.report_runless_asset_event(as_event(LEDGER_KEY, make_cutoff_result(read_cutoff(store))))
         raise
-    merged = Merged() if config.dry_run else _merge_dumps(settings)
     context.add_output_metadata(
         {
             "first day kept": str(before),
-            "dumps merged": merged.dumps,
-            "days not merged": dg.MetadataValue.md(bullet_list(merged.problems)),
             "would be removed" if config.dry_run else "removed": dg.MetadataValue.md(_format_reports(reports)),
         }
     )
@@ -86,20 +76,9 @@ def remove_expired_days(
         raise dg.RetryRequested(_RETRIES, config.seconds_to_retry) from failure
 
 
-def _merge_dumps(settings: Settings) -> Merged:
-    """Merge the dumps of the days that the daily job does not collect again. A failure is told and stops nothing."""
-    with open_store(settings) as store:
-        last = read_window(store).last_closed
-    try:
-        return merge_closed_days(settings.dump_dir, last)
-    except OSError:
-        return Merged(problems=(Problem("dump folder", UNREADABLE),))
-
-
 @dg.job(
     tags={PRIORITY_TAG: "2"},
-    description="Removes expired days everywhere, and merges the counter dumps of closed days."
-    " With dry_run, the default of a launch by hand, it only looks.",
+    description="Removes expired days everywhere. With dry_run, the default of a launch by hand, it only looks.",
 )
 def retention_job() -> None:
     """Remove the expired days."""

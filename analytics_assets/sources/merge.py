@@ -34,6 +34,7 @@ from analytics_assets.guard import Violation
 from analytics_assets.sources import Counted, Problem
 from analytics_assets.sources.counter_dumps import (
     DUMP_FED,
+    UNREADABLE,
     list_dumps,
     list_entries,
     parse_day,
@@ -64,14 +65,15 @@ def merge_closed_days(dump_dir: Path, last: date) -> Merged:
     """Merge the dumps of every day up to and including `last`, each day by itself.
 
     A day is left as it is when a line or a file in it is refused, or when a dump has changed in the last 24 hours.
-    Running it again changes nothing.
-
-    Raises:
-        OSError: the dump folder does not exist or cannot be read.
+    Running it again changes nothing. Nothing on the disk raises: it is in `problems`.
     """
     days = dumps = 0
     problems: list[Problem] = []
-    for folder in list_entries(dump_dir):
+    try:
+        entries = list_entries(dump_dir)
+    except OSError:
+        return Merged(problems=(Problem("dump folder", UNREADABLE),))
+    for folder in entries:
         day = parse_day(folder)
         if day is None or day > last:
             continue
