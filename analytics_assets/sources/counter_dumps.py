@@ -157,7 +157,10 @@ def find_folder_problem(folder: Path) -> Problem | None:
         if any(map(is_foreign, entries)):
             return FOREIGN_FOLDER
         folders = [path for path in entries if path.is_dir()]
-        _, _, problems = list_dumps(folders[-1]) if folders else ([], 0, [])
+        if not folders:
+            return None
+        with lock_shared(folders[-1]):
+            _, _, problems = list_dumps(folders[-1])
     except FileNotFoundError:
         return Problem(
             "dump folder", Violation("(folder)", "does not exist: set ANALYTICS_DUMP_DIR to the telemetry's")

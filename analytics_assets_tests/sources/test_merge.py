@@ -19,7 +19,7 @@ from analytics_assets.contract import MAX_COUNT, METRICS, CounterDumps
 from analytics_assets.folders import lock, lock_shared
 from analytics_assets.settings import Settings
 from analytics_assets.sources import OriginRefusedError
-from analytics_assets.sources.counter_dumps import open_dumps, read_day
+from analytics_assets.sources.counter_dumps import find_folder_problem, open_dumps, read_day
 from analytics_assets.sources.merge import NOT_CHANGEABLE, merge_closed_days
 from analytics_assets.telemetry.dumps import DumpFile
 from analytics_assets_tests.support.nobody import as_nobody
@@ -226,11 +226,11 @@ def test_who_reads_during_a_merge_reads_the_same(tmp_path: Path) -> None:
     for day in days:
         write_day(tmp_path, day, files=12)
     expected = {day: counts(tmp_path, day) for day in days}
-    merging = [start(tmp_path, 0) for _ in range(2)]
-    while any(process.poll() is None for process in merging):
-        for day in days:
-            assert counts(tmp_path, day) == expected[day]
-    assert [process.returncode for process in merging] == [0, 0]
+    with start(tmp_path, 0) as first, start(tmp_path, 0) as second:
+        while first.poll() is None or second.poll() is None:
+            for day in days:
+                assert counts(tmp_path, day) == expected[day]
+    assert (first.returncode, second.returncode) == (0, 0)
     for day in days:
         assert counts(tmp_path, day) == expected[day]
         assert len(dumps(tmp_path, day)) == 1
@@ -247,6 +247,7 @@ def test_reading_and_merging_wait_for_each_other(tmp_path: Path) -> None:
 
     for held, action in (
         (lock, lambda: read_day(tmp_path / str(DAY), DAY)),
+        (lock, lambda: find_folder_problem(tmp_path)),
         (lock, compare),
         (lock_shared, lambda: merge_closed_days(tmp_path, DAY)),
     ):
