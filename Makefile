@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
 .PHONY: help install demo up lint check test test-programs supported-python \
-	bench bench-telemetry bench-storage bench-publish bench-friction bench-runs lock clean
+	bench bench-telemetry bench-dumps bench-storage bench-publish bench-friction bench-runs lock clean
 # `make -j` must not start slow prerequisites beside those that refuse at once.
 .NOTPARALLEL:
 
@@ -46,6 +46,9 @@ bench: .venv/test-installed  ## Every benchmark, about half an hour; writes docs
 
 bench-telemetry: .venv/test-installed  ## What counting costs, beside prometheus_client and its middlewares.
 	$(BIN)/python benchmarks/telemetry.py
+
+bench-dumps: .venv/test-installed  ## What reading a day of counter dumps costs, beside DuckDB without a check.
+	$(BIN)/python benchmarks/dumps.py
 
 bench-storage: .venv/test-installed  ## What the event log and removing a day cost, beside stock storage and deleting.
 	$(BIN)/python benchmarks/storage.py

@@ -17,6 +17,7 @@ EXTRAS: Final = {
         "psutil",
         "psycopg2",
         "pydantic",
+        "pydantic_core",
         "requests",
         "rich",
         "sqlalchemy",

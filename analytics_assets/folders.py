@@ -5,23 +5,43 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Wait until no other process holds the lock of this folder, then hold it. The folder is created if missing.
+def lock(folder: Path, *, create: bool = True) -> Iterator[None]:
+    """Wait until no other process holds the lock of this folder, then hold it. `create` the folder if it is missing.
 
     The system releases the lock of a process that ends, however it ends.
 
     Raises:
         OSError: the folder cannot be created or opened.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if create:
+        folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def lock_shared(folder: Path) -> Iterator[None]:
+    """Wait until no other process holds the lock of this folder, then keep it from being locked.
+
+    Nothing is locked if the folder is missing or cannot be read, or if its file system has no locks.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield
     finally:
         os.close(descriptor)

@@ -114,7 +114,7 @@ def metric_checks(metric: Metric) -> dg.AssetChecksDefinition:
             latest = read_latest_collected(store, metric)
             days = days_of_run(context.run.tags) or ([latest] if latest else [])
             in_progress = days_in_progress(context.instance, context.run.run_id)[metric.asset]
-            yield from evaluate(store, metric, days, names=names, in_progress=in_progress)
+            yield from evaluate(store, metric, days, run_id=context.run.run_id, names=names, in_progress=in_progress)
 
     return checks
 

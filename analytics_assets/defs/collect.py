@@ -91,7 +91,7 @@ def collect(
             certain = read_cutoff(store).certain
             _forget_planned(context, metric, [day for day in expired if day < certain])
         try:
-            with open_reader(metric, settings) as reader:
+            with open_reader(metric, settings, context.run.run_id) as reader:
                 for warning in reader.warnings:
                     context.log.warning(warning)
                 outcome = _collect_days(store, reader, metric, days, window=window, config=config)
@@ -113,7 +113,10 @@ def collect(
                 # out of reach meanwhile must not hide which days failed.
                 with suppress(DatabaseError, OSError):
                     in_progress = days_in_progress(context.instance, context.run.run_id)[metric.asset]
-                    for result in evaluate(store, metric, days, compared=list(outcome.stored), in_progress=in_progress):
+                    compared = list(outcome.stored)
+                    for result in evaluate(
+                        store, metric, days, run_id=context.run.run_id, compared=compared, in_progress=in_progress
+                    ):
                         context.log_event(_evaluation(metric, result))
             raise dg.Failure(format_failed_days(outcome.failed, len(days)), allow_retries=False)
     for day, stored in outcome.stored.items():

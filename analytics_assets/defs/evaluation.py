@@ -72,11 +72,11 @@ def bullet_list(items: Iterable[object]) -> str:
     return "\n".join(lines[:_MAX_LINES] + more)
 
 
-def open_reader(metric: Metric, settings: Settings) -> AbstractContextManager[Reader]:
-    """Open the view or the dumps that the metric is counted from."""
+def open_reader(metric: Metric, settings: Settings, run_id: str = "") -> AbstractContextManager[Reader]:
+    """Open the view or the dumps that the metric is counted from. Metrics of one run share what was read of dumps."""
     if isinstance(metric.origin, SourceView):
         return open_view(metric, metric.origin, settings)
-    return open_dumps(metric, settings)
+    return open_dumps(metric, settings, run_id)
 
 
 def evaluate(
@@ -84,6 +84,7 @@ def evaluate(
     metric: Metric,
     days: Sequence[date],
     *,
+    run_id: str,
     compared: Sequence[date] | None = None,
     names: Collection[str] = CHECK_NAMES,
     in_progress: Collection[date] = (),
@@ -101,7 +102,7 @@ def evaluate(
     if STORED in names:
         results.append(_check_stored(store, metric, days))
     if MATCHES in names:
-        results.append(_compare_totals(store, metric, days, days if compared is None else compared))
+        results.append(_compare_totals(store, metric, days, days if compared is None else compared, run_id))
     if DOCUMENTED in names:
         results.append(make_result(DOCUMENTED, find_undocumented(store, metric), DOCUMENTED_RECOVERY))
     if NO_FRICTION in names:
@@ -126,7 +127,7 @@ def _check_stored(store: Store, metric: Metric, days: Sequence[date]) -> dg.Asse
 
 
 def _compare_totals(
-    store: Store, metric: Metric, days: Sequence[date], compared: Sequence[date]
+    store: Store, metric: Metric, days: Sequence[date], compared: Sequence[date], run_id: str
 ) -> dg.AssetCheckResult:
     stored = {day: read_day(store, metric, day).total for day in compared}
     about: Sequence[date] = ()
@@ -134,7 +135,7 @@ def _compare_totals(
         findings = ["no day of the run was stored"]
     else:
         try:
-            with open_reader(metric, store.settings) as reader:
+            with open_reader(metric, store.settings, run_id) as reader:
                 differing = [day for day, total in stored.items() if reader.total(day) != total]
             findings, about = [f"{day}: the stored total differs from the source" for day in differing], differing
         except OriginRefusedError as refusal:

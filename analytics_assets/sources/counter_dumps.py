@@ -1,37 +1,45 @@
 """Reading the counter dumps of a day: `<dump dir>/<event_date>/<hex>.ndjson`, one JSON object per line.
 
-The drop files beside them (`drops`) are not counted.
+The drop files beside them (`drops`) are not counted. `merge` makes one dump of many: a list `<hex>.merged` beside it
+names the dumps that it replaces, which are not counted either.
 
 A day's total is the sum over its files. Every line is read strictly, even where a lenient JSON reader would accept it.
-Each metric skips the lines of the others. A line that belongs to no known metric (broken, or with an unknown
+One reading counts every metric. A line that belongs to no known metric (broken, or with an unknown
 event name) may belong to any of them, so none of the day is counted until somebody corrects or removes that line.
+
+The lines of one key differ in their last 13 bytes only, where telemetry writes the count. What is before them is parsed
+when it is first seen; after that, a line costs a dictionary lookup. A line that is written in another way is parsed by
+itself.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-import pandas as pd
+from pydantic_core import from_json
 
 from analytics_assets.contract import (
+    COUNT,
     DROP_FILE_PATTERN,
     DUMP_FILE_PATTERN,
     EVENT_DATE,
     EVENT_NAME,
+    MAX_COUNT,
     METRICS,
     SOURCE,
     CounterDumps,
     Metric,
 )
+from analytics_assets.folders import lock_shared
 from analytics_assets.guard import NOT_AN_OBJECT, UNKNOWN_FIELD, Violation, obeys, row_violations
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
@@ -39,6 +47,9 @@ from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reade
 NOT_A_DUMP: Final = Violation("(file)", "is not a counter dump; remove it from the day's folder")
 UNREADABLE: Final = Violation(
     "(file)", "cannot be read; add the pipeline's login to the web application's group, which may read dumps"
+)
+NOT_A_LIST: Final = Violation(
+    "(file)", "is not a list of merged dumps; restore it, or remove it if no listed dump is left"
 )
 NOT_JSON: Final = Violation("(row)", "is not a line of JSON with distinct keys")
 _NEWER: Final = (
@@ -59,21 +70,43 @@ _OF_FILE_SYSTEM: Final = re.compile(r"lost\+found|\..*")
 
 _FOLDER_RECOVERY: Final = "`analytics-assets sources` says when it is right."
 
-_UNREADABLE_LINES: Final = (ValueError, KeyError, TypeError, OverflowError)
-"""What pandas raises for lines that it cannot read or add up."""
-
-_BATCH: Final = 4 << 20
-"""In bytes, of the files that pandas reads at once. It takes milliseconds per call, and a day may have thousands."""
-
-_MAX_LINE: Final = 4096
+MAX_LINE: Final = 4096
 """In bytes. A line of a dump never crosses a page of this size, so a longer line is not parsed."""
 
-_DUMPED_NAMES: Final = {name for m in METRICS if isinstance(m.origin, CounterDumps) for name in m.event_names}
+_is_dump: Final = re.compile(DUMP_FILE_PATTERN).fullmatch
+_is_drop_file: Final = re.compile(DROP_FILE_PATTERN).fullmatch
+
+_is_merge_file: Final = re.compile(r"[0-9a-f]{32}\.merg(ed|ing)").fullmatch
+"""The list of a merged dump, and a merged dump that is being written."""
+
+_BLOCK: Final = 1 << 20
+"""In bytes, of a file that are read at once."""
+
+_TAIL: Final = len(f"{MAX_COUNT}}}")
+"""In bytes: the count of a line, padded with blanks, and the brace that ends it."""
+_ZERO: Final = ord("0")
+_BRACE: Final = ord("}")
+
+_SHARED_ROWS: Final = 100_000
+"""Rows that the metrics of a run share: some 50 MB. Days beyond are read by each metric."""
+
+DUMP_FED: Final = tuple(metric for metric in METRICS if isinstance(metric.origin, CounterDumps))
+_FIELDS: Final = {metric.asset: metric.dump_fields for metric in DUMP_FED}
+_METRICS: Final = {name: metric for metric in DUMP_FED for name in metric.event_names}
+_KEYS: Final = {
+    metric.asset: [field.name for field in metric.fields if field not in {EVENT_DATE, COUNT}] for metric in DUMP_FED
+}
+"""Asset -> the fields that tell one row of a day from another."""
+
+_Key = tuple[Any, ...]
+"""An asset, and the values of its _KEYS."""
 
 
 @contextmanager
-def open_dumps(metric: Metric, settings: Settings) -> Iterator[Reader]:
+def open_dumps(metric: Metric, settings: Settings, run_id: str = "") -> Iterator[Reader]:
     """Open the dump folder for reading.
+
+    The metrics of one run share what was read of a day, as far as memory allows.
 
     Raises:
         OriginRefusedError: the dump folder does not exist or cannot be read. An empty result would look like a day
@@ -82,10 +115,39 @@ def open_dumps(metric: Metric, settings: Settings) -> Iterator[Reader]:
     folder = settings.dump_dir
     if problem := find_folder_problem(folder):
         raise OriginRefusedError([problem], _FOLDER_RECOVERY)
-    yield Reader(
-        count=lambda day: read_day(folder / day.isoformat(), metric, day),
-        total=lambda day: _sum_with_pandas(folder / day.isoformat(), metric),
-    )
+    days = _days_of_run(folder, run_id) if run_id else _Days(folder)
+    yield Reader(count=lambda day: days.count(metric, day), total=lambda day: days.total(metric, day))
+
+
+class _Days:
+    """The days of one run. It forgets nothing, so it takes no further days when it is full."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._counted: dict[date, dict[str, Counted]] = {}
+        self._totals: dict[date, Counter[str]] = {}
+        self._room = _SHARED_ROWS
+
+    def count(self, metric: Metric, day: date) -> Counted:
+        if day in self._counted:
+            return self._counted[day][metric.asset]
+        counted = read_day(self._folder / day.isoformat(), day)
+        size = sum(len(each.rows) + len(each.problems) for each in counted.values())
+        if size <= self._room:
+            self._counted[day] = counted
+            self._room -= size
+        self._totals.pop(day, None)  # an older reading than this one
+        return counted[metric.asset]
+
+    def total(self, metric: Metric, day: date) -> int:
+        if day not in self._totals:
+            self._totals[day] = _sum_again(self._folder / day.isoformat())
+        return sum(self._totals[day][name] for name in metric.event_names)
+
+
+@lru_cache(maxsize=1)
+def _days_of_run(folder: Path, run_id: str) -> _Days:
+    return _Days(folder)
 
 
 def find_folder_problem(folder: Path) -> Problem | None:
@@ -95,7 +157,10 @@ def find_folder_problem(folder: Path) -> Problem | None:
         if any(map(is_foreign, entries)):
             return FOREIGN_FOLDER
         folders = [path for path in entries if path.is_dir()]
-        _, _, problems = _list_dumps(folders[-1]) if folders else ([], 0, [])
+        if not folders:
+            return None
+        with lock_shared(folders[-1]):
+            _, _, problems = list_dumps(folders[-1])
     except FileNotFoundError:
         return Problem(
             "dump folder", Violation("(folder)", "does not exist: set ANALYTICS_DUMP_DIR to the telemetry's")
@@ -107,7 +172,7 @@ def find_folder_problem(folder: Path) -> Problem | None:
 
 def count_dumps(folder: Path, day: date) -> int:
     """Return how many dump files a day has so far: one per process of the web application."""
-    return len(_list_dumps(folder / day.isoformat())[0])
+    return len(list_dumps(folder / day.isoformat())[0])
 
 
 def list_entries(folder: Path) -> list[Path]:
@@ -149,89 +214,205 @@ def check_newest_days(settings: Settings) -> tuple[list[date], list[Problem]]:
         problems = [
             problem
             for day in days
-            for metric in METRICS
-            if isinstance(metric.origin, CounterDumps)
-            for problem in read_day(folder / str(day), metric, day).problems
+            for counted in read_day(folder / str(day), day).values()
+            for problem in counted.problems
         ]
     except OSError:
         problems = [Problem("dump folder", UNREADABLE)]
     return days, list(dict.fromkeys(problems))
 
 
-def read_day(folder: Path, metric: Metric, day: date) -> Counted:
-    """Sum the lines of one metric over the files of a day's folder. A missing folder is a day without lines."""
-    keys = [field.name for field in metric.fields if field.name != "count"]
-    totals: Counter[tuple[object, ...]] = Counter()
-    dumps, others, problems = _list_dumps(folder)
-    if others:
-        problems.append(Problem(f"{folder.name}/", NOT_A_DUMP, others))  # their names may hold anything
-    for path in dumps:
-        for number, line in _lines(path):
-            row, violations = _parse(line, metric, day)
-            where = f"{folder.name}/{path.name} line {number}"
-            problems += [Problem(where, violation) for violation in violations]
-            if row is not None and not violations:
-                totals[tuple(day if key == "event_date" else row.get(key) for key in keys)] += row["count"]
-    rows = [dict(zip(keys, key, strict=True)) | {"count": count} for key, count in totals.items()]
-    problems += [
-        Problem(f"{folder.name}/", violation)
-        for row in rows
-        for violation in row_violations(row, metric.fields, metric.event_names)
-    ]
-    return Counted(rows, problems)
+def read_day(folder: Path, day: date) -> dict[str, Counted]:
+    """Sum the lines of each metric over the files of a day's folder. A missing folder is a day without lines.
+
+    Returns what each metric has, by its asset. Memory grows with the number of keys, not of files or lines.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    with lock_shared(folder):
+        dumps, others, problems = list_dumps(folder)
+        if others:
+            problems.append(Problem(f"{folder.name}/", NOT_A_DUMP, others))  # their names may hold anything
+        return read_files(folder, dumps, day, problems)
 
 
-def _list_dumps(folder: Path) -> tuple[list[Path], int, list[Problem]]:
-    """Return the dump files of a day's folder, the number of foreign entries, and what cannot be read.
+def read_files(folder: Path, dumps: Iterable[str], day: date, of_all: Sequence[Problem] = ()) -> dict[str, Counted]:
+    """Sum the lines of each metric over some files of a day's folder.
+
+    `of_all` are problems of every metric. Returns and raises as `read_day`.
+    """
+    problems = {metric.asset: list(of_all) for metric in DUMP_FED}
+    sums, unusual = _Sums(day), Counter[_Key]()
+    for name in dumps:
+        for number, line in _unusual_lines(f"{folder}/{name}", sums):
+            metric, row, violations = _parse(line, day)
+            found = [Problem(f"{folder.name}/{name} line {number}", violation) for violation in violations]
+            for asset in problems if metric is None else [metric.asset]:
+                problems[asset] += found
+            if metric is not None and not violations:
+                unusual[_key(metric, row)] += row[COUNT.name]
+    totals = sums.by_key()
+    totals.update(unusual)
+    rows: dict[str, list[dict[str, Any]]] = {metric.asset: [] for metric in DUMP_FED}
+    for (asset, *values), total in totals.items():
+        row = {EVENT_DATE.name: day, **dict(zip(_KEYS[asset], values, strict=True)), COUNT.name: total}
+        rows[asset].append(row)
+    for metric in DUMP_FED:
+        problems[metric.asset] += [
+            Problem(f"{folder.name}/", violation)
+            for row in rows[metric.asset]
+            for violation in row_violations(row, metric.fields, metric.event_names)
+        ]
+    return {asset: Counted(rows[asset], problems[asset]) for asset in rows}
+
+
+def read_replaced(folder: Path, dumps: Collection[str], lists: Iterable[str]) -> set[str]:
+    """Return the names of the dumps that merged dumps of a day replace. A list without its dump replaces nothing.
+
+    Raises:
+        OSError: a list cannot be read.
+        ValueError: it has something else than names of dumps.
+    """
+    replaced: set[str] = set()
+    for path in (Path(folder, name) for name in lists):
+        if path.suffix == ".merged" and path.with_suffix(".ndjson").name in dumps:
+            names = path.read_bytes().decode("ascii").split("\n")
+            if names.pop() or not names or not all(map(_is_dump, names)):
+                raise ValueError
+            replaced |= set(names)
+    return replaced
+
+
+class _Sums(dict[bytes, int]):
+    """What is before the last 13 bytes of a line -> the sum of the counts in these bytes.
+
+    Looking up an unknown one raises ValueError unless every line that begins so is valid when a count follows.
+    """
+
+    def __init__(self, day: date) -> None:
+        super().__init__()
+        self._day = day
+        self._key_of: dict[bytes, _Key] = {}
+
+    def __missing__(self, head: bytes) -> int:
+        text = head.rstrip(b" ")  # telemetry aligns the count with up to seven blanks more
+        if text not in self._key_of:
+            # The count of a valid line may be replaced by any other, because it is the last thing in it.
+            metric, row, violations = _parse(text + b"1}", self._day)
+            if metric is None or violations or not text.endswith(b'"count":'):
+                raise ValueError
+            self._key_of[text] = _key(metric, row)
+        if len(head) + _TAIL > MAX_LINE:
+            raise ValueError
+        return 0
+
+    def by_key(self) -> Counter[_Key]:
+        totals = Counter[_Key]()
+        for head, total in self.items():
+            totals[self._key_of[head.rstrip(b" ")]] += total
+        return totals
+
+
+def _key(metric: Metric, row: dict[str, Any]) -> _Key:
+    return (metric.asset, *map(row.get, _KEYS[metric.asset]))
+
+
+def _unusual_lines(path: str, sums: _Sums) -> Iterator[tuple[int, bytes]]:
+    """Add the lines of a file that are as telemetry writes them. Yield the number, from 1, and text of any other.
+
+    Blank lines are skipped: they end a page early.
+    """
+    number = 0
+    for block in _blocks(path):
+        for number, line in enumerate(block.split(b"\n"), number + 1):  # noqa: B020 # it goes on counting
+            if not line:
+                continue
+            digits = line[-_TAIL:-1].lstrip(b" ")
+            try:
+                if not digits.isdigit() or digits[0] == _ZERO or line[-1] != _BRACE:
+                    raise ValueError
+                sums[line[:-_TAIL]] += int(digits)
+            except ValueError:
+                yield number, line
+
+
+def _blocks(path: str) -> Iterator[bytes]:
+    """Yield a file in pieces of whole lines, each without its last line feed.
+
+    A line that is far too long is cut, and stays too long.
+    """
+    with open(path, "rb", buffering=0) as file:  # opening a Path takes longer than reading a small file
+        rest = b""
+        while piece := file.read(_BLOCK):
+            lines, line_feed, after = piece.rpartition(b"\n")
+            if line_feed:
+                yield rest + lines
+                rest = after
+            else:
+                rest = (rest + after)[: MAX_LINE + 1]
+        yield rest
+
+
+def list_dumps(folder: Path) -> tuple[list[str], int, list[Problem]]:
+    """Return the names of the dumps to be counted of a day, the number of foreign entries, and what cannot be read.
 
     A missing folder has no files. `Path.glob` is not used: it takes an unreadable folder for an empty one.
     """
+    names, lists, others = [], [], 0
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                is_file = entry.is_file(follow_symlinks=False)
+                if is_file and _is_dump(entry.name):
+                    names.append(entry.name)
+                elif is_file and _is_merge_file(entry.name):
+                    lists.append(entry.name)
+                elif not (is_file and _is_drop_file(entry.name)):
+                    others += 1
     except FileNotFoundError:
         return [], 0, []
     except OSError:
         return [], 0, [Problem(f"{folder.name}/", UNREADABLE)]
-    files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
-    dumps = [Path(entry.path) for entry in files if re.fullmatch(DUMP_FILE_PATTERN, entry.name)]
-    drops = sum(re.fullmatch(DROP_FILE_PATTERN, entry.name) is not None for entry in files)
-    problems = [Problem(f"{folder.name}/{path.name}", UNREADABLE) for path in dumps if not os.access(path, os.R_OK)]
-    return [] if problems else dumps, len(entries) - len(dumps) - drops, problems
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield line numbers from 1, and lines. Blank lines are skipped: they end a page early."""
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(_MAX_LINE + 1):
-            number += 1
-            while not line.endswith(b"\n") and (rest := file.readline(_MAX_LINE)):
-                line = b"?" + rest[-1:]  # too long for a dump line: replaced by text that is never valid JSON
-            if line.strip(b"\n"):
-                yield number, line
-
-
-def _parse(line: bytes, metric: Metric, day: date) -> tuple[dict[str, Any] | None, list[Violation]]:
-    """Return the row if the line belongs to the metric, and what is wrong with the line."""
     try:
-        text = line.decode("ascii")
-        row = json.loads(text, object_pairs_hook=_require_distinct_keys, parse_constant=_refuse_constant)
+        replaced = read_replaced(folder, names, lists)
+    except OSError:
+        return [], others, [Problem(f"{folder.name}/", UNREADABLE)]
+    except ValueError:
+        return [], others, [Problem(f"{folder.name}/", NOT_A_LIST)]
+    names = sorted(set(names) - replaced)
+    closed = [name for name in names if not os.access(f"{folder}/{name}", os.R_OK)]
+    if closed:
+        return [], others, [Problem(f"{folder.name}/{name}", UNREADABLE) for name in closed]
+    return names, others, []
+
+
+def _parse(line: bytes, day: date) -> tuple[Metric | None, dict[str, Any], list[Violation]]:
+    """Return the metric that the line belongs to, its row, and what is wrong with the line.
+
+    No metric means that the line may belong to any of them.
+    """
+    try:
+        if len(line) > MAX_LINE:
+            raise ValueError
+        row = json.loads(
+            line.decode("ascii"), object_pairs_hook=_require_distinct_keys, parse_constant=_refuse_constant
+        )
     except (ValueError, RecursionError):
-        return None, [NOT_JSON]
+        return None, {}, [NOT_JSON]
     if not isinstance(row, dict):
-        return None, [NOT_AN_OBJECT]
-    name = row.get("event_name")
-    if not isinstance(name, str) or name not in _DUMPED_NAMES:
-        return None, [UNKNOWN_NAME]
-    if name not in metric.event_names:
-        return None, []
+        return None, {}, [NOT_AN_OBJECT]
+    name = row.get(EVENT_NAME.name)
+    metric = _METRICS.get(name) if isinstance(name, str) else None
+    if metric is None:
+        return None, {}, [UNKNOWN_NAME]
     violations = [
         Violation(v.field, v.rule + _NEWER) if v == UNKNOWN_FIELD or v.field == SOURCE.name else v
-        for v in row_violations(row, metric.dump_fields, metric.event_names)
+        for v in row_violations(row, _FIELDS[metric.asset], metric.event_names)
     ]
-    if not violations and row["event_date"] != day.isoformat():
+    if not violations and row[EVENT_DATE.name] != day.isoformat():
         violations = [WRONG_DAY]
-    return row, violations
+    return metric, row, violations
 
 
 def _require_distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -247,50 +428,33 @@ def _refuse_constant(_: str) -> None:
     raise ValueError
 
 
-def _sum_with_pandas(folder: Path, metric: Metric) -> int:
-    """Sum the same lines with another reader, for the comparison with what is stored.
+def _sum_again(folder: Path) -> Counter[str]:
+    """Sum the same lines per event name with another parser, for the comparison with what is stored.
+
+    Every line is parsed, and none is remembered.
 
     Raises:
-        OriginRefusedError: pandas cannot read a file.
+        OriginRefusedError: a file cannot be read.
+        OSError: as `read_day`.
     """
-    dumps, _, problems = _list_dumps(folder)
-    if problems:
-        raise OriginRefusedError(problems, _FOLDER_RECOVERY)
-    total = 0
-    for batch in _batches(dumps):
-        try:
-            total += _sum_lines(b"\n".join(batch.values()), metric)
-        except _UNREADABLE_LINES:
-            # Only the broken file is named.
-            total += sum(_sum_file(path, content, metric) for path, content in batch.items())
-    return total
+    with lock_shared(folder):
+        dumps, _, problems = list_dumps(folder)
+        if problems:
+            raise OriginRefusedError(problems, _FOLDER_RECOVERY)
+        return sum_files(folder, dumps)
 
 
-def _batches(paths: Sequence[Path]) -> Iterator[dict[Path, bytes]]:
-    batch: dict[Path, bytes] = {}
-    size = 0
-    for path in paths:
-        batch[path] = path.read_bytes()
-        size += len(batch[path])
-        if size >= _BATCH:
-            yield batch
-            batch, size = {}, 0
-    yield batch
-
-
-def _sum_file(path: Path, content: bytes, metric: Metric) -> int:
-    try:
-        return _sum_lines(content, metric)
-    except _UNREADABLE_LINES:
-        unreadable = Problem(f"{path.parent.name}/{path.name}", NOT_JSON)
-        raise OriginRefusedError([unreadable], "Correct or remove the line or the file.") from None
-
-
-def _sum_lines(text: bytes, metric: Metric) -> int:
-    lines = [line for line in text.split(b"\n") if line]
-    if not lines:
-        return 0
-    frame = pd.read_json(io.BytesIO(b"\n".join(lines)), lines=True, dtype=False)
-    if len(frame) != len(lines):
-        raise ValueError  # two broken lines that are one row together
-    return int(frame.loc[frame["event_name"].isin(metric.event_names), "count"].sum())
+def sum_files(folder: Path, dumps: Iterable[str]) -> Counter[str]:
+    """Sum the lines of some files of a day's folder per event name. Raises as `_sum_again`."""
+    totals = Counter[str]()
+    for name in dumps:
+        with open(f"{folder}/{name}", "rb") as file:
+            try:
+                for line in file:
+                    if line != b"\n":
+                        row = from_json(line, allow_inf_nan=False, cache_strings="none")
+                        totals[row[EVENT_NAME.name]] += row[COUNT.name]
+            except (ValueError, KeyError, TypeError):
+                unreadable = Problem(f"{folder.name}/{name}", NOT_JSON)
+                raise OriginRefusedError([unreadable], "Correct or remove the line or the file.") from None
+    return totals

@@ -19,12 +19,10 @@ from typing import Final
 from analytics_assets.contract import DUMP_FILE_PATTERN, EVENT_DATE, EVENT_NAME, METRICS, CounterDumps, Metric
 from analytics_assets.guard import Violation, row_violations
 from analytics_assets.sources import Problem
+from analytics_assets.sources.counter_dumps import MAX_LINE
 
 NOT_RESTORABLE: Final = Violation("(row)", "is damaged past the event name; correct or remove it")
 NOT_WRITABLE: Final = Violation("(file)", "cannot be read and written; run this command as the web application's user")
-
-_MAX_LINE: Final = 4096
-"""In bytes. A line of a dump never crosses a page of this size."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def repair_dumps(dump_dir: Path) -> Repaired:
             problems.append(Problem(where, NOT_WRITABLE))
             continue
         try:
-            content = os.pread(descriptor, _MAX_LINE, 0)
+            content = os.pread(descriptor, MAX_LINE, 0)
             if not content.strip(b"\n") or content.startswith(b"{"):
                 continue
             head = _find_head(content, day)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import date, timedelta
 
@@ -36,12 +37,46 @@ def run_daily_job(pipeline: Pipeline, first: date, last: date) -> dg.ExecuteInPr
     return job.execute_in_process(instance=pipeline.instance, tags=range_tags(first, last), raise_on_error=False)
 
 
+def run_published(pipeline: Pipeline) -> dg.ExecuteInProcessResult:
+    """Materialize the asset by itself."""
+    job = pipeline.definitions().resolve_implicit_global_asset_job_def()
+    return job.execute_in_process(
+        instance=pipeline.instance, asset_selection=[dg.AssetKey(ASSET)], raise_on_error=False
+    )
+
+
 @pytest.fixture
 def published(pipeline: Pipeline, host: Host, every_day: list[date]) -> Pipeline:
     """A pipeline that has published everything that is closed."""
     fill(host, pipeline.settings, every_day)
     assert run_daily_job(pipeline, every_day[0], every_day[-1]).success
     return pipeline
+
+
+def test_the_dumps_of_closed_days_are_merged_and_count_the_same(
+    pipeline: Pipeline, host: Host, every_day: list[date], capfd: pytest.CaptureFixture[str]
+) -> None:
+    days, folder = every_day[-LOOKBACK_DAYS - 2 :], pipeline.settings.dump_dir
+    for _ in range(2):
+        fill(host, pipeline.settings, days)
+    (folder / str(days[0]) / f"{'f' * 32}.ndjson").write_bytes(b"canary")
+    for path in folder.glob("*/*.ndjson"):
+        os.utime(path, (path.stat().st_mtime - 90_000,) * 2)
+    failed = run_daily_job(pipeline, days[0], days[-1])
+    assert not failed.success
+    assert run_published(pipeline).success
+    assert [len(list((folder / str(day)).glob("*.ndjson"))) for day in days] == [3, 1, 2, 2]
+    assert "dumps of closed days are not merged: (row) is not a line of JSON" in capfd.readouterr().err
+
+    (folder / str(days[0]) / f"{'f' * 32}.ndjson").unlink()
+    result = run_daily_job(pipeline, days[0], days[-1])
+    assert result.success
+    (event,) = [e for e in result.get_asset_materialization_events() if e.asset_key == dg.AssetKey(ASSET)]
+    assert event.materialization.metadata["dumps merged"].value == 2
+    assert [len(list((folder / str(day)).glob("*.ndjson"))) for day in days] == [1, 1, 2, 2]
+    assert run_daily_job(pipeline, days[0], days[-1]).success
+    for day in days:
+        assert sum(pipeline.stored("directory_page_views", day).values()) == 18
 
 
 def test_the_daily_job_publishes_what_is_closed_after_it_has_collected(

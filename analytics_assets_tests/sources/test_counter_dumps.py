@@ -5,26 +5,26 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analytics_assets.contract import COUNT, EVENT_DATE, EVENT_ID, MAX_COUNT, STATUS_CODE, metric
+from analytics_assets.contract import COUNT, EVENT_DATE, EVENT_ID, MAX_COUNT, STATUS_CODE, Metric, metric
 from analytics_assets.guard import row_violations
 from analytics_assets.settings import Settings
-from analytics_assets.sources import OriginRefusedError, counter_dumps
+from analytics_assets.sources import OriginRefusedError, Reader, counter_dumps
 from analytics_assets.sources.counter_dumps import UNREADABLE, open_dumps, read_day
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.host import Host, moments
+from analytics_assets_tests.support.nobody import as_nobody
 from analytics_assets_tests.support.pipeline import Pipeline, everything_said, failures, gate
 
 DUMP_FED = ["directory_page_views", "directory_searches", "endpoint_error_rates"]
@@ -139,7 +139,7 @@ def assert_refused(pipeline: Pipeline, result: dg.ExecuteInProcessResult, day: d
 def test_a_line_that_may_be_anybodys_is_a_problem_of_every_metric(tmp_path: Path, bad: bytes) -> None:
     write(tmp_path / str(DAY), line() + b"\n\n" + bad)
     for fed in (VIEWS, SEARCHES, RATES):
-        (problem,) = read_day(tmp_path / str(DAY), fed, DAY).problems
+        (problem,) = read_day(tmp_path / str(DAY), DAY)[fed.asset].problems
         assert problem.where == f"{DAY}/{POISON_FILE} line 3"
         assert problem.violation.field in {"(row)", "event_name"}
         assert "canary" not in repr(problem)
@@ -172,11 +172,11 @@ def test_a_bad_line_of_a_metric_is_a_problem_of_that_metric_only(
 ) -> None:
     day = tmp_path / str(DAY)
     write(day, b"\n".join([line(), b"", line(**change)]))
-    (problem,) = read_day(day, VIEWS, DAY).problems
+    (problem,) = read_day(day, DAY)[VIEWS.asset].problems
     assert problem.violation.field == field
     assert problem.where == f"{DAY}/{POISON_FILE} line 3"
     assert "canary" not in repr(problem)
-    assert read_day(day, SEARCHES, DAY).problems == read_day(day, RATES, DAY).problems == []
+    assert read_day(day, DAY)[SEARCHES.asset].problems == read_day(day, DAY)[RATES.asset].problems == []
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_bad_line_of_the_responses(tmp_path: Path, field: str, change: dict[st
     good: dict[str, Any] = {"event_name": "http_response", "endpoint": "GET /", "status_code": 200}
     good |= {"event_id": None, "source": None}
     write(tmp_path / str(DAY), line(**good) + b"\n" + line(**good | change))
-    counted = read_day(tmp_path / str(DAY), RATES, DAY)
+    counted = read_day(tmp_path / str(DAY), DAY)[RATES.asset]
     assert [problem.violation.field for problem in counted.problems] == [field]
     assert "canary" not in repr(counted.problems)
 
@@ -289,53 +289,200 @@ def test_a_day_that_has_lost_dumps_is_refused(pipeline: Pipeline, yesterday: dat
 @pytest.mark.parametrize("change", [{"event_name": "badge_scanned"}, {"device": "phone"}, {"source": "kiosk"}])
 def test_a_dump_of_a_newer_web_application_says_who_is_upgraded_first(tmp_path: Path, change: dict[str, Any]) -> None:
     write(tmp_path / str(DAY), line(**change))
-    (problem,) = read_day(tmp_path / str(DAY), VIEWS, DAY).problems
+    (problem,) = read_day(tmp_path / str(DAY), DAY)[VIEWS.asset].problems
     assert "if the web application is newer than the pipeline, upgrade the pipeline first" in str(problem)
     assert not set(change.values()) & set(str(problem).split())
+
+
+# --- lines as telemetry writes them, and lines that are like them
+
+
+def written(count: str = f"{17:12}", *, blanks: str = "", **change: Any) -> bytes:
+    """A line of page views as telemetry writes it, with any text as its count."""
+    return (
+        line(count=None, **change).replace(b": ", b":").replace(b", ", b",")[:-1]
+        + f',"count":{blanks}{count}}}'.encode()
+    )
+
+
+def response(**change: Any) -> bytes:
+    """A line of responses."""
+    return line(event_name="http_response", event_id=None, source=None, **{"endpoint": "GET /"} | change)
+
+
+LIKE: dict[str, bytes] = {
+    "as telemetry writes it": written(),
+    "aligned": written(blanks=" " * 7),
+    "the largest count": written(str(MAX_COUNT)),
+    "blanks up to the longest line": written(blanks=" " * (4096 - len(written()))),
+    "one byte longer": written(blanks=" " * (4097 - len(written()))),
+    "narrow": written("17"),
+    "tabs": written("\t" * 10 + "17"),
+    "blanks behind the count": written("17" + " " * 10),
+    "zero": written(f"{0:12}"),
+    "leading zero": written(f"{'017':>12}"),
+    "leading zeros": written(f"{17:012}"),
+    "plus": written(f"{'+17':>12}"),
+    "minus": written(f"{'-17':>12}"),
+    "underscore": written(f"{'1_7':>12}"),
+    "two numbers": written(f"{'1 7':>12}"),
+    "point": written(f"{'17.0':>12}"),
+    "exponent": written(f"{'1e3':>12}"),
+    "no digits": written(" " * 12),
+    "digits of another script": written(f"{chr(0x661):>12}"),
+    "thirteen digits": written(str(10**12)),
+    "a digit before blanks": written(f"{17:12}", blanks="1"),
+    "a minus before blanks": written(f"{17:12}", blanks="-"),
+    "a minus before twelve digits": written("1" * 12, blanks="-"),
+    "a fraction of twelve digits": written("1" * 12, blanks="0."),
+    "an exponent of twelve digits": written("0" * 11 + "1", blanks="1e"),
+    "count twice": written(f"{1:12}")[:-1] + b',"count":           7}',
+    "count in a text": written(event_id='x","count":')[:-14] + b"           7}",
+    "count in a name": written()[: -len('"count":           17}')] + b'"\\"count":          17}',
+    "count in an object": b'{"x":' + written() + b"}",
+    "a code of twenty, then a count": response(count=1, status_code=20)[:-1] + b"         404}",
+    "a code in place of the count": response(count=7, status_code=None)[:-1] + b',"status_code":         404}',
+    "another order": b'{"count":          17,' + written()[1:-22] + b"}",
+    "escaped": written().replace(b"directory_page", b"directory\\u005fpage"),
+    "escaped name of a field": written().replace(b"event_id", b"event\\u005fid"),
+    "carriage return": written() + b"\r",
+    "a blank at the end": written() + b" ",
+    "a blank at the start": b" " + written(),
+    "UTF-8 mark": b"\xef\xbb\xbf" + written(),
+    "NUL": written() + b"\0",
+    "bracket at the end": written()[:-1] + b"]",
+    "NUL before it": b"\0" + written(),
+    "only the end": written()[-22:],
+    "only the count": written()[-13:],
+    "two lines": written() + written(),
+    "another day": written().replace(str(DAY).encode(), b"2026-11-23"),
+    "another metric": written(event_name="directory_searched"),
+    "no metric": written(event_name="canary_viewed"),
+    "a field more": written(email="canary@example.org"),
+    "not UTF-8": written().replace(b'"7"', b'"\xff"'),
+}  # fmt: skip
+
+
+def read_strictly(lines: list[bytes]) -> tuple[dict[str, Counter[tuple[Any, ...]]], dict[str, list[str]]]:
+    """What the parser alone makes of lines: counts and problems of each metric."""
+    counted: dict[str, Counter[tuple[Any, ...]]] = {asset: Counter() for asset in DUMP_FED}
+    problems: dict[str, list[str]] = {asset: [] for asset in DUMP_FED}
+    for number, text in enumerate(lines, 1):
+        fed, row, violations = counter_dumps._parse(text, DAY) if text else (None, {}, [])
+        for asset in DUMP_FED if fed is None else [fed.asset]:
+            problems[asset] += [f"{DAY}/{POISON_FILE} line {number}: {violation}" for violation in violations]
+        if fed and not violations:
+            counted[fed.asset][key_of(fed, row)] += row["count"]
+    return counted, problems
+
+
+def key_of(fed: Metric, row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(field.name) for field in fed.fields if field not in {EVENT_DATE, COUNT})
+
+
+def assert_read_as_strictly(folder: Path, lines: list[bytes]) -> None:
+    """A day with these lines is read as the parser reads each of them, whatever was read before it."""
+    write(folder, b"\n".join(lines))
+    expected, problems = read_strictly(lines)
+    read = read_day(folder, DAY)
+    for fed in (VIEWS, SEARCHES, RATES):
+        counts = {key_of(fed, row): row["count"] for row in read[fed.asset].rows}
+        assert counts == expected[fed.asset]
+        found = [str(problem) for problem in read[fed.asset].problems]
+        assert [text for text in found if " line " in text] == problems[fed.asset]
+        assert len(found) - len(problems[fed.asset]) == sum(count > MAX_COUNT for count in counts.values())
+
+
+@pytest.mark.parametrize("like", LIKE.values(), ids=LIKE.keys())
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_line_is_read_as_the_parser_reads_it(tmp_path: Path, like: bytes, times: int) -> None:
+    assert_read_as_strictly(tmp_path / str(DAY), [written(), b"", *[like] * times, written(), like])
+
+
+@pytest.mark.parametrize("block", [1, 13, 200, 1 << 20])
+def test_it_does_not_matter_how_much_of_a_file_is_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(counter_dumps, "_BLOCK", block)
+    too_long = written(event_id="canary" * 700)
+    assert_read_as_strictly(tmp_path / str(DAY), [b"", b"", *LIKE.values(), too_long, b"", written(), too_long])
+
+
+def test_the_alignment_of_a_count_is_no_part_of_its_key(tmp_path: Path) -> None:
+    write(tmp_path / str(DAY), b"\n".join(written(blanks=" " * blanks) for blanks in range(8)))
+    (row,) = read_day(tmp_path / str(DAY), DAY)[VIEWS.asset].rows
+    assert row["count"] == 8 * 17
+
+
+# --- what the metrics of a run share
+
+
+def open_at(folder: Path, fed: Metric, run_id: str = "") -> AbstractContextManager[Reader]:
+    return open_dumps(fed, replace(Settings.from_env({}), dump_dir=folder), run_id)
+
+
+def counted_in(folder: Path, fed: Metric, run_id: str, day: date = DAY) -> tuple[int, int]:
+    """The sum of a day's counts, and the total that it is compared with."""
+    with open_at(folder, fed, run_id) as reader:
+        return sum(row["count"] for row in reader.count(day).rows), reader.total(day)
+
+
+def test_the_metrics_of_a_run_read_a_day_once(tmp_path: Path) -> None:
+    both = line() + b"\n" + line(event_name="directory_searched") + b"\n"
+    write(tmp_path / str(DAY), both)
+    assert counted_in(tmp_path, VIEWS, "first") == (5, 5)
+    write(tmp_path / str(DAY), both, "a" * 32 + ".ndjson")
+    assert counted_in(tmp_path, SEARCHES, "first") == (5, 5)
+    assert counted_in(tmp_path, SEARCHES, "second") == (10, 10)
+    assert counted_in(tmp_path, SEARCHES, "") == (10, 10)
+
+
+def test_days_beyond_the_shared_rows_are_read_by_each_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counter_dumps, "_SHARED_ROWS", 2)
+    days = [DAY, DAY + timedelta(days=1)]
+    for day in days:
+        write(tmp_path / str(day), line(day) + b"\n" + line(day, event_name="directory_searched") + b"\n")
+        assert counted_in(tmp_path, VIEWS, "run", day) == (5, 5)
+    for day in days:
+        write(tmp_path / str(day), line(day, event_name="directory_searched", count=7))
+    assert [counted_in(tmp_path, SEARCHES, "run", day) for day in days] == [(5, 5), (7, 7)]
 
 
 # --- the comparison
 
 
-def test_the_comparison_reads_many_small_files_in_a_few_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each call takes milliseconds, however short the file."""
-    for number in range(5000):
-        write(tmp_path / str(DAY), line(count=1) + b"\n" * (number % 3), f"{number:032x}.ndjson")
-    calls = Counter[str]()
-
-    def read_json(*arguments: Any, **options: Any) -> Any:
-        calls["read_json"] += 1
-        return pd.read_json(*arguments, **options)
-
-    monkeypatch.setattr(counter_dumps, "pd", SimpleNamespace(read_json=read_json))
-    with open_dumps(VIEWS, replace(Settings.from_env({}), dump_dir=tmp_path)) as source:
-        assert source.total(DAY) == 5000
-    assert calls["read_json"] == 1
-
-
-@pytest.mark.parametrize("batch", [1, 200, 1 << 20])
-def test_the_comparison_does_not_depend_on_how_many_files_it_reads_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
-) -> None:
-    monkeypatch.setattr(counter_dumps, "_BATCH", batch)
+def test_the_comparison_names_the_file_that_it_cannot_read(tmp_path: Path) -> None:
     names = [f"{number:032x}.ndjson" for number in range(9)]
     for number, name in enumerate(names):
         write(tmp_path / str(DAY), b"\n" + line(count=10**number) + b"\n" + line(event_name="directory_searched"), name)
     write(tmp_path / str(DAY), b"", names[4])
-    with open_dumps(VIEWS, replace(Settings.from_env({}), dump_dir=tmp_path)) as source:
+    with open_at(tmp_path, VIEWS) as source:
         assert source.total(DAY) == 111_101_111
-        # Halves of lines that would be one line together, and a file that no reader takes for lines.
-        for first, second in ((b'{"count": [{}', b"{}]}"), (line(count=1), b"canary"), (line()[:-9], line()[-9:])):
-            write(tmp_path / str(DAY), first, names[4])
-            write(tmp_path / str(DAY), second, names[5])
-            with pytest.raises(OriginRefusedError, match=f"{DAY}/0{{31}}[45].ndjson: .row. is not a line of JSON"):
-                source.total(DAY)
+    # Halves of lines that would be one line together, and files that no reader takes for lines.
+    for bad in (
+        b'{"count": [{}',
+        b"{}]}",
+        b"canary",
+        line()[:-9],
+        line()[-9:],
+        b"[1]",
+        b"{}",
+        line(event_name=[]),
+        line().replace(b"5}", b"NaN}"),
+    ):
+        write(tmp_path / str(DAY), bad, names[4])
+        with (
+            open_at(tmp_path, VIEWS) as source,
+            pytest.raises(OriginRefusedError, match=f"{DAY}/{names[4]}: .row. is not a line of JSON") as refused,
+        ):
+            source.total(DAY)
+        assert "canary" not in str(refused.value)
 
 
 def test_a_sum_past_the_largest_count_is_refused(tmp_path: Path) -> None:
     for name in ("a" * 32, "b" * 32):
         write(tmp_path / str(DAY), line(count=MAX_COUNT), f"{name}.ndjson")
-    (problem,) = read_day(tmp_path / str(DAY), VIEWS, DAY).problems
+    (problem,) = read_day(tmp_path / str(DAY), DAY)[VIEWS.asset].problems
     assert (problem.where, problem.violation.field) == (f"{DAY}/", COUNT.name)
 
 
@@ -367,27 +514,9 @@ def test_what_may_not_be_read_is_not_a_day_without_counts(closed: str) -> None:
         day = Path(folder) / str(DAY)
         write(day, line(), f"{'a' * 32}.ndjson")
         (day if closed == "folder" else day / f"{'a' * 32}.ndjson").chmod(0)
-        assert as_nobody(lambda: [str(problem.violation) for problem in read_day(day, VIEWS, DAY).problems]) == [
+        assert as_nobody(lambda: [str(problem.violation) for problem in read_day(day, DAY)[VIEWS.asset].problems]) == [
             str(UNREADABLE)
         ]
-
-
-def as_nobody(read: Callable[[], list[str]]) -> list[str]:
-    """What a login without rights gets (root may read everything)."""
-    outgoing, incoming = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            if not os.geteuid():
-                os.setuid(65534)
-            os.write(incoming, json.dumps(read()).encode())
-        finally:
-            os._exit(0)
-    os.close(incoming)
-    with os.fdopen(outgoing) as answer:
-        found: list[str] = json.loads(answer.read())
-    os.waitpid(child, 0)
-    return found
 
 
 def test_no_folder_of_the_day_is_a_day_without_counts(pipeline: Pipeline, yesterday: date) -> None:
@@ -456,7 +585,7 @@ def test_what_telemetry_counts_is_what_is_read(folder: Path, processes: list[lis
                 expected[tuple(sorted(key.items()))] += times
     found: dict[tuple[object, ...], int] = {}
     for fed in (VIEWS, SEARCHES, RATES):
-        read = read_day(day, fed, DAY)
+        read = read_day(day, DAY)[fed.asset]
         assert read.problems == []
         for row in read.rows:
             key = {n: v for n, v in row.items() if v is not None and n not in {"event_date", "count"}}
@@ -489,6 +618,28 @@ _glued = st.builds(lambda *parts: b"".join(parts), _mutated, st.binary(max_size=
 _lines = st.lists(_mutated | _mutated | _cut | _glued | st.binary(max_size=30), max_size=8).map(b"\n".join)
 
 
+_written = st.builds(
+    lambda name, event_id, count, blanks: written(count, blanks=" " * blanks, event_name=name, event_id=event_id),
+    st.sampled_from(["directory_page_viewed", "directory_searched"]),
+    st.sampled_from(["7", "8"]),
+    st.integers(1, MAX_COUNT).map("{:12}".format) | st.text("0123456789 -+.e_\t", max_size=14),
+    st.integers(0, 7),
+)
+_spoiled = st.builds(
+    lambda text, at, new, old: text[: at % len(text)] + new + text[at % len(text) + old :],
+    _written,
+    st.integers(0, 200),
+    st.binary(max_size=2) | st.sampled_from([b" ", b"0", b"1", b"}", b'"', b'"count":', b"\\", b",", b"-", b"{"]),
+    st.integers(0, 2),
+).map(lambda text: text.replace(b"\n", b" "))
+
+
+@settings(searching, max_examples=1000)
+@given(lines=st.lists(_written | _spoiled | _mutated, max_size=8))
+def test_every_line_is_read_as_the_parser_reads_it(folder: Path, lines: list[bytes]) -> None:
+    assert_read_as_strictly(emptied(folder), lines)
+
+
 @settings(searching, max_examples=300)
 @given(content=_lines | st.binary(max_size=200), end=st.sampled_from([b"", b"\n"]))
 def test_no_file_is_too_strange(folder: Path, content: bytes, end: bytes) -> None:
@@ -496,7 +647,7 @@ def test_no_file_is_too_strange(folder: Path, content: bytes, end: bytes) -> Non
     day, refusals = emptied(folder), list[str]()
     write(day, content + end)
     for fed in (VIEWS, SEARCHES, RATES):
-        read = read_day(day, fed, DAY)
+        read = read_day(day, DAY)[fed.asset]
         assert "canary" not in repr(read.problems) + "".join(map(str, read.problems))
         if not read.problems:
             assert not [row for row in read.rows if row_violations(row, fed.fields, fed.event_names)]

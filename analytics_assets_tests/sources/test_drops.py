@@ -66,7 +66,7 @@ def test_a_drop_file_is_no_dump_and_no_stranger(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*/*.drops"))) == 2
     assert find_folder_problem(tmp_path) is None
     for metric in (m for m in METRICS if isinstance(m.origin, CounterDumps)):
-        counted = read_day(tmp_path / str(DAY), metric, DAY)
+        counted = read_day(tmp_path / str(DAY), DAY)[metric.asset]
         assert counted.problems == []
         assert sum(row["count"] for row in counted.rows) == (metric.asset == "directory_searches")
 
@@ -76,7 +76,7 @@ def test_what_only_looks_like_a_drop_file_is_a_stranger(tmp_path: Path) -> None:
     for name in ("canary.drops", FILE.upper(), FILE + ".gz"):
         write(tmp_path, line(), name)
     (tmp_path / str(DAY) / FILE).mkdir()
-    (problem,) = read_day(tmp_path / str(DAY), metric, DAY).problems
+    (problem,) = read_day(tmp_path / str(DAY), DAY)[metric.asset].problems
     assert (problem.where, problem.rows) == (f"{DAY}/", 4)
     assert read_drops(tmp_path, [DAY]).counts == {}
 

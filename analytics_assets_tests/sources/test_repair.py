@@ -48,7 +48,7 @@ def test_a_head_that_was_overwritten_up_to_the_event_name_is_restored(tmp_path: 
     for length in range(1, len(HEADS[first]) + 1):
         for stray in (b"\0" * length, b"." * length, b"\n" * length, bytes(range(1, length + 1))):
             overwrite(path, stray)
-            assert len(read_day(path.parent, DUMP_FED[0], DAY).problems) >= 1
+            assert len(read_day(path.parent, DAY)[DUMP_FED[0].asset].problems) >= 1
             repaired = repair_dumps(tmp_path)
             assert repaired.restored == (f"{DAY}/{path.name} line 1",), stray
             assert repaired.problems == ()
