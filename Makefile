@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
 .PHONY: help install demo up lint check test test-programs supported-python \
-	bench-telemetry bench-storage bench-publish bench-friction lock clean
+	bench-collect bench-telemetry bench-storage bench-publish bench-friction lock clean
 # `make -j` must not start slow prerequisites beside those that refuse at once.
 .NOTPARALLEL:
 
@@ -38,6 +38,9 @@ VALIDATE := cd .venv && PYTHONWARNINGS=ignore:Function bin/dagster definitions v
 
 test-programs:  ## Bring the programs that the tests run (Chromium, nginx, openssl, PgBouncer), or say what brings them.
 	@.ci/test-programs
+
+bench-collect: .venv/test-installed  ## What collecting from a source view costs, beside the plain SQL that does the same.
+	$(BIN)/python benchmarks/collect.py
 
 bench-telemetry: .venv/test-installed  ## What counting costs, beside prometheus_client and its middlewares.
 	$(BIN)/python benchmarks/telemetry.py
