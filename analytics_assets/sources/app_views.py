@@ -1,12 +1,12 @@
 """Counting in the host application's database, through the views of schema `analytics_source` and nothing else.
 
-The rows never leave the host's database, which classifies, groups and counts them: one statement per day. A value that
+The rows never leave the host's database, which groups, counts and classifies them: one statement per day. A value that
 the contract refuses is counted by the rule it breaks, and is not selected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from analytics_assets.contract import EVENT_ID, SOURCE, SOURCE_SCHEMA, SOURCE_VIEWS, Metric, SourceView
 from analytics_assets.database import engine, full_match, redacted_errors
 from analytics_assets.days import bounds
-from analytics_assets.guard import Violation, row_violations
+from analytics_assets.guard import Violation, count_violations
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
 from analytics_assets.sources.login import summarize_excess_rights
@@ -62,6 +62,10 @@ _FIRST_PLAUSIBLE: Final = datetime(1971, 1, 1, tzinfo=UTC)
 """Earlier is the zero of a clock or of a type (1970-01-01, year 1, -infinity), not when something happened."""
 
 _TURNED_ON_RULE: Final = Violation("turned_on", "must be true or false")
+_RULES: Final = {
+    rule.field: rule for rule in (*(Violation(field.name, field.rule) for field in (EVENT_ID, SOURCE)), _TURNED_ON_RULE)
+}
+_COLLATED: Final = ("text", "character varying")
 RECOVERY: Final = (
     "The host application's operator corrects the view; `analytics-assets sources` confirms it. Then materialize these"
     " days again."
@@ -78,13 +82,15 @@ def open_view(metric: Metric, view: SourceView, settings: Settings) -> Iterator[
     """
     with engine(settings.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database:
         with _redacted_reading(metric), database.connect() as connection:
-            if problems := find_view_problems(connection, view):
+            columns = _read_columns(connection, view)
+            if problems := _find_problems(connection, view, columns):
                 raise OriginRefusedError(problems, RECOVERY)
             warnings = summarize_excess_rights(connection)
+        groups, rows = _count_query(view, columns, metric.event_names), _total_query(view)
         # Each statement is a transaction: one transaction over 180 days would hold back the host's vacuum.
         yield Reader(
-            count=lambda day: _count_groups(database, metric, view, day, settings.time_zone),
-            total=lambda day: _count_rows(database, metric, view, day, settings.time_zone),
+            count=lambda day: _count_groups(database, metric, groups, day, settings.time_zone),
+            total=lambda day: _count_rows(database, metric, rows, day, settings.time_zone),
             outside=lambda: _count_outside(database, metric, view, settings),
             warnings=warnings,
         )
@@ -96,11 +102,11 @@ def _redacted_reading(metric: Metric) -> AbstractContextManager[None]:
 
 def find_view_problems(connection: sa.Connection, view: SourceView) -> list[Problem]:
     """List what is wrong with a view. Only the catalog is read, no row."""
-    return [Problem(f"view {SOURCE_SCHEMA}.{view.name}", violation) for violation in _view_violations(connection, view)]
+    return _find_problems(connection, view, _read_columns(connection, view))
 
 
-def _view_violations(connection: sa.Connection, view: SourceView) -> list[Violation]:
-    parameters = {"schema": SOURCE_SCHEMA, "view": view.name}
+def _read_columns(connection: sa.Connection, view: SourceView) -> dict[str, str]:
+    """Return the types of the view's columns by their names; nothing when there is no such view."""
     found = connection.execute(
         sa.text(
             "select a.attname as name, format_type(a.atttypid, null) as type from pg_class c"
@@ -108,9 +114,18 @@ def _view_violations(connection: sa.Connection, view: SourceView) -> list[Violat
             " join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
             " where c.relname = :view and c.relkind in ('v', 'm')"
         ),
-        parameters,
+        {"schema": SOURCE_SCHEMA, "view": view.name},
     )
-    columns: dict[str, str] = {row.name: row.type for row in found}
+    return {row.name: row.type for row in found}
+
+
+def _find_problems(connection: sa.Connection, view: SourceView, columns: Mapping[str, str]) -> list[Problem]:
+    violations = _view_violations(connection, view, columns)
+    return [Problem(f"view {SOURCE_SCHEMA}.{view.name}", violation) for violation in violations]
+
+
+def _view_violations(connection: sa.Connection, view: SourceView, columns: Mapping[str, str]) -> list[Violation]:
+    parameters = {"schema": SOURCE_SCHEMA, "view": view.name}
     if not columns:
         expected = ", ".join(view.columns)
         return [Violation("(view)", f"is missing or is not a view; create it with the columns {expected}")]
@@ -169,67 +184,79 @@ def find_undocumented_views(settings: Settings) -> list[str]:
     return [f"{SOURCE_SCHEMA}.{name}" for name in readable if name not in documented]
 
 
-def _happened_on(table: sa.TableClause, day: date, time_zone: str) -> sa.ColumnElement[bool]:
+def _happened(table: sa.TableClause) -> sa.ColumnElement[bool]:
     # A half-open range on the bare column lets PostgreSQL use the host's index.
-    start, end = bounds(day, time_zone)
-    return (table.c.occurred_at >= start) & (table.c.occurred_at < end)
+    return (table.c.occurred_at >= sa.bindparam("start")) & (table.c.occurred_at < sa.bindparam("end"))
+
+
+def _bounds(day: date, time_zone: str) -> dict[str, datetime]:
+    return dict(zip(("start", "end"), bounds(day, time_zone), strict=True))
 
 
 def _table_of(view: SourceView) -> sa.TableClause:
     return sa.table(view.name, *(sa.column(name) for name in view.columns), schema=SOURCE_SCHEMA)
 
 
-def _count_groups(database: sa.Engine, metric: Metric, view: SourceView, day: date, time_zone: str) -> Counted:
+def _count_groups(database: sa.Engine, metric: Metric, query: sa.Select[Any], day: date, time_zone: str) -> Counted:
+    with _redacted_reading(metric), database.connect() as connection:
+        groups = connection.execute(query, _bounds(day, time_zone)).all()
+
+    where = f"{day}: view {'.'.join(metric.origin.path)}"
+    problems = [Problem(where, _RULES[refused], rows) for refused, _, _, _, rows in groups if refused]
+    rows = [
+        {"event_date": day, "event_name": name, "event_id": event_id, "source": source, "count": rows}
+        for refused, name, event_id, source, rows in groups
+        if not refused
+    ]
+    violations = count_violations(rows, metric.fields, metric.event_names)
+    problems += [Problem(where, violation, number) for violation, number in violations.items()]
+    return Counted(rows, problems)
+
+
+def _count_query(view: SourceView, columns: Mapping[str, str], event_names: Sequence[str]) -> sa.Select[Any]:
+    """Return the statement that counts a day: what is refused by its rule, everything else by its values.
+
+    The innermost groups are those of the bare columns, so that a rule is evaluated per group and not per row.
+    """
     table = _table_of(view)
-    event_id = sa.cast(table.c.event_id, sa.Text)
-    source = sa.cast(table.c.source, sa.Text)
-    switch = table.c.turned_on if view.switch else sa.true()
+    # Otherwise a collation of the host may take a refused value and an allowed one for the same.
+    keys = {
+        name: table.c[name].collate("C") if columns[name] in _COLLATED else table.c[name]
+        for name in view.columns
+        if name != "occurred_at"
+    }
+    groups = (
+        sa.select(*(key.label(name) for name, key in keys.items()), sa.func.count().label("rows"))
+        .where(_happened(table))
+        .group_by(*keys.values())
+        .subquery()
+    )
+    switch = groups.c.turned_on if view.switch else sa.true()
+    texts = [sa.cast(groups.c[name], sa.Text).label(name) for name in ("event_id", "source")]
+    event_id, source = texts
     refused = sa.case(
         (event_id.is_(None) | event_id.op("!~")(full_match(EVENT_ID.pattern or "")), EVENT_ID.name),
         (source.not_in(SOURCE.choices or ()), SOURCE.name),
         (switch.is_(None), _TURNED_ON_RULE.field),
     )
-    classified = (
-        sa.select(
-            refused.label("refused"),
-            sa.case((refused.is_(None), event_id)).label("event_id"),
-            sa.case((refused.is_(None), source)).label("source"),
-            sa.case((refused.is_(None), switch)).label("turned_on"),
-        )
-        .where(_happened_on(table, day, time_zone))
-        .subquery()
+    name = sa.case((switch, event_names[0]), else_=event_names[-1])
+    # `offset 0` keeps PostgreSQL from evaluating the rules again wherever the outer query says `refused`.
+    classified = sa.select(refused.label("refused"), name.label("event_name"), *texts, groups.c.rows).offset(0)
+    found = classified.subquery()
+    allowed = [sa.case((found.c.refused.is_(None), found.c[name])) for name in ("event_name", "event_id", "source")]
+    return sa.select(found.c.refused, *allowed, sa.cast(sa.func.sum(found.c.rows), sa.BigInteger)).group_by(
+        found.c.refused, *allowed
     )
-    query = sa.select(*classified.c, sa.func.count().label("rows")).group_by(*classified.c)
-    with _redacted_reading(metric), database.connect() as connection:
-        groups = connection.execute(query).all()
-
-    where = f"{day}: view {SOURCE_SCHEMA}.{view.name}"
-    rules = {rule.field: rule for rule in (*(Violation(f.name, f.rule) for f in (EVENT_ID, SOURCE)), _TURNED_ON_RULE)}
-    problems = [Problem(where, rules[g.refused], g.rows) for g in groups if g.refused]
-    rows: list[dict[str, Any]] = [
-        {
-            "event_date": day,
-            "event_name": metric.event_names[0 if g.turned_on else 1],
-            "event_id": g.event_id,
-            "source": g.source,
-            "count": g.rows,
-        }
-        for g in groups
-        if not g.refused
-    ]
-    problems += [
-        Problem(where, violation)
-        for row in rows
-        for violation in row_violations(row, metric.fields, metric.event_names)
-    ]
-    return Counted(rows, problems)
 
 
-def _count_rows(database: sa.Engine, metric: Metric, view: SourceView, day: date, time_zone: str) -> int:
+def _total_query(view: SourceView) -> sa.Select[Any]:
     table = _table_of(view)
-    query = sa.select(sa.func.count()).select_from(table).where(_happened_on(table, day, time_zone))
+    return sa.select(sa.func.count()).select_from(table).where(_happened(table))
+
+
+def _count_rows(database: sa.Engine, metric: Metric, query: sa.Select[Any], day: date, time_zone: str) -> int:
     with _redacted_reading(metric), database.connect() as connection:
-        return connection.scalar(query) or 0
+        return connection.scalar(query, _bounds(day, time_zone)) or 0
 
 
 def _count_outside(database: sa.Engine, metric: Metric, view: SourceView, settings: Settings) -> list[Problem]:

@@ -452,6 +452,20 @@ def test_each_reason_is_counted_by_itself(host: Host, reading: Settings, yesterd
     assert "canary" not in repr(counted)
 
 
+@pytest.mark.parametrize("sql_type", ["smallint", "integer", "bigint"])
+def test_a_negative_id_is_refused_whatever_its_type(
+    host: Host, reading: Settings, yesterday: date, sql_type: str
+) -> None:
+    replace_view(host, f"event_id::{sql_type} as event_id, occurred_at, source")
+    for number, event_id in ((2, "-1"), (3, "-32768"), (1, "0"), (4, "32767")):
+        host.occur("signups", moments(yesterday, "UTC", number), event_id=event_id)
+    with open_reader(SIGNUPS, reading) as opened:
+        counted = opened.count(yesterday)
+    assert {row["event_id"]: row["count"] for row in counted.rows} == {"0": 1, "32767": 4}
+    assert [(problem.violation.field, problem.rows) for problem in counted.problems] == [("event_id", 5)]
+    assert "32768" not in repr(counted)
+
+
 @pytest.mark.parametrize(
     "leaking",
     [
@@ -532,3 +546,15 @@ def test_a_day_is_one_statement_that_uses_an_index_on_the_bare_column(
     for statement, parameters in sent:
         plan = host.connection.exec_driver_sql(f"explain {statement}", parameters).scalars()
         assert "by_moment" in "\n".join(plan)
+
+
+def test_a_text_is_grouped_by_its_bytes_whatever_the_collation_of_the_host(
+    host: Host, reading: Settings, yesterday: date
+) -> None:
+    """By a collation that ignores case, which takes ICU, a refused value would be in the group of an allowed one."""
+    replace_view(host, "event_id::varchar(9) as event_id, occurred_at, source")
+    with statements() as sent, open_reader(SIGNUPS, reading) as source:
+        source.count(yesterday)
+    ((statement, _),) = sent
+    grouped = statement.partition("GROUP BY")[2].partition(")")[0]
+    assert grouped.count('COLLATE "C"') == 2
