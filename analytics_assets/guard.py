@@ -92,8 +92,9 @@ def count_violations(rows: Sequence[Row], fields: Sequence[Field], event_names: 
     found: Counter[Violation] = Counter()
     for field in fields:
         values = [row.get(field.name) for row in rows]
-        typed = list(zip(map(type, values), values, strict=True))  # because True and 1.0 equal 1
         allowed = tuple(event_names).__contains__ if field is EVENT_NAME else partial(obeys, field)
-        if refused := {key for key in set(typed) if not allowed(key[1])}:
-            found[Violation(field.name, field.rule)] = sum(key in refused for key in typed)
+        for type_ in set(map(type, values)):  # one by one, because True and 1.0 equal 1
+            of_type = [value for value in values if type(value) is type_]
+            if refused := {value for value in set(of_type) if not allowed(value)}:
+                found[Violation(field.name, field.rule)] += sum(value in refused for value in of_type)
     return found

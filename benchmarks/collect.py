@@ -205,7 +205,7 @@ def compare_day(found: Databases, store: Store, reader: Reader, day: date, times
     times.add("store a new day", store_new, plain)
     times.add("store again", store_again, plain)
 
-    ours, violations = timed(lambda: count_row_violations(store, SIGNUPS, day))
+    ours, violations = timed(lambda: count_row_violations(store, SIGNUPS, [day]))
     plain, selected = timed(lambda: found.admin.exec_driver_sql(STORED, parameters).all())
     times.add("check", ours, plain)
     require_equal("check", (not violations, len(expected)), (True, len(selected)))
