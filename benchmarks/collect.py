@@ -254,6 +254,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=10_000_000, help="sign-ups (default: 10,000,000)")
     parser.add_argument("--events", type=int, default=2_000, help="events, each with two sources (default: 2,000)")
     parser.add_argument("--days", type=int, default=180, help="days with sign-ups (default: 180)")
+    parser.add_argument("--no-index", action="store_true", help="without the index on the time")
     parser.add_argument("--rounds", type=int, default=20, help="rounds of the steps of a day (default: 20)")
     parser.add_argument("--runs", type=int, default=3, help="rounds of the whole run (default: 3)")
     options = parser.parse_args()
@@ -263,7 +264,10 @@ def main() -> int:
         settings.dump_dir.mkdir()
         with embedded_postgres(settings.data_dir) as server, databases(settings) as ready:
             found = Databases(server, ready, options.rows, options.events, options.days)
-            print(f"{options.rows:,} sign-ups of {options.events:,} events, {options.days} days")
+            if options.no_index:
+                found.host.exec_driver_sql("drop index signups_occurred_at")
+            without = ", no index" if options.no_index else ""
+            print(f"{options.rows:,} sign-ups of {options.events:,} events, {options.days} days{without}")
             try:
                 compare_days(found, options.rounds).report()
                 compare_runs(found, options.runs).report()

@@ -93,7 +93,7 @@ def collect(
             certain = read_cutoff(store).certain
             _forget_planned(context, metric, [day for day in expired if day < certain])
         try:
-            with open_reader(metric, settings) as reader:
+            with open_reader(metric, settings, [day for day in days if window.has(day)]) as reader:
                 for warning in reader.warnings:
                     context.log.warning(warning)
                 outcome = _collect_days(store, reader, metric, days, window=window, config=config)
@@ -136,15 +136,14 @@ def _forget_planned(context: dg.AssetExecutionContext, metric: Metric, expired: 
 def _collect_days(
     store: Store, reader: Reader, metric: Metric, days: Sequence[date], *, window: Window, config: CollectConfig
 ) -> _Outcome:
-    """Count and store day by day, in order. While a day is stored, the next one is counted: two are in memory."""
+    """Count and store day by day, in order. While a day is stored, the next one is counted."""
     outcome = _Outcome()
-    kept = []
     for day in days:
         try:
             window.refuse_outside(day)
-            kept.append(day)
         except DayRefusedError as refusal:
             outcome.failed[day] = str(refusal)
+    kept = [day for day in days if day not in outcome.failed]
     with ThreadPoolExecutor(1) as thread:
         ahead: Future[Counted] | None = None
         for day, following in zip_longest(kept, kept[1:]):

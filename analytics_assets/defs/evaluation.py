@@ -72,10 +72,10 @@ def bullet_list(items: Iterable[object]) -> str:
     return "\n".join(lines[:_MAX_LINES] + more)
 
 
-def open_reader(metric: Metric, settings: Settings) -> AbstractContextManager[Reader]:
-    """Open the view or the dumps that the metric is counted from."""
+def open_reader(metric: Metric, settings: Settings, days: Sequence[date] = ()) -> AbstractContextManager[Reader]:
+    """Open the view or the dumps that the metric is counted from. `days` will be counted, in this order."""
     if isinstance(metric.origin, SourceView):
-        return open_view(metric, metric.origin, settings)
+        return open_view(metric, metric.origin, settings, days)
     return open_dumps(metric, settings)
 
 
@@ -133,7 +133,7 @@ def _compare_totals(
         findings = ["no day of the run was stored"]
     else:
         try:
-            with open_reader(metric, store.settings) as reader:
+            with open_reader(metric, store.settings, compared) as reader:
                 differing = [day for day in compared if reader.total(day) != stored[day].total]
             findings, about = [f"{day}: the stored total differs from the source" for day in differing], differing
         except OriginRefusedError as refusal:

@@ -1,25 +1,31 @@
 """Counting in the host application's database, through the views of schema `analytics_source` and nothing else.
 
-The rows never leave the host's database, which groups, counts and classifies them: one statement per day. A value that
-the contract refuses is counted by the rule it breaks, and is not selected.
+The rows never leave the host's database, which groups, counts and classifies them: one statement per day or, where no
+index leads to the rows of a day, per chunk of days. A value that the contract refuses is counted by the rule it breaks,
+and is not selected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Final
+from functools import cache, partial
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from analytics_assets.contract import EVENT_ID, SOURCE, SOURCE_SCHEMA, SOURCE_VIEWS, Metric, SourceView
-from analytics_assets.database import engine, full_match, redacted_errors
-from analytics_assets.days import bounds
-from analytics_assets.guard import Violation, count_violations
+from analytics_assets.database import DatabaseError, engine, full_match, redacted_errors
+from analytics_assets.days import bounds, span
+from analytics_assets.guard import Row, Violation, count_violations
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
 from analytics_assets.sources.login import summarize_excess_rights
+
+Part = TypeVar("Part")
 
 COLUMN_TYPES: Final = {
     "event_id": ("text", "character varying", "uuid", "smallint", "integer", "bigint"),
@@ -72,9 +78,13 @@ RECOVERY: Final = (
 )
 
 
+CHUNK_DAYS: Final = 30
+"""So many days at most are counted by one statement, and are in memory together."""
+
+
 @contextmanager
-def open_view(metric: Metric, view: SourceView, settings: Settings) -> Iterator[Reader]:
-    """Open the view of a metric for reading.
+def open_view(metric: Metric, view: SourceView, settings: Settings, days: Sequence[date] = ()) -> Iterator[Reader]:
+    """Open the view of a metric for reading. `days` will be counted, in this order; those of a chunk may be at once.
 
     Raises:
         OriginRefusedError: the view is missing, may not be read, or differs from the contract.
@@ -86,14 +96,74 @@ def open_view(metric: Metric, view: SourceView, settings: Settings) -> Iterator[
             if problems := _find_problems(connection, view, columns):
                 raise OriginRefusedError(problems, RECOVERY)
             warnings = summarize_excess_rights(connection)
-        groups, rows = _count_query(view, columns, metric.event_names), _total_query(view)
-        # Each statement is a transaction: one transaction over 180 days would hold back the host's vacuum.
+        collated = frozenset(name for name, type_ in columns.items() if type_ in _COLLATED)
+        groups = _View(database, metric, settings.time_zone, partial(_groups_query, view, collated, metric.event_names))
+        rows = _View(database, metric, settings.time_zone, partial(_rows_query, view))
         yield Reader(
-            count=lambda day: _count_groups(database, metric, groups, day, settings.time_zone),
-            total=lambda day: _count_rows(database, metric, rows, day, settings.time_zone),
+            count=_by_day(groups, lambda of: _count_groups(metric, groups, of), days),
+            total=_by_day(rows, lambda of: dict.fromkeys(of, 0) | dict(rows.read(of)), days),
             outside=lambda: _count_outside(database, metric, view, settings),
             warnings=warnings,
         )
+
+
+@dataclass(frozen=True)
+class _View:
+    """A view, and what to read of each day."""
+
+    database: sa.Engine
+    metric: Metric
+    time_zone: str
+    query: Callable[[bool], sa.Select[*tuple[Any, ...]]]
+    """Statement of one day, or with True of several. Their numbers, from 1, are its first column."""
+
+    def read(self, days: Sequence[date]) -> list[tuple[Any, ...]]:
+        """Read some days, and return the rows with the day first.
+
+        Each call is a transaction: one transaction over 180 days would hold back the host's vacuum.
+        """
+        with _redacted_reading(self.metric), self.database.connect() as connection:
+            found = connection.execute(self.query(len(days) > 1), self._bounds(days)).all()
+        dated = ((days[0] + timedelta(days=number - 1), *row) for number, *row in found)
+        return [row for row in dated if row[0] in days]
+
+    def is_cheaper(self, days: Sequence[date]) -> bool:
+        """Whether PostgreSQL expects to read these days at once for half the cost of one by one. No row is read.
+
+        With an index on the time both cost the same, but a day by itself needs no number for each of its rows.
+        """
+        with _redacted_reading(self.metric), self.database.connect() as connection:
+            at_once, one = (self._estimate(connection, days[:number]) for number in (len(days), 1))
+        return at_once < len(days) * one / 2
+
+    def _estimate(self, connection: sa.Connection, days: Sequence[date]) -> float:
+        query = self.query(len(days) > 1).compile(connection).construct_expanded_state(self._bounds(days))
+        plan = connection.exec_driver_sql(f"explain (format json) {query.statement}", query.parameters).scalar_one()
+        return float(plan[0]["Plan"]["Total Cost"])
+
+    def _bounds(self, days: Sequence[date]) -> dict[str, Any]:
+        edges = [bounds(day, self.time_zone)[0] for day in span(days[0], days[-1] + timedelta(days=1))]
+        return {"start": edges[0], "end": edges[-1], "edges": edges}
+
+
+def _by_day(
+    view: _View, read: Callable[[Sequence[date]], Mapping[date, Part]], days: Sequence[date]
+) -> Callable[[date], Part]:
+    """Return a function that reads a day, together with the `days` after it where that is cheaper."""
+    together = list(days)
+    ahead: dict[date, Part] = {}
+
+    def read_day(day: date) -> Part:
+        if day not in ahead and day in together:
+            start = together.index(day)
+            chunk, together[:] = together[start : start + CHUNK_DAYS], together[start + CHUNK_DAYS :]
+            # If a day cannot be read, each is read by itself: it costs no other.
+            with suppress(DatabaseError):
+                if len(chunk) > 1 and view.is_cheaper(chunk):
+                    ahead.update(read(chunk))
+        return ahead.pop(day) if day in ahead else read([day])[day]
+
+    return read_day
 
 
 def _redacted_reading(metric: Metric) -> AbstractContextManager[None]:
@@ -184,51 +254,60 @@ def find_undocumented_views(settings: Settings) -> list[str]:
     return [f"{SOURCE_SCHEMA}.{name}" for name in readable if name not in documented]
 
 
+def _table_of(view: SourceView) -> sa.TableClause:
+    return sa.table(view.name, *(sa.column(name) for name in view.columns), schema=SOURCE_SCHEMA)
+
+
+def _count_groups(metric: Metric, view: _View, days: Sequence[date]) -> dict[date, Counted]:
+    rows: dict[date, list[Row]] = {day: [] for day in days}
+    problems: dict[date, list[Problem]] = {day: [] for day in days}
+    where = f"view {'.'.join(metric.origin.path)}"
+    for day, refused, name, event_id, source, number in view.read(days):
+        if refused:
+            problems[day].append(Problem(f"{day}: {where}", _RULES[refused], number))
+        else:
+            rows[day].append(
+                {"event_date": day, "event_name": name, "event_id": event_id, "source": source, "count": number}
+            )
+    for day in days:
+        violations = count_violations(rows[day], metric.fields, metric.event_names)
+        problems[day] += [Problem(f"{day}: {where}", violation, number) for violation, number in violations.items()]
+    return {day: Counted(rows[day], problems[day]) for day in days}
+
+
 def _happened(table: sa.TableClause) -> sa.ColumnElement[bool]:
     # A half-open range on the bare column lets PostgreSQL use the host's index.
     return (table.c.occurred_at >= sa.bindparam("start")) & (table.c.occurred_at < sa.bindparam("end"))
 
 
-def _bounds(day: date, time_zone: str) -> dict[str, datetime]:
-    return dict(zip(("start", "end"), bounds(day, time_zone), strict=True))
+def _number(table: sa.TableClause) -> sa.ColumnElement[int]:
+    edges = sa.bindparam("edges", type_=postgresql.ARRAY(sa.DateTime(timezone=True)))
+    return sa.func.width_bucket(table.c.occurred_at, edges, type_=sa.Integer).label("number")
 
 
-def _table_of(view: SourceView) -> sa.TableClause:
-    return sa.table(view.name, *(sa.column(name) for name in view.columns), schema=SOURCE_SCHEMA)
+_FIRST: Final = sa.literal_column("1", sa.Integer).label("number")
 
 
-def _count_groups(database: sa.Engine, metric: Metric, query: sa.Select[Any], day: date, time_zone: str) -> Counted:
-    with _redacted_reading(metric), database.connect() as connection:
-        groups = connection.execute(query, _bounds(day, time_zone)).all()
-
-    where = f"{day}: view {'.'.join(metric.origin.path)}"
-    problems = [Problem(where, _RULES[refused], rows) for refused, _, _, _, rows in groups if refused]
-    rows = [
-        {"event_date": day, "event_name": name, "event_id": event_id, "source": source, "count": rows}
-        for refused, name, event_id, source, rows in groups
-        if not refused
-    ]
-    violations = count_violations(rows, metric.fields, metric.event_names)
-    problems += [Problem(where, violation, number) for violation, number in violations.items()]
-    return Counted(rows, problems)
-
-
-def _count_query(view: SourceView, columns: Mapping[str, str], event_names: Sequence[str]) -> sa.Select[Any]:
-    """Return the statement that counts a day: what is refused by its rule, everything else by its values.
+@cache
+def _groups_query(
+    view: SourceView, collated: frozenset[str], event_names: tuple[str, ...], several: bool
+) -> sa.Select[*tuple[Any, ...]]:
+    """Return the statement that counts: what is refused by its rule, everything else by its values.
 
     The innermost groups are those of the bare columns, so that a rule is evaluated per group and not per row.
     """
     table = _table_of(view)
     # Otherwise a collation of the host may take a refused value and an allowed one for the same.
     keys = {
-        name: table.c[name].collate("C") if columns[name] in _COLLATED else table.c[name]
+        name: table.c[name].collate("C") if name in collated else table.c[name]
         for name in view.columns
         if name != "occurred_at"
     }
+    number = _number(table) if several else _FIRST
     groups = (
-        sa.select(*(key.label(name) for name, key in keys.items()), sa.func.count().label("rows"))
+        sa.select(number, *(key.label(name) for name, key in keys.items()), sa.func.count().label("rows"))
         .where(_happened(table))
-        .group_by(*keys.values())
+        .group_by(*keys.values(), *([number] if several else []))
         .subquery()
     )
     switch = groups.c.turned_on if view.switch else sa.true()
@@ -241,22 +320,23 @@ def _count_query(view: SourceView, columns: Mapping[str, str], event_names: Sequ
     )
     name = sa.case((switch, event_names[0]), else_=event_names[-1])
     # `offset 0` keeps PostgreSQL from evaluating the rules again wherever the outer query says `refused`.
-    classified = sa.select(refused.label("refused"), name.label("event_name"), *texts, groups.c.rows).offset(0)
+    classified = sa.select(
+        groups.c.number, refused.label("refused"), name.label("event_name"), *texts, groups.c.rows
+    ).offset(0)
     found = classified.subquery()
     allowed = [sa.case((found.c.refused.is_(None), found.c[name])) for name in ("event_name", "event_id", "source")]
-    return sa.select(found.c.refused, *allowed, sa.cast(sa.func.sum(found.c.rows), sa.BigInteger)).group_by(
-        found.c.refused, *allowed
-    )
+    key = (found.c.number, found.c.refused, *allowed)
+    return sa.select(*key, sa.cast(sa.func.sum(found.c.rows), sa.BigInteger)).group_by(*key)
 
 
-def _total_query(view: SourceView) -> sa.Select[Any]:
+@cache
+def _rows_query(view: SourceView, several: bool) -> sa.Select[*tuple[Any, ...]]:
+    """Return the statement that only counts rows, for the comparison with what is stored."""
     table = _table_of(view)
-    return sa.select(sa.func.count()).select_from(table).where(_happened(table))
-
-
-def _count_rows(database: sa.Engine, metric: Metric, query: sa.Select[Any], day: date, time_zone: str) -> int:
-    with _redacted_reading(metric), database.connect() as connection:
-        return connection.scalar(query, _bounds(day, time_zone)) or 0
+    if several:
+        number = _number(table)
+        return sa.select(number, sa.func.count()).where(_happened(table)).group_by(number)
+    return sa.select(_FIRST, sa.func.count()).select_from(table).where(_happened(table))
 
 
 def _count_outside(database: sa.Engine, metric: Metric, view: SourceView, settings: Settings) -> list[Problem]:

@@ -57,6 +57,10 @@ class Window:
     last_closed: date
     """The newest day that the daily job has collected for the last time, the first day of its newest run."""
 
+    def has(self, day: date) -> bool:
+        """Whether a day is kept and finished."""
+        return self.first <= day <= self.last
+
     def refuse_outside(self, day: date) -> None:
         """Raise DayRefusedError for a day that has expired or is not over."""
         if day < self.first:
