@@ -71,7 +71,8 @@ _TURNED_ON_RULE: Final = Violation("turned_on", "must be true or false")
 _RULES: Final = {
     rule.field: rule for rule in (*(Violation(field.name, field.rule) for field in (EVENT_ID, SOURCE)), _TURNED_ON_RULE)
 }
-_COLLATED: Final = ("text", "character varying")
+_TEXT: Final = ("text", "character varying")
+_FIRST: Final = sa.literal_column("1", sa.Integer).label("number")
 RECOVERY: Final = (
     "The host application's operator corrects the view; `analytics-assets sources` confirms it. Then materialize these"
     " days again."
@@ -96,12 +97,12 @@ def open_view(metric: Metric, view: SourceView, settings: Settings, days: Sequen
             if problems := _find_problems(connection, view, columns):
                 raise OriginRefusedError(problems, RECOVERY)
             warnings = summarize_excess_rights(connection)
-        collated = frozenset(name for name, type_ in columns.items() if type_ in _COLLATED)
-        groups = _View(database, metric, settings.time_zone, partial(_groups_query, view, collated, metric.event_names))
+        types = tuple(columns[name] for name in view.columns)
+        groups = _View(database, metric, settings.time_zone, partial(_groups_query, view, types, metric.event_names))
         rows = _View(database, metric, settings.time_zone, partial(_rows_query, view))
         yield Reader(
-            count=_by_day(groups, lambda of: _count_groups(metric, groups, of), days),
-            total=_by_day(rows, lambda of: dict.fromkeys(of, 0) | dict(rows.read(of)), days),
+            count=_by_day(groups, partial(_count_groups, groups), days),
+            total=_by_day(rows, partial(_count_rows, rows), days),
             outside=lambda: _count_outside(database, metric, view, settings),
             warnings=warnings,
         )
@@ -117,15 +118,13 @@ class _View:
     query: Callable[[bool], sa.Select[*tuple[Any, ...]]]
     """Statement of one day, or with True of several. Their numbers, from 1, are its first column."""
 
-    def read(self, days: Sequence[date]) -> list[tuple[Any, ...]]:
-        """Read some days, and return the rows with the day first.
+    def read(self, days: Sequence[date]) -> Sequence[sa.Row[*tuple[Any, ...]]]:
+        """Read some days, and those between them.
 
         Each call is a transaction: one transaction over 180 days would hold back the host's vacuum.
         """
         with _redacted_reading(self.metric), self.database.connect() as connection:
-            found = connection.execute(self.query(len(days) > 1), self._bounds(days)).all()
-        dated = ((days[0] + timedelta(days=number - 1), *row) for number, *row in found)
-        return [row for row in dated if row[0] in days]
+            return connection.execute(self.query(len(days) > 1), self._bounds(days)).all()
 
     def is_cheaper(self, days: Sequence[date]) -> bool:
         """Whether PostgreSQL expects to read these days at once for half the cost of one by one. No row is read.
@@ -160,7 +159,8 @@ def _by_day(
             # If a day cannot be read, each is read by itself: it costs no other.
             with suppress(DatabaseError):
                 if len(chunk) > 1 and view.is_cheaper(chunk):
-                    ahead.update(read(chunk))
+                    found = read(chunk)
+                    ahead.update((each, found[each]) for each in chunk)
         return ahead.pop(day) if day in ahead else read([day])[day]
 
     return read_day
@@ -258,21 +258,28 @@ def _table_of(view: SourceView) -> sa.TableClause:
     return sa.table(view.name, *(sa.column(name) for name in view.columns), schema=SOURCE_SCHEMA)
 
 
-def _count_groups(metric: Metric, view: _View, days: Sequence[date]) -> dict[date, Counted]:
-    rows: dict[date, list[Row]] = {day: [] for day in days}
-    problems: dict[date, list[Problem]] = {day: [] for day in days}
+def _count_groups(view: _View, days: Sequence[date]) -> dict[date, Counted]:
+    metric, between = view.metric, span(days[0], days[-1])
+    rows: list[list[Row]] = [[] for _ in between]
+    problems: list[list[Problem]] = [[] for _ in between]
     where = f"view {'.'.join(metric.origin.path)}"
-    for day, refused, name, event_id, source, number in view.read(days):
+    for number, refused, name, event_id, source, count in view.read(days):
+        day = between[number - 1]
         if refused:
-            problems[day].append(Problem(f"{day}: {where}", _RULES[refused], number))
+            problems[number - 1].append(Problem(f"{day}: {where}", _RULES[refused], count))
         else:
-            rows[day].append(
-                {"event_date": day, "event_name": name, "event_id": event_id, "source": source, "count": number}
+            rows[number - 1].append(
+                {"event_date": day, "event_name": name, "event_id": event_id, "source": source, "count": count}
             )
-    for day in days:
-        violations = count_violations(rows[day], metric.fields, metric.event_names)
-        problems[day] += [Problem(f"{day}: {where}", violation, number) for violation, number in violations.items()]
-    return {day: Counted(rows[day], problems[day]) for day in days}
+    for day, counted, found in zip(between, rows, problems, strict=True):
+        violations = count_violations(counted, metric.fields, metric.event_names)
+        found += [Problem(f"{day}: {where}", violation, count) for violation, count in violations.items()]
+    return dict(zip(between, map(Counted, rows, problems), strict=True))
+
+
+def _count_rows(view: _View, days: Sequence[date]) -> dict[date, int]:
+    counts = dict(view.read(days))
+    return {day: counts.get(number, 0) for number, day in enumerate(span(days[0], days[-1]), start=1)}
 
 
 def _happened(table: sa.TableClause) -> sa.ColumnElement[bool]:
@@ -285,22 +292,27 @@ def _number(table: sa.TableClause) -> sa.ColumnElement[int]:
     return sa.func.width_bucket(table.c.occurred_at, edges, type_=sa.Integer).label("number")
 
 
-_FIRST: Final = sa.literal_column("1", sa.Integer).label("number")
+def _breaks_rule(event_id: sa.ColumnElement[Any], type_: str) -> sa.ColumnElement[bool]:
+    if type_ in _TEXT:
+        return event_id.op("!~")(full_match(EVENT_ID.pattern or ""))
+    # What PostgreSQL prints of these types fits the pattern, except for a sign. A regular expression takes longer.
+    return sa.false() if type_ == "uuid" else event_id < 0
 
 
 @cache
 def _groups_query(
-    view: SourceView, collated: frozenset[str], event_names: tuple[str, ...], several: bool
+    view: SourceView, types: tuple[str, ...], event_names: tuple[str, ...], several: bool
 ) -> sa.Select[*tuple[Any, ...]]:
     """Return the statement that counts: what is refused by its rule, everything else by its values.
 
-    The innermost groups are those of the bare columns, so that a rule is evaluated per group and not per row.
+    `types` are those of the view's columns. The innermost groups are those of the bare columns, so that a rule is
+    evaluated per group and not per row.
     """
     table = _table_of(view)
     # Otherwise a collation of the host may take a refused value and an allowed one for the same.
     keys = {
-        name: table.c[name].collate("C") if name in collated else table.c[name]
-        for name in view.columns
+        name: table.c[name].collate("C") if type_ in _TEXT else table.c[name]
+        for name, type_ in zip(view.columns, types, strict=True)
         if name != "occurred_at"
     }
     number = _number(table) if several else _FIRST
@@ -314,7 +326,7 @@ def _groups_query(
     texts = [sa.cast(groups.c[name], sa.Text).label(name) for name in ("event_id", "source")]
     event_id, source = texts
     refused = sa.case(
-        (event_id.is_(None) | event_id.op("!~")(full_match(EVENT_ID.pattern or "")), EVENT_ID.name),
+        (event_id.is_(None) | _breaks_rule(groups.c.event_id, types[view.columns.index("event_id")]), EVENT_ID.name),
         (source.not_in(SOURCE.choices or ()), SOURCE.name),
         (switch.is_(None), _TURNED_ON_RULE.field),
     )

@@ -14,6 +14,7 @@ from analytics_assets.contract import EVENT_ID, SOURCE, metric
 from analytics_assets.database import DatabaseError
 from analytics_assets.days import span
 from analytics_assets.defs.evaluation import open_reader
+from analytics_assets.guard import obeys
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.sources import OriginRefusedError, Reader
 from analytics_assets.sources.app_views import CHUNK_DAYS
@@ -452,6 +453,15 @@ def test_each_reason_is_counted_by_itself(host: Host, reading: Settings, yesterd
         "turned_on": 5,
     }
     assert "canary" not in repr(counted)
+
+
+def test_what_postgresql_prints_of_a_number_without_sign_and_of_a_uuid_is_an_id(host: Host) -> None:
+    """The statement relies on it, and evaluates no regular expression for these types."""
+    texts = host.connection.exec_driver_sql(
+        "select number::text from unnest(array[0, 1, 10, 9223372036854775807]) number"
+        " union all select id::uuid::text from unnest(array[repeat('0', 32), repeat('F', 32), repeat('9a', 16)]) id"
+    ).scalars()
+    assert [obeys(EVENT_ID, text) for text in texts] == [True] * 7
 
 
 @pytest.mark.parametrize("sql_type", ["smallint", "integer", "bigint"])
