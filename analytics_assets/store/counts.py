@@ -117,8 +117,10 @@ def replace_day(
     table = COUNTS[metric.table]
     total = sum(row["count"] for row in rows)
     with store.transaction("making the partition of the day") as connection:
-        # Committed on its own: attaching a partition holds a lock that the counting of other days would wait for.
-        connection.execute(sa.select(sa.func.analytics.create_day(day)))
+        # Committed on its own: attaching a partition holds a lock that the counting of other days would wait for. The
+        # next commit, which stores the day, waits for the disk for both.
+        no_wait = sa.func.set_config("synchronous_commit", "off", True)
+        connection.execute(sa.select(no_wait, sa.func.analytics.create_day(day)))
     with store.transaction("replacing the day") as connection:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(metric.asset), day.toordinal())))
         gone = sa.delete(table).where(belongs_to(metric, [day])).returning(table.c.count).cte()

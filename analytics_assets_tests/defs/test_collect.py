@@ -1,6 +1,10 @@
 """A clean day, from both kinds of source to the tables, the checks and Dagster's records."""
 
+import gc
+from dataclasses import replace
 from datetime import date, timedelta
+
+import sqlalchemy as sa
 
 from analytics_assets.contract import metric
 from analytics_assets.days import bounds, span
@@ -9,7 +13,7 @@ from analytics_assets.defs.evaluation import CHECK_NAMES
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, Reader
 from analytics_assets.store import open_store
-from analytics_assets.store.counts import read_window
+from analytics_assets.store.counts import read_window, replace_day
 from analytics_assets.store.gaps import missing_days
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.host import Host, last_moment, moments
@@ -87,6 +91,7 @@ def test_one_day_is_counted_ahead_and_no_more(settings: Settings, yesterday: dat
         with open_store(settings) as another, another.transaction("looking") as connection:
             found = connection.exec_driver_sql("select count(*) from analytics.collected_days").scalar_one()
         collected.append((day, found))
+        assert gc.get_freeze_count() > 0
         return Counted([], [])
 
     with open_store(settings) as store:
@@ -97,3 +102,13 @@ def test_one_day_is_counted_ahead_and_no_more(settings: Settings, yesterday: dat
         assert missing_days(store)["event_signups"] == []
     assert list(outcome.stored) == days == [day for day, _ in collected]
     assert all(found >= number - 1 for number, (_, found) in enumerate(collected))
+    assert gc.get_freeze_count() == 0
+
+
+def test_the_day_itself_waits_for_the_disk(settings: Settings, yesterday: date) -> None:
+    """Its empty partition does not."""
+    url = sa.make_url(settings.database_url or "").update_query_dict({"options": "-c synchronous_commit=on"})
+    with open_store(replace(settings, database_url=url.render_as_string(hide_password=False))) as store:
+        replace_day(store, metric("event_signups"), yesterday, [])
+        with store.transaction("looking") as connection:
+            assert connection.exec_driver_sql("show synchronous_commit").scalar() == "on"
