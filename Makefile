@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
 .PHONY: help install demo up lint check test test-programs supported-python \
-	bench-collect bench-telemetry bench-storage bench-publish bench-friction lock clean
+	bench bench-collect bench-telemetry bench-storage bench-publish bench-friction bench-runs lock clean
 # `make -j` must not start slow prerequisites beside those that refuse at once.
 .NOTPARALLEL:
 
@@ -30,7 +30,9 @@ check: lint  ## In less than two minutes: lint, and the tests that need no serve
 
 test: test-programs lint  ## Everything: lint, the definitions, all tests with their coverage.
 	$(VALIDATE)
-	$(BIN)/pytest --numprocesses $(WORKERS) --cov
+	@# The tests start hundreds of processes. Each would compile the package where PYTHONDONTWRITEBYTECODE is set.
+	$(BIN)/python -m compileall -q analytics_assets
+	$(BIN)/pytest --numprocesses $(WORKERS) --cov --durations 25
 
 # From another folder: beside dagster.yaml, it asks for the database of Dagster's records. Its advice to use the command
 # `dg` is for projects of another layout.
@@ -38,6 +40,9 @@ VALIDATE := cd .venv && PYTHONWARNINGS=ignore:Function bin/dagster definitions v
 
 test-programs:  ## Bring the programs that the tests run (Chromium, nginx, openssl, PgBouncer), or say what brings them.
 	@.ci/test-programs
+
+bench: .venv/test-installed  ## Every benchmark, about half an hour; writes docs/benchmarks.md. QUICK=1 tries small sizes.
+	$(BIN)/python benchmarks/report.py $(if $(QUICK),--quick,--write docs/benchmarks.md)
 
 bench-collect: .venv/test-installed  ## What collecting from a source view costs, beside the plain SQL that does the same.
 	$(BIN)/python benchmarks/collect.py
@@ -73,6 +78,9 @@ supported-python:
 # pip-tools calls "unsafe" what it leaves out of a lock file: here this package, which its own extras name.
 COMPILE := $(BIN)/pip-compile --quiet --strip-extras --unsafe-package analytics-assets --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --all-build-deps
+
+bench-runs: .venv/test-installed  ## What whole runs cost, beside runs of six empty assets on stock Dagster.
+	$(BIN)/python benchmarks/runs.py
 
 lock: .venv/test-installed  ## Write both lock files anew from pyproject.toml; UPGRADE=--upgrade takes newer versions.
 	$(COMPILE) $(UPGRADE) --extra alerts --extra demo --extra pages --output-file requirements.lock pyproject.toml

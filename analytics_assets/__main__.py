@@ -49,7 +49,8 @@ def main() -> None:
         for extra, modules in EXTRAS.items():
             if package in modules:
                 named = f'the extra "{extra}" ({_PURPOSE[extra]})'
-                sys.exit(f"analytics-assets needs {named}: pip install 'analytics-assets[{extra}]'")
+                sys.stderr.write(f"analytics-assets needs {named}: pip install 'analytics-assets[{extra}]'\n")
+                sys.exit(2 if sys.argv[1:2] == ["status"] else 1)  # of `status`, 1 means a warning
         raise
 
 

@@ -5,9 +5,9 @@ Commands import their own modules, so that `--help` is fast.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from datetime import datetime
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import date, datetime
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
@@ -56,11 +56,9 @@ def _report_errors(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
-@contextmanager
-def _looking_at(what: str, url: str | None) -> Iterator[None]:
+def _say_place(what: str, url: str | None) -> None:
     """Say which database is looked at."""
     click.echo(f"{what}: {place(url)}")
-    yield
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -83,7 +81,7 @@ def up(port: int) -> None:
     server.exit_on_sigterm()
     with server.databases(Settings.from_env()) as settings:
         click.echo("Before this start:")
-        status.show(status.look(settings, _repository(settings)), settings)
+        status.show(status.look_before_start(settings, _repository(settings)), settings)
         with server.dagster_dev(settings, port) as process:
             try:
                 process.wait()
@@ -172,10 +170,7 @@ def sources(draft: bool, operator_url: str | None) -> None:
     With --draft, print SQL that could create the views instead. It follows from names and types of the host's tables,
     and says what is unclear.
     """
-    from analytics_assets.local import server
-    from analytics_assets.sources.app_views import find_view_problems
-    from analytics_assets.sources.counter_dumps import check_newest_days
-    from analytics_assets.sources.login import summarize_excess_rights
+    from analytics_assets.local.processes import ServerError
 
     if draft:
         _print_draft(operator_url)
@@ -184,34 +179,56 @@ def sources(draft: bool, operator_url: str | None) -> None:
         raise click.UsageError("--operator-url goes with --draft")
     settings = Settings.from_env()
     problems = 0
-    with (
-        # Without a URL, check the embedded database, where a trial may have created the views.
-        nullcontext(settings) if settings.source_url else server.existing_databases(settings) as ready,
-        _looking_at("Source views", ready.source_url),
-        redacted_errors("reading the catalog of the host application's database (ANALYTICS_SOURCE_URL)"),
-        engine(ready.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
-        database.connect() as connection,
-    ):
-        for metric in METRICS:
-            if not isinstance(metric.origin, SourceView):
-                continue
-            found = find_view_problems(connection, metric.origin)
-            problems += len(found)
-            click.echo(f"{metric.asset}: " + ("ok" if not found else "refused"))
-            for problem in found:
-                click.echo(f"  {problem}")
-        for warning in summarize_excess_rights(connection):
-            click.echo(f"warning: {warning}")
+    try:
+        problems += _check_views(settings)
+    except (DatabaseError, ServerError) as error:  # the dumps can be checked all the same
+        problems += 1
+        click.echo(f"source views: {error}")
+    problems += _check_dumps(settings)
+    if problems:
+        raise click.ClickException(f"{problems} problem(s)")
+
+
+def _check_views(settings: Settings) -> int:
+    """Print what is wrong with each source view. Return the number of problems."""
+    from analytics_assets.local import server
+    from analytics_assets.sources.app_views import find_view_problems
+    from analytics_assets.sources.login import summarize_excess_rights
+
+    problems = 0
+    # Without a URL, check the embedded database, where a trial may have created the views.
+    with nullcontext(settings) if settings.source_url else server.existing_databases(settings) as ready:
+        _say_place("Source views", ready.source_url)
+        with (
+            redacted_errors("reading the catalog of the host application's database (ANALYTICS_SOURCE_URL)"),
+            engine(ready.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
+            database.connect() as connection,
+        ):
+            for metric in METRICS:
+                if not isinstance(metric.origin, SourceView):
+                    continue
+                found = find_view_problems(connection, metric.origin)
+                problems += len(found)
+                click.echo(f"{metric.asset}: " + ("ok" if not found else "refused"))
+                for problem in found:
+                    click.echo(f"  {problem}")
+            for warning in summarize_excess_rights(connection):
+                click.echo(f"warning: {warning}")
+    return problems
+
+
+def _check_dumps(settings: Settings) -> int:
+    """Print what is wrong with the dumps of the newest days. Return the number of problems."""
+    from analytics_assets.sources.counter_dumps import check_newest_days
+
     days, refused = check_newest_days(settings)
-    problems += len(refused)
     parsed = f" (parsed: {', '.join(map(str, days))})" if days else ""
     click.echo(f"counter dumps: {'refused' if refused else 'ok'}{parsed}")
     for problem in refused[:_MAX_LINES]:
         click.echo(f"  {problem}")
     if len(refused) > _MAX_LINES:
         click.echo(f"  and {len(refused) - _MAX_LINES} more")
-    if problems:
-        raise click.ClickException(f"{problems} problem(s)")
+    return len(refused)
 
 
 @main.command("repair-dumps")
@@ -261,20 +278,27 @@ def _print_draft(operator_url: str | None) -> None:
 def status(context: click.Context, as_json: bool, dagster_home: Path | None) -> None:
     """Say on one screen whether everything works.
 
-    The exit status is 0 if everything is ok, 1 with a warning, 2 with something red. Nothing is started, written or
-    created. docs/operations.md says what each line means and what to do.
+    The exit status is 0 if everything is ok, 1 with a warning, 2 with something red or if nothing can be said. Nothing
+    is started, written or created. docs/operations.md says what each line means and what to do.
     """
     import json
 
     from analytics_assets.contract import ContractError
     from analytics_assets.local import status as local
+    from analytics_assets.local.processes import ServerError
     from analytics_assets.operations.status import exit_code
 
+    # By itself, Python ends with 1, which means a warning here.
     try:
         settings = Settings.from_env()
         lines = local.look(settings, _repository(settings), dagster_home)
-    except (SettingsError, ContractError) as error:
+    except (SettingsError, ContractError, DatabaseError, ServerError) as error:
         click.echo(f"Error: {error}", err=True)
+        context.exit(2)
+    except ImportError:
+        raise  # of an extra: `__main__` names it
+    except Exception as error:  # its text may hold a value
+        click.echo(f"Error: the installation cannot be looked at: {type(error).__name__}", err=True)
         context.exit(2)
     if as_json:
         click.echo(json.dumps([line.as_json() for line in lines], indent=2))
@@ -318,19 +342,17 @@ def retention(dry_run: bool, dagster_home: Path | None, confirmed: datetime | No
 
     if dry_run and confirmed:
         raise click.UsageError("--dry-run only looks: look first, then confirm")
-    with (
-        server.existing_databases(Settings.from_env()) as settings,
-        _looking_at("Counts", settings.database_url),
-        _looking_at("Dagster's records", settings.dagster_url),
-        open_store(settings) as store,
-    ):
-        cutoff = read_cutoff(store)
-        if confirmed:
-            confirm_cutoff(store, confirmed.date())
-        elif cutoff.doubt and not dry_run:
-            raise DatabaseError(cutoff.doubt)
-        with (server.dagster_storage if dry_run else server.dagster_instance)(settings, dagster_home) as dagster:
-            before, reports = apply_retention(settings, dagster, MANUAL, dry_run=dry_run)
+    with server.existing_databases(Settings.from_env()) as settings:
+        _say_place("Counts", settings.database_url)
+        _say_place("Dagster's records", settings.dagster_url)
+        with open_store(settings) as store:
+            cutoff = read_cutoff(store)
+            if confirmed:
+                confirm_cutoff(store, confirmed.date())
+            elif cutoff.doubt and not dry_run:
+                raise DatabaseError(cutoff.doubt)
+            with (server.dagster_storage if dry_run else server.dagster_instance)(settings, dagster_home) as dagster:
+                before, reports = apply_retention(settings, dagster, MANUAL, dry_run=dry_run)
     title = f"{'Expired' if dry_run else 'Removed'}: days before {before}"
     table = Table("retention target", "days", "rows", "oldest day left", title=title)
     for report in reports:
@@ -357,29 +379,50 @@ def publish(day: datetime | None, dagster_home: Path | None) -> None:
     """Publish the closed days: running totals in fives, in schema published, for people outside the core team.
 
     The asset published_counts does it after every daily run. By hand it is for a gap: collect the day, then publish it
-    with --fill. A day is closed once the daily job has collected it for the last time. What is published is never
-    changed; running this again publishes nothing. The exact counts stay in schema analytics. All pages are written
-    anew; `analytics-assets serve` shows them.
+    with --fill. A day is closed once the daily job has collected it for the last time. A series waits for a day that a
+    run is about to collect. What is published is never changed; running this again publishes nothing. The exact counts
+    stay in schema analytics. All pages are written anew; `analytics-assets serve` shows them.
     """
+    from contextlib import ExitStack
+
     from analytics_assets.defs.pages import read_health
     from analytics_assets.local import server
+    from analytics_assets.operations.runs import FAILED_RUNS, days_awaited
     from analytics_assets.publication.pages.publish import INSTALLED, write_core_pages, write_published_pages
-    from analytics_assets.publication.publish import PublicationError, fill, publish_closed
+    from analytics_assets.publication.publish import PublicationError, fill, find_waits, publish_closed
     from analytics_assets.store import open_store
+    from analytics_assets.store.gaps import missing_days
     from analytics_assets.store.published import read_last_published
 
-    with server.existing_databases(Settings.from_env()) as settings, open_store(settings) as store:
+    with ExitStack() as stack:
+        settings = stack.enter_context(server.existing_databases(Settings.from_env(), needs_dagster=False))
+        store = stack.enter_context(open_store(settings))
+        instance = None
         try:
-            made = publish_closed(store) if day is None else fill(store, day.date())
+            instance = stack.enter_context(server.existing_instance(settings, dagster_home))
+        except (SettingsError, DatabaseError) as error:
+            click.echo(f"Dagster's records cannot be read: {error}.")
+        if day is None and instance is None:
+            click.echo("So any missing day may be about to be collected, and every series stops before its first one.")
+        waits: dict[str, date] = {}
+        try:
+            if day is None:
+                awaited = missing_days(store) if instance is None else days_awaited(instance)
+                made = publish_closed(store, awaited)
+                waits = find_waits(store, awaited)
+            else:
+                made = fill(store, day.date())
         except PublicationError as error:
             raise click.ClickException(str(error)) from None
-        if INSTALLED:
-            write_published_pages(store)
-            checks = _repository(settings).asset_graph.asset_check_keys
-            with server.dagster_instance(settings, dagster_home) as instance:
-                write_core_pages(store, read_health(instance, checks))
-        else:
+        if not INSTALLED:
             click.echo("No page is written: that needs the extra \"pages\": pip install 'analytics-assets[pages]'")
+        else:
+            write_published_pages(store)
+            if instance is None:
+                click.echo("The core team's pages are not written: they say which checks fail, as Dagster records it.")
+            else:
+                checks = _repository(settings).asset_graph.asset_check_keys
+                write_core_pages(store, read_health(instance, checks))
         with store.transaction("reading what is published") as connection:
             published = read_last_published(connection)
     for each in made:
@@ -387,7 +430,10 @@ def publish(day: datetime | None, dagster_home: Path | None) -> None:
         click.echo(
             f"{each.event_name}: {each.first} to {each.last}: {each.published} {each.unit}(s) published{missing}"
         )
-    if not made:
+    queued = f"a run is about to collect it, or fewer than {FAILED_RUNS} have failed to"
+    for name, first in waits.items():
+        click.echo(f"{name}: waits for {first}: {'it is missing' if instance is None else queued}")
+    if not made and not waits:
         why = "every closed day is published" if published else "no closed day has been collected"
         click.echo(f"Nothing to publish: {why}.")
 

@@ -32,6 +32,10 @@ class UnreachableError(DatabaseError):
     """The database is out of reach, or has closed the connection."""
 
 
+class NotStartedError(DatabaseError):
+    """Dagster was never started on its database."""
+
+
 _CAUSES: Final = (
     ("closed the connection|been closed|EOF detected|terminating connection", "it closed the connection"),
     ("unsupported startup parameter", "a connection pooler refuses a parameter of the URL; take `options` out of it"),

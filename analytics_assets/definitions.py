@@ -16,10 +16,10 @@ from analytics_assets.defs.checks import (
     published_checks,
     published_pages_check,
 )
-from analytics_assets.defs.jobs import daily_metrics_job, retention_job
+from analytics_assets.defs.jobs import daily_metrics_job, publication_job, retention_job
 from analytics_assets.defs.partitions import daily_partitions
 from analytics_assets.defs.schedules import make_daily_schedule
-from analytics_assets.defs.sensors import alert_sensor, retention_sensor
+from analytics_assets.defs.sensors import alert_sensor, publication_sensor, retention_sensor
 from analytics_assets.dictionary import asset_descriptions
 from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.settings import Settings
@@ -41,9 +41,9 @@ def build_definitions(settings: Settings, **overrides: Any) -> dg.Definitions:
     arguments: dict[str, Any] = {
         "assets": make_assets(settings, daily_partitions(settings), checks),
         "asset_checks": checks,
-        "jobs": [daily_metrics_job, retention_job],
+        "jobs": [daily_metrics_job, publication_job, retention_job],
         "schedules": [make_daily_schedule(settings.time_zone)],
-        "sensors": [retention_sensor, alert_sensor],
+        "sensors": [retention_sensor, publication_sensor, alert_sensor],
         "resources": {"settings": settings},
         # The assets are small: a process for each would cost more than the work.
         "executor": dg.in_process_executor,

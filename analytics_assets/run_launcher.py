@@ -15,6 +15,8 @@ from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, Wor
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
 _LOOPBACK: Final = {"localhost", "127.0.0.1", "::1"}
+_TOLERANCE: Final = 60
+"""Seconds that the clock may have been corrected by since."""
 
 
 class RunLauncher(DefaultRunLauncher):
@@ -30,13 +32,16 @@ class RunLauncher(DefaultRunLauncher):
 
         A process that cannot be seen from here counts as running. `max_runtime_seconds` ends such a run.
         """
-        pid = self._process_number(run)
-        if pid is None or _may_be_a_run(pid):
+        noted = self._noted_process(run)
+        if noted is None or _may_be_a_run(*noted):
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         return CheckRunHealthResult(WorkerStatus.FAILED, "The process of the run has ended: it was killed or crashed.")
 
-    def _process_number(self, run: dg.DagsterRun) -> int | None:
-        """Return the number that the process has noted at its start, None when it is on another machine."""
+    def _noted_process(self, run: dg.DagsterRun) -> tuple[int, float] | None:
+        """Return the number that the process noted at its start, and when (Unix time).
+
+        None when it is on another machine.
+        """
         address = run_address(run)
         if "socket" not in address and address.get("host") not in _LOOPBACK:
             return None
@@ -44,7 +49,7 @@ class RunLauncher(DefaultRunLauncher):
         for entry in noted:
             pid = entry.get_dagster_event().engine_event_data.metadata.get("pid")
             if pid is not None:
-                return int(str(pid.value))
+                return int(str(pid.value)), entry.timestamp
         return None
 
 
@@ -54,12 +59,19 @@ def run_address(run: dg.DagsterRun) -> Mapping[str, Any]:
     return found
 
 
-def _may_be_a_run(pid: int) -> bool:
-    """Return whether the process exists and is a Python process of Dagster, not one that got the number since."""
+def _may_be_a_run(pid: int, noted: float) -> bool:
+    """Return whether the process exists and is a Python process of Dagster, not one that got the number since.
+
+    After a restart, a container gives the same numbers again.
+    """
     try:
         process = psutil.Process(pid)
         words = " ".join(process.cmdline())
-        return process.status() != psutil.STATUS_ZOMBIE and ("multiprocessing" in words or "dagster" in words)
+        return (
+            process.status() != psutil.STATUS_ZOMBIE
+            and process.create_time() < noted + _TOLERANCE
+            and ("multiprocessing" in words or "dagster" in words)
+        )
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:

@@ -32,9 +32,9 @@ from analytics_assets.contract import (
 from analytics_assets.defs.collect import CollectConfig, Results, collect
 from analytics_assets.defs.evaluation import AT_SOURCE
 from analytics_assets.defs.pages import make_core_pages, published_pages
-from analytics_assets.defs.partitions import days_awaited, days_of_run
 from analytics_assets.defs.retries import HOST_DATABASE, retried
 from analytics_assets.dictionary import asset_descriptions, column_text
+from analytics_assets.operations.runs import days_awaited, days_of_run
 from analytics_assets.publication.findings import refresh_friction
 from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.publication.publish import publish_closed

@@ -25,8 +25,8 @@ from analytics_assets.defs.evaluation import (
     make_result,
 )
 from analytics_assets.defs.pages import PUBLISHED
-from analytics_assets.defs.partitions import days_at_work, days_of_run
 from analytics_assets.defs.retries import HOST_DATABASE, retried
+from analytics_assets.operations.runs import days_in_progress, days_of_run
 from analytics_assets.publication.audit import find_recoverable
 from analytics_assets.publication.pages.publish import find_untrue_pages
 from analytics_assets.retention.sweep import find_overdue, registry
@@ -113,8 +113,8 @@ def metric_checks(metric: Metric) -> dg.AssetChecksDefinition:
         with open_store(settings) as store:
             latest = read_latest_collected(store, metric)
             days = days_of_run(context.run.tags) or ([latest] if latest else [])
-            at_work = days_at_work(context.instance, context.run.run_id)[metric.asset]
-            yield from evaluate(store, metric, days, names=names, at_work=at_work)
+            in_progress = days_in_progress(context.instance, context.run.run_id)[metric.asset]
+            yield from evaluate(store, metric, days, names=names, in_progress=in_progress)
 
     return checks
 

@@ -21,8 +21,8 @@ from analytics_assets.contract import Metric
 from analytics_assets.database import DatabaseError, UnreachableError
 from analytics_assets.days import format_range, ranges
 from analytics_assets.defs.evaluation import AT_SOURCE, as_event, bullet_list, evaluate, make_result, open_reader
-from analytics_assets.defs.partitions import days_at_work
 from analytics_assets.defs.retries import RETRIES
+from analytics_assets.operations.runs import days_in_progress
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
 from analytics_assets.store import Store, open_store
@@ -115,8 +115,8 @@ def collect(
                 # Dagster skips the check op after a failure, and the checks would show as failed. A database that goes
                 # out of reach meanwhile must not hide which days failed.
                 with suppress(DatabaseError, OSError):
-                    at_work = days_at_work(context.instance, context.run.run_id)[metric.asset]
-                    for result in evaluate(store, metric, days, compared=list(outcome.stored), at_work=at_work):
+                    in_progress = days_in_progress(context.instance, context.run.run_id)[metric.asset]
+                    for result in evaluate(store, metric, days, compared=list(outcome.stored), in_progress=in_progress):
                         context.log_event(_evaluation(metric, result))
             raise dg.Failure(format_failed_days(outcome.failed, len(days)), allow_retries=False)
     for day, stored in outcome.stored.items():

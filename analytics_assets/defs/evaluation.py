@@ -86,13 +86,13 @@ def evaluate(
     *,
     compared: Sequence[date] | None = None,
     names: Collection[str] = CHECK_NAMES,
-    at_work: Collection[date] = (),
+    in_progress: Collection[date] = (),
 ) -> list[dg.AssetCheckResult]:
     """Evaluate the named checks of a metric except the gate, and return a result for each.
 
     The rules are evaluated on every stored value of `days`. The totals of the days `compared` (all of them, unless
-    given) are counted again at the source. The days `at_work` are being collected by another run, so they are not
-    missing.
+    given) are counted again at the source. Days `in_progress` are those that other runs are about to collect, so
+    they are not missing.
 
     Raises:
         DatabaseError, OSError: a database is out of reach, or a dump cannot be read.
@@ -107,7 +107,7 @@ def evaluate(
     if NO_FRICTION in names:
         results.append(_check_friction(store, metric, days))
     if NO_MISSING_DAYS in names:
-        missing = set(missing_days(store, days)[metric.asset]) - set(at_work)
+        missing = set(missing_days(store, days)[metric.asset]) - set(in_progress)
         found = [format_range(first, last) for first, last in ranges(missing)]
         results.append(
             make_result(NO_MISSING_DAYS, found, _MISSING_RECOVERY, {"missing days": len(missing)}, about=missing)

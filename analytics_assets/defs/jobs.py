@@ -1,4 +1,4 @@
-"""The jobs: the daily one, and the one that removes expired days."""
+"""The jobs: the daily one, publication by itself, and the one that removes expired days."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -11,8 +11,8 @@ from analytics_assets.contract import FRICTION_PATH, METRICS
 from analytics_assets.defs.checks import LEDGER_KEY, PUBLISHED_KEY, database_checks, login_checks, make_cutoff_result
 from analytics_assets.defs.evaluation import as_event, bullet_list
 from analytics_assets.defs.pages import CORE, PUBLISHED
-from analytics_assets.defs.partitions import DAILY_JOB
 from analytics_assets.defs.retries import retried
+from analytics_assets.operations.runs import DAILY_JOB, RETENTION_JOB, RETENTION_OP
 from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.retention.sweep import Report, apply_retention
 from analytics_assets.settings import Settings
@@ -21,18 +21,27 @@ from analytics_assets.store.expiry import UncertainError, read_cutoff
 
 _RETRIES: Final = 3
 
+_PUBLICATION: Final = dg.AssetSelection.assets(
+    PUBLISHED_KEY, dg.AssetKey(FRICTION_PATH), *((CORE, PUBLISHED) if INSTALLED else ())
+)
+"""What comes after the metrics, with its checks."""
+
 daily_metrics_job = dg.define_asset_job(
     DAILY_JOB,
     tags={PRIORITY_TAG: "1"},  # before a backfill, which has none
-    selection=dg.AssetSelection.assets(
-        *(metric.asset for metric in METRICS),
-        PUBLISHED_KEY,
-        dg.AssetKey(FRICTION_PATH),
-        *((CORE, PUBLISHED) if INSTALLED else ()),
-    )
+    selection=dg.AssetSelection.assets(*(metric.asset for metric in METRICS))
+    | _PUBLICATION
     | dg.AssetSelection.checks(database_checks, login_checks),
     description="Collects the days of the run for every metric, publishes what is closed, finds friction, writes the"
     " pages, and executes every check.",
+)
+
+publication_job = dg.define_asset_job(
+    "publication_job",
+    tags={PRIORITY_TAG: "1"},
+    selection=_PUBLICATION,
+    description="Publishes what is closed, finds friction and writes the pages, without collecting anything: for the"
+    " metrics that a failed run of daily_metrics_job has collected.",
 )
 
 
@@ -47,7 +56,11 @@ class RetentionConfig(dg.Config):
     )
 
 
-@dg.op(out=dg.Out(dg.Nothing), description="Goes through every retention target. The ledger says what it removed.")
+@dg.op(
+    name=RETENTION_OP,
+    out=dg.Out(dg.Nothing),
+    description="Goes through every retention target. The ledger says what it removed.",
+)
 @retried
 def remove_expired_days(
     context: dg.OpExecutionContext, config: RetentionConfig, settings: dg.ResourceParam[Settings]
@@ -77,6 +90,7 @@ def remove_expired_days(
 
 
 @dg.job(
+    name=RETENTION_JOB,
     tags={PRIORITY_TAG: "2"},
     description="Removes expired days everywhere. With dry_run, the default of a launch by hand, it only looks.",
 )

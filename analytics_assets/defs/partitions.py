@@ -1,19 +1,14 @@
-"""The days as Dagster partitions, and which of them runs are about."""
+"""The days as Dagster partitions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from typing import Final
 
 import dagster as dg
 from dagster._core.storage import tags as dagster_tags
 
-from analytics_assets.contract import METRICS
-from analytics_assets.days import span
 from analytics_assets.settings import Settings
-
-DAILY_JOB: Final = "daily_metrics_job"
 
 MARGIN_DAYS: Final = 14
 """Expired days that are still partitions.
@@ -21,9 +16,6 @@ MARGIN_DAYS: Final = 14
 Dagster fails a backfill when a partition that it targets is no longer defined after a reload. A backfill that was
 queued today may run after an outage of that many days.
 """
-
-_AT_WORK: Final = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED)
-_WAITING: Final = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 
 
 def daily_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
@@ -35,59 +27,9 @@ def daily_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
     return dg.DailyPartitionsDefinition(start_date=first.isoformat(), timezone=settings.time_zone)
 
 
-def days_of_run(tags: Mapping[str, str]) -> list[date]:
-    """Return the days that a run was launched for, from its tags; none for a run without partition."""
-    first = tags.get(dagster_tags.ASSET_PARTITION_RANGE_START_TAG, tags.get(dagster_tags.PARTITION_NAME_TAG))
-    last = tags.get(dagster_tags.ASSET_PARTITION_RANGE_END_TAG, first)
-    if first is None or last is None:
-        return []
-    return span(date.fromisoformat(first), date.fromisoformat(last))
-
-
 def range_tags(first: date, last: date) -> dict[str, str]:
     """Return the tags that make one run out of a range of days."""
     return {
         dagster_tags.ASSET_PARTITION_RANGE_START_TAG: first.isoformat(),
         dagster_tags.ASSET_PARTITION_RANGE_END_TAG: last.isoformat(),
     }
-
-
-def days_at_work(instance: dg.DagsterInstance, run_id: str) -> dict[str, set[date]]:
-    """Return the days that runs other than `run_id` are collecting now, by asset."""
-    return _days_by_asset(_other_runs(instance, run_id, _AT_WORK))
-
-
-def days_awaited(instance: dg.DagsterInstance, run_id: str) -> dict[str, set[date]]:
-    """Return the days that runs other than `run_id`, queued or at work, are the first to try, by asset.
-
-    A range that a run has failed on is not awaited again: it may fail every night.
-    """
-    return _days_by_asset(
-        run
-        for run in _other_runs(instance, run_id, _WAITING + _AT_WORK)
-        if (days := days_of_run(run.tags)) and not _has_failed(instance, days)
-    )
-
-
-def _other_runs(
-    instance: dg.DagsterInstance, run_id: str, statuses: Sequence[dg.DagsterRunStatus]
-) -> list[dg.DagsterRun]:
-    found = instance.get_runs(dg.RunsFilter(statuses=list(statuses)))
-    return [run for run in found if run.run_id != run_id]
-
-
-def _has_failed(instance: dg.DagsterInstance, days: Sequence[date]) -> bool:
-    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags=range_tags(days[0], days[-1]))
-    return bool(instance.get_runs(failed, limit=1))
-
-
-def _days_by_asset(runs: Iterable[dg.DagsterRun]) -> dict[str, set[date]]:
-    found: dict[str, set[date]] = {metric.asset: set() for metric in METRICS}
-    for run in runs:
-        # A run of the whole job names no asset.
-        selected = {key.to_user_string() for key in run.asset_selection or ()}
-        if run.asset_selection is None and run.job_name == DAILY_JOB:
-            selected = set(found)
-        for asset in selected & set(found):
-            found[asset].update(days_of_run(run.tags))
-    return found

@@ -1,4 +1,4 @@
-"""The sensors: one requests the removal of expired days, one tells somebody what has changed."""
+"""The sensors: two request the removal of expired days and publication, one tells somebody what has changed."""
 
 import logging
 import time
@@ -10,10 +10,18 @@ import dagster as dg
 from analytics_assets.database import place
 from analytics_assets.defs.checks import LEDGER_KEY, make_cutoff_result
 from analytics_assets.defs.evaluation import as_event
-from analytics_assets.defs.jobs import RetentionConfig, remove_expired_days, retention_job
+from analytics_assets.defs.jobs import (
+    RetentionConfig,
+    daily_metrics_job,
+    publication_job,
+    remove_expired_days,
+    retention_job,
+)
+from analytics_assets.defs.partitions import range_tags
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Message, Outbox
 from analytics_assets.operations.receiver import ReceiverError, send
+from analytics_assets.operations.runs import days_of_run
 from analytics_assets.operations.status import ALERT_SENSOR, read_status
 from analytics_assets.retention.sweep import find_overdue, registry
 from analytics_assets.settings import Settings
@@ -59,6 +67,21 @@ def retention_sensor(
     return dg.RunRequest(run_key=str(cutoff), run_config=dg.RunConfig({remove_expired_days.name: config}))
 
 
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.FAILURE,
+    monitored_jobs=[daily_metrics_job],
+    request_job=publication_job,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Requests one run of publication_job per failed run of daily_metrics_job.",
+)
+def publication_sensor(context: dg.RunStatusSensorContext) -> dg.RunRequest:
+    """Publish in spite of a metric that failed: Dagster skips what is downstream of it, for every other metric too."""
+    failed = context.dagster_run
+    days = days_of_run(failed.tags)
+    return dg.RunRequest(run_key=failed.run_id, tags=range_tags(days[0], days[-1]) if days else {})
+
+
 _SENDING_SECONDS: Final = 20
 """Sending stops after this time, and goes on at the next tick: Dagster ends a tick after 60 seconds."""
 
@@ -71,10 +94,17 @@ _SENDING_SECONDS: Final = 20
     " ANALYTICS_ALERT_URL, else to the log.",
 )
 def alert_sensor(context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings]) -> dg.SkipReason:
-    """Send what the cursor holds, then look, and put what has changed into the cursor.
+    """Send what the cursor holds; if there is nothing to send, look, and put what has changed into the cursor.
 
-    So a tick that does not come to its end repeats messages and loses none. No error of the receiver ends a tick.
+    The cursor is stored at the end of a tick. So a tick that has sent something does nothing else: if it is killed,
+    only what it has just sent is sent again, and a tick that looks can be killed without harm. While the receiver takes
+    no message, ticks look. No error of the receiver ends a tick.
+
+    The first tick does nothing: the daemon has not started every other sensor and schedule yet.
     """
+    if context.cursor is None:
+        context.update_cursor(Outbox().dump())
+        return dg.SkipReason("the next evaluation looks")
     if context.repository_def is None:
         raise dg.DagsterInvariantViolationError("it says which checks, schedules and sensors there should be")
     outbox = Outbox.load(context.cursor)
@@ -94,13 +124,22 @@ def alert_sensor(context: dg.SensorEvaluationContext, settings: dg.ResourceParam
             context.log.error("the receiver failed: %s", type(error).__name__)
         return False
 
-    before = len(outbox.waiting)
+    sent = 0
+
+    def count_sent(message: Message) -> bool:
+        nonlocal sent
+        taken = deliver(message)
+        sent += taken
+        return taken
+
     now = datetime.now(UTC)
-    outbox = outbox.deliver(deliver, now, to_log=url is None)
-    sent = before - len(outbox.waiting)
+    outbox = outbox.deliver(count_sent, now, to_log=url is None)
+    if sent:
+        context.update_cursor(outbox.dump())
+        return dg.SkipReason(f"{sent} messages sent, {len(outbox.waiting)} wait")
     try:
         lines = read_status(settings, context.instance, context.repository_def)
-    except Exception as error:  # without this, the messages above would be sent again and again
+    except Exception as error:  # an error of the tick itself would be told to nobody
         lines = [
             Line("services", UNREADABLE, Level.RED, f"the installation cannot be looked at: {type(error).__name__}")
         ]
@@ -108,7 +147,7 @@ def alert_sensor(context: dg.SensorEvaluationContext, settings: dg.ResourceParam
     lines = [line for line in lines if line.group != "alerts"]
     outbox = outbox.note(lines, now, place(settings.database_url), settings.time_zone)
     context.update_cursor(outbox.dump())
-    return dg.SkipReason(f"{sent} messages sent, {len(outbox.waiting)} wait")
+    return dg.SkipReason(f"looked; {len(outbox.waiting)} messages wait")
 
 
 _LOG_LEVELS: Final = {Level.OK: logging.INFO, Level.WARNING: logging.WARNING, Level.RED: logging.ERROR}

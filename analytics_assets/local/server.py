@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from dagster._core.instance.ref import InstanceRef
 from dagster_postgres.utils import DagsterPostgresException
 
-from analytics_assets.database import DatabaseError, UnreachableError, engine, failure_cause, redacted_errors
+from analytics_assets.database import NotStartedError, UnreachableError, engine, failure_cause, redacted_errors
 from analytics_assets.local.processes import LONGEST_SOCKET, ServerError, stop, uninterrupted
 from analytics_assets.retention.dagster_records import DagsterStorage, open_dagster_storage
 from analytics_assets.retention.shortening import describe_shortening
@@ -108,31 +108,36 @@ def running_databases(settings: Settings) -> Settings:
 
 
 @contextmanager
-def existing_databases(settings: Settings) -> Iterator[Settings]:
+def existing_databases(settings: Settings, *, needs_dagster: bool = True) -> Iterator[Settings]:
     """Yield the settings as `databases` does, but make and change nothing.
 
-    An embedded PostgreSQL that is not running is started for as long as it takes.
+    An embedded PostgreSQL that is not running is started for as long as it takes. Unless the caller needs Dagster's
+    database, its URL stays None where there is none.
 
     Raises:
         ServerError: a URL is not set, and the data folder has no such database.
     """
     urls = {"ANALYTICS_DATABASE_URL": settings.database_url, "DAGSTER_POSTGRES_URL": settings.dagster_url}
     unset = [variable for variable, url in urls.items() if url is None]
-    if not unset:
+    needed = [variable for variable in unset if needs_dagster or variable != "DAGSTER_POSTGRES_URL"]
+    embedded = (settings.data_dir / "postgres" / "PG_VERSION").exists()
+    if needed and not embedded:
+        raise ServerError(_NO_DATABASE.format(variable=needed[0]))
+    if not unset or not embedded:
         yield settings
         return
-    if not (settings.data_dir / "postgres" / "PG_VERSION").exists():
-        raise ServerError(_NO_DATABASE.format(variable=unset[0]))
     from analytics_assets.local.postgres import embedded_postgres, has_database
 
     with embedded_postgres(settings.data_dir) as server:
-        for variable, name in ("ANALYTICS_DATABASE_URL", "analytics"), ("DAGSTER_POSTGRES_URL", "dagster"):
-            if variable in unset and not has_database(server, name):
+        names = {"ANALYTICS_DATABASE_URL": "analytics", "DAGSTER_POSTGRES_URL": "dagster"}
+        found = [variable for variable in unset if has_database(server, names[variable])]
+        for variable in needed:
+            if variable not in found:
                 raise ServerError(_NO_DATABASE.format(variable=variable))
-        if settings.dagster_url is None:
+        if "DAGSTER_POSTGRES_URL" in found:
             dagster_url = server.set(database="dagster").render_as_string(hide_password=False)
             settings = replace(settings, dagster_url=dagster_url)
-        if settings.database_url is None:
+        if "ANALYTICS_DATABASE_URL" in found:
             settings = _with_embedded(settings, server.set(database="analytics"))
         yield settings
 
@@ -254,7 +259,8 @@ def existing_instance(settings: Settings, home: Path | None = None) -> Iterator[
 
     Raises:
         SettingsError: no URL is set.
-        DatabaseError: Dagster's database cannot be reached, or has no tables yet.
+        NotStartedError: Dagster's database has no tables yet.
+        DatabaseError: Dagster's database cannot be reached.
     """
     with (
         redacted_errors("connecting to Dagster's database (DAGSTER_POSTGRES_URL)"),
@@ -264,7 +270,7 @@ def existing_instance(settings: Settings, home: Path | None = None) -> Iterator[
         tables = ("runs", "event_logs", "jobs", "instance_info")
         found = sa.text("select count(to_regclass(name)) from unnest(cast(:tables as text[])) name")
         if connection.scalar(found, {"tables": list(tables)}) != len(tables):
-            raise DatabaseError("Dagster has never been started on this database")
+            raise NotStartedError("Dagster has never been started on this database")
     folder = home or settings.data_dir / "dagster"
     config = folder if (folder / "dagster.yaml").exists() else ROOT
     with _environment(settings):

@@ -34,12 +34,19 @@ def look(settings: Settings, repository: dg.RepositoryDefinition, home: Path | N
     """
     settings = running_databases(settings)
     with ExitStack() as stack:
-        instance: dg.DagsterInstance | str
+        instance: dg.DagsterInstance | SettingsError | DatabaseError
         try:
             instance = stack.enter_context(existing_instance(settings, home))
         except (SettingsError, DatabaseError) as error:
-            instance = str(error)
+            instance = error
         return read_status(settings, instance, repository)
+
+
+def look_before_start(settings: Settings, repository: dg.RepositoryDefinition) -> list[Line]:
+    """Return the state as the last start has left it: before the first one, nothing is wrong with what never ran."""
+    lines = look(settings, repository)
+    expected = {line.key for line in lines if line.not_yet}
+    return [line for line in lines if line.key not in expected and line.because_of not in expected]
 
 
 def show(lines: Sequence[Line], settings: Settings) -> None:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 UNREADABLE: Final = "cannot be read"
-"""Name of the only line of a group that could not be read."""
+"""Name of the only line of a group that could not be read, and the words of a line that could not."""
 
 
 class Level(StrEnum):
@@ -41,7 +41,11 @@ class Line:
     since: datetime | None = None
     """Since when it is so, where that is known. With a time zone."""
     facts: tuple[str, ...] = ()
-    """What it is red or warns about, where a further fact is news of its own: the missing days."""
+    """What it is red or warns about, where a further fact is news of its own: missing days, days of failed runs."""
+    because_of: str | None = None
+    """Key of the red line that says why this one cannot be read. Only that line is told."""
+    not_yet: bool = False
+    """Whether it says only that something was never started. That is expected before the first start."""
 
     @property
     def key(self) -> str:

@@ -73,7 +73,8 @@ class Outbox:
     def note(self, lines: Sequence[Line], now: datetime, installation: str, time_zone: str) -> Outbox:
         """Add a message per change since the last call, in the order of the lines.
 
-        A line that is gone is told as such, unless its group could not be read: then nothing is known about it.
+        Nothing is told about a line that cannot be read: what was said about it last still holds. A line that is gone
+        is told as such, unless its group cannot be read.
         """
         found = {line.key: line for line in lines}
         told = dict(self.told)
@@ -90,6 +91,8 @@ class Outbox:
             messages.append(Message(self.number + len(messages) + 1, level, title, body))
 
         for key, line in found.items():
+            if line.because_of:
+                continue
             known = told.get(key)
             if line.level is Level.OK:
                 if known:

@@ -5,7 +5,8 @@ Nothing is written or created here. A part that cannot be read is a red line, ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -22,20 +23,27 @@ from dagster._core.scheduler.instigation import (
 )
 from dagster_postgres.utils import DagsterPostgresException
 
-from analytics_assets.contract import METRICS
-from analytics_assets.database import DatabaseError, UnreachableError, place, redacted_errors
+from analytics_assets.contract import METRICS, CounterDumps
+from analytics_assets.database import DatabaseError, NotStartedError, UnreachableError, place, redacted_errors
 from analytics_assets.days import format_range, ranges, span, zone
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Outbox
 from analytics_assets.operations.receiver import ReceiverError, open_receiver
+from analytics_assets.operations.runs import (
+    RECENT_DAYS,
+    days_in_progress,
+    days_of_run,
+    find_failed_runs,
+    own_jobs,
+    selected_assets,
+)
 from analytics_assets.operations.services import read_check, read_daemons
-from analytics_assets.retention.dagster_records import DAY_TAGS
 from analytics_assets.retention.sweep import read_oldest, registry
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.sources.counter_dumps import count_dumps, find_folder_problem
 from analytics_assets.sources.drops import read_drops
 from analytics_assets.store import Store, open_store
-from analytics_assets.store.counts import Window, count_collected_days, read_window
+from analytics_assets.store.counts import Window, read_collected_days, read_window
 from analytics_assets.store.expiry import read_cutoff
 from analytics_assets.store.gaps import DUE, missing_days
 from analytics_assets.store.inspection import read_revision, read_server_version
@@ -48,31 +56,34 @@ DAILY_RUN_HOURS: Final = 26
 """The longest time without a daily run: a day, and two hours for the run itself."""
 EVALUATED_MINUTES: Final = 15
 """The longest time without the evaluation of a sensor. The slowest one is due every five minutes."""
-RECENT_DAYS: Final = 7
-"""A failed run is red for as long, unless a later one has made good. Dropped counts warn for as long."""
 WAITING_MINUTES: Final = 15
 """A message that waits for longer means that the receiver does not take it."""
+
+_Error = SettingsError | DatabaseError
 
 _SHOWN_LIVE: Final = {"no_missing_days", "no_expired_days"}
 """Checks whose fact has lines of its own, which are as new as the look itself."""
 
 
 def read_status(
-    settings: Settings, instance: dg.DagsterInstance | str, repository: dg.RepositoryDefinition
+    settings: Settings,
+    instance: dg.DagsterInstance | SettingsError | DatabaseError,
+    repository: dg.RepositoryDefinition,
 ) -> list[Line]:
     """Look at everything.
 
-    Where Dagster's records cannot be read, `instance` is the reason. `repository` says which schedules, sensors and
+    Where Dagster's records cannot be read, `instance` is the error. `repository` says which schedules, sensors and
     checks there should be.
     """
     now = datetime.now(UTC)
     try:
         with open_store(settings) as store:
-            lines, window = _read_database(store)
-            return [*lines, *_read_rest(store, window, instance, repository, now)]
+            lines, kept = _read_database(store)
+            return [*lines, *_read_rest(store, kept, instance, repository, now)]
     except SettingsError as error:
         absent = Line("databases", "analytics database", Level.RED, str(error))
-        return [absent, *_read_rest(settings, None, instance, repository, now)]
+        lines = [absent, _unread("databases", "schema", absent)]
+        return [*lines, *_read_rest(settings, absent, instance, repository, now)]
 
 
 def exit_code(lines: Iterable[Line]) -> int:
@@ -82,36 +93,51 @@ def exit_code(lines: Iterable[Line]) -> int:
 
 def _read_rest(
     store: Store | Settings,
-    window: Window | None,
-    instance: dg.DagsterInstance | str,
+    kept: _Kept | Line,
+    instance: dg.DagsterInstance | _Error,
     repository: dg.RepositoryDefinition,
     now: datetime,
 ) -> list[Line]:
-    """Return every line but those of the analytics database. `store` is the settings if it has no URL."""
+    """Return every line but those of the analytics database. `store` is the settings if it has no URL.
+
+    Where the days that are kept cannot be read, `kept` is the line that says why.
+    """
     settings = store.settings if isinstance(store, Store) else store
-    lines = []
+    lines: list[Line] = []
     states: dict[str, _Instigator] = {}
-    if not isinstance(instance, str):
+    if not isinstance(instance, _Error):
         try:
             states = _read_instigators(instance, repository)
         except DatabaseError as error:
-            instance = str(error)
-    if isinstance(instance, str):
-        lines.append(Line("databases", "Dagster's database", Level.RED, instance))
+            instance = error
+    if isinstance(instance, _Error):
+        never = isinstance(instance, NotStartedError)
+        records = Line("databases", "Dagster's database", Level.RED, str(instance), not_yet=never)
+        lines += [records, *(_unread(group, UNREADABLE, records) for group in ("services", "runs", "checks"))]
     else:
-        records = instance
-        lines.append(Line("databases", "Dagster's database", Level.OK, place(settings.dagster_url)))
-        lines += _guard("services", lambda: _list_services(records, repository, states, now))
-        lines += _guard("runs", lambda: _list_runs(records, repository, states, now))
-        lines += _guard("checks", lambda: _list_checks(records, repository))
-    if isinstance(store, Store) and window is not None:
-        settled = _settle(window, now.astimezone(zone(settings.time_zone)))
-        lines += _guard("days", lambda: _list_days(store, window))
-        if not isinstance(instance, str):
+        opened = instance
+        records = Line("databases", "Dagster's database", Level.OK, place(settings.dagster_url))
+        lines.append(records)
+        lines += _guard("services", lambda: _list_services(opened, repository, states, now))
+        lines += _guard("runs", lambda: _list_runs(opened, repository, states, kept, now))
+        lines += _guard("checks", lambda: _list_checks(opened, repository))
+    if isinstance(store, Store) and isinstance(kept, _Kept):
+        settled = _settle(kept.window, now.astimezone(zone(settings.time_zone)))
+        lines += _guard("days", lambda: _list_days(store, kept, instance))
+        if isinstance(instance, _Error):
+            lines.append(_unread("retention", UNREADABLE, records))
+        else:
             lines += _guard("retention", lambda: _list_targets(store, instance, settled))
         lines += _guard("publication", lambda: [_check_publication(store, settled)])
-    lines += _guard("dumps", lambda: _list_dumps(settings))
-    return [*lines, _check_receiver(settings, states.get(ALERT_SENSOR), now)]
+    elif isinstance(kept, Line):
+        lines += [_unread(group, UNREADABLE, kept) for group in ("days", "retention", "publication")]
+    lines += _guard("dumps", lambda: _list_dumps(settings, kept))
+    return [*lines, _check_receiver(settings, states.get(ALERT_SENSOR), records, now)]
+
+
+def _unread(group: str, name: str, cause: Line) -> Line:
+    """Return the line of what cannot be read because of another line. Without it, nobody could tell it from green."""
+    return Line(group, name, Level.RED, f"{UNREADABLE}: see {cause.key}", because_of=cause.key)
 
 
 def _guard(group: str, read: Callable[[], list[Line]]) -> list[Line]:
@@ -148,20 +174,38 @@ def _settle(window: Window, now: datetime) -> Window:
 # --- databases
 
 
-def _read_database(store: Store) -> tuple[list[Line], Window | None]:
+@dataclass(frozen=True)
+class _Kept:
+    """The days that are kept, and which of them are collected."""
+
+    window: Window
+    collected: Mapping[str, Set[date]]
+    """Asset of a metric -> days."""
+
+    def is_settled(self, asset: str, day: date) -> bool:
+        """Whether nothing is to be done for a day: it has expired, or the daily job does not collect it again."""
+        collected = asset not in self.collected or day in self.collected[asset]  # other assets have no days
+        return day < self.window.first or (day < self.window.last_closed and collected)
+
+
+def _read_database(store: Store) -> tuple[list[Line], _Kept | Line]:
+    """Return the lines, and the days that are kept; where these cannot be read, the line that says why."""
     where = place(store.settings.database_url)
     try:
         version = read_server_version(store)
     except DatabaseError as error:
-        return [Line("databases", "analytics database", Level.RED, f"{where}: {error}")], None
+        away = Line("databases", "analytics database", Level.RED, f"{where}: {error}")
+        return [away, _unread("databases", "schema", away)], away
     found = [Line("databases", "analytics database", Level.OK, f"{where}, PostgreSQL {version}")]
     try:
         window = read_window(store)
+        kept = _Kept(window, read_collected_days(store, window))
         revision, problem = read_revision(store)
     except DatabaseError as error:
-        return [*found, Line("databases", "schema", Level.RED, str(error))], None
+        refused = Line("databases", "schema", Level.RED, str(error))
+        return [*found, refused], refused
     words = problem or f"revision {revision}; days since {window.first} are kept"
-    return [*found, Line("databases", "schema", Level.RED if problem else Level.OK, words)], window
+    return [*found, Line("databases", "schema", Level.RED if problem else Level.OK, words)], kept
 
 
 # --- services
@@ -204,7 +248,7 @@ def _list_services(
         found = states.get(name)
         since = _moment(found.tick.timestamp) if found and found.tick else None
         if found is None:
-            line = Line("services", name, Level.WARNING, "not started yet")
+            line = Line("services", name, Level.WARNING, "not started yet", not_yet=True)
         elif not found.state.is_running:
             line = Line("services", name, Level.RED, "stopped: start it in the UI under Automation")
         elif found.tick and found.tick.status is TickStatus.FAILURE:
@@ -220,7 +264,7 @@ def _check_daemons(instance: dg.DagsterInstance) -> Line:
     beats = {name: status.last_heartbeat for name, status in daemons.items()}
     silent = [name for name, status in daemons.items() if not status.healthy]
     if not any(beats.values()):
-        return Line("services", "daemon", Level.RED, "has never run")
+        return Line("services", "daemon", Level.RED, "has never run", not_yet=True)
     if silent:
         last = min((beat.timestamp for name in silent if (beat := beats[name])), default=None)
         words = f"not heard of, or reports errors: {', '.join(silent)}"
@@ -235,7 +279,7 @@ def _check_code_location(states: Mapping[str, _Instigator], now: datetime) -> Li
         if found.tick and found.state.instigator_type is InstigatorType.SENSOR
     ]
     if not ticks:
-        return Line("services", "code location", Level.WARNING, "no sensor has been evaluated yet")
+        return Line("services", "code location", Level.WARNING, "no sensor has been evaluated yet", not_yet=True)
     newest = max(ticks)
     if now - newest > timedelta(minutes=EVALUATED_MINUTES):
         return Line("services", "code location", Level.RED, "no sensor is evaluated any more", newest)
@@ -253,37 +297,51 @@ def _list_runs(
     instance: dg.DagsterInstance,
     repository: dg.RepositoryDefinition,
     states: Mapping[str, _Instigator],
+    kept: _Kept | Line,
     now: datetime,
 ) -> list[Line]:
     schedule = repository.get_schedule_def(DAILY_SCHEDULE)
     lines = [_check_daily_run(instance, schedule, states.get(schedule.name), now)]
-    graph = repository.asset_graph
-    ours = {*graph.get_all_asset_keys(), *(key.asset_key for key in graph.asset_check_keys)}
-    jobs = [name for name in repository.job_names if not name.startswith("__")]
-    ended = dg.RunsFilter(
-        statuses=[dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE],
-        updated_after=now - timedelta(days=RECENT_DAYS),
-    )
-    failed: dict[str, dg.RunRecord] = {}
-    succeeded: list[dg.DagsterRun] = []
-    for record in instance.get_run_records(ended):  # newest first
-        run = record.dagster_run
-        if run.job_name not in jobs and not (run.job_name.startswith("__") and _work(repository, run) & ours):
-            continue  # of another code location
-        if run.status is dg.DagsterRunStatus.SUCCESS:
-            succeeded.append(run)
-        elif not any(_makes_good(repository, later, run) for later in succeeded):
-            failed[run.job_name if run.job_name in jobs else _BY_HAND] = record
+
+    def is_settled(asset: dg.AssetKey, day: date) -> bool:
+        return isinstance(kept, _Kept) and kept.is_settled(asset.to_user_string(), day)
+
+    jobs = own_jobs(repository)
+    failed: dict[str, list[dg.RunRecord]] = defaultdict(list)
+    for record in find_failed_runs(instance, repository, now - timedelta(days=RECENT_DAYS), is_settled):
+        name = record.dagster_run.job_name
+        failed[name if name in jobs else _BY_HAND].append(record)
     for name in (*jobs, _BY_HAND):
-        first = failed.get(name)
-        if first is None:
-            lines.append(Line("runs", name, Level.OK, "no failed run"))
+        if isinstance(kept, Line) and any(days_of_run(record.dagster_run.tags) for record in failed[name]):
+            lines.append(_unread("runs", name, kept))  # whether their days are settled is not known
         else:
-            since = _moment(first.end_time) if first.end_time else None
-            words = f"run {first.dagster_run.run_id[:8]} failed"
-            lines.append(Line("runs", name, Level.RED, words, since))
+            lines.append(_judge_runs(name, failed[name]))
     return lines
 
+
+def _judge_runs(name: str, failed: Sequence[dg.RunRecord]) -> Line:
+    """Return the line of a job. Its failed runs, newest first, are those that no later run has made good."""
+    if not failed:
+        return Line("runs", name, Level.OK, "no failed run")
+    newest: dict[str, str] = {}
+    for record in failed:
+        newest.setdefault(_describe(record.dagster_run), record.dagster_run.run_id[:8])
+    texts = [f"run {run_id} failed{f' ({what})' if what else ''}" for what, run_id in newest.items()]
+    if len(texts) > _MAX_RUNS:
+        texts[_MAX_RUNS:] = [f"and {len(texts) - _MAX_RUNS} more"]
+    ended = failed[-1].end_time
+    return Line("runs", name, Level.RED, "; ".join(texts), _moment(ended) if ended else None, tuple(newest))
+
+
+def _describe(run: dg.DagsterRun) -> str:
+    """Return the days of a run, and the assets if it names some: runs that fail on the same are told once."""
+    days = _list_ranges(days_of_run(run.tags))
+    assets = ", ".join(sorted(key.to_user_string() for key in selected_assets(run)))
+    return "; ".join(text for text in (days, assets) if text)
+
+
+_MAX_RUNS: Final = 5
+"""Failed runs that a line shows, the newest first. The rest is a number."""
 
 _BY_HAND: Final = "launched by hand"
 """Runs of assets or checks outside the jobs: those of the UI."""
@@ -298,53 +356,27 @@ def _check_daily_run(
     data = found.state.instigator_data if found else None
     started = data.start_timestamp if isinstance(data, ScheduleInstigatorData) else None
     if last is None and started is None:
-        return Line("runs", "daily run", Level.WARNING, "none yet")
+        return Line("runs", "daily run", Level.WARNING, "none yet", not_yet=True)
     known = max(moment for moment in (last, _moment(started) if started else None) if moment)
     if now - known > timedelta(hours=DAILY_RUN_HOURS):
         return Line("runs", "daily run", Level.RED, f"none for {DAILY_RUN_HOURS} hours", known)
     return Line("runs", "daily run", Level.OK, "ended" if last else "none yet; the schedule runs", last)
 
 
-def _work(repository: dg.RepositoryDefinition, run: dg.DagsterRun) -> set[dg.AssetKey]:
-    """Return the assets of a run. Every code location has a job for what is launched by hand: its runs name assets."""
-    selected = {*(run.asset_selection or ()), *(key.asset_key for key in run.asset_check_selection or ())}
-    if not selected and not run.job_name.startswith("__") and repository.has_job(run.job_name):
-        return set(repository.get_job(run.job_name).asset_layer.executable_asset_keys)
-    return selected
-
-
-def _makes_good(repository: dg.RepositoryDefinition, later: dg.DagsterRun, failed: dg.DagsterRun) -> bool:
-    """Whether a later run that succeeded did the work of a failed one, for some of its days at least.
-
-    The days that are still missing have lines of their own.
-    """
-    wanted = _work(repository, failed)
-    same_work = wanted <= _work(repository, later) if wanted else later.job_name == failed.job_name
-    first, last = _days(failed)
-    first_done, last_done = _days(later)
-    return same_work and first <= last_done and first_done <= last
-
-
-def _days(run: dg.DagsterRun) -> tuple[str, str]:
-    """Return the first and last day of a run; every day if it has none."""
-    days = sorted(value for name, value in run.tags.items() if name in DAY_TAGS)
-    return (days[0], days[-1]) if days else ("", "~")
-
-
 # --- days
 
 
-def _list_days(store: Store, window: Window) -> list[Line]:
+def _list_days(store: Store, kept: _Kept, instance: dg.DagsterInstance | _Error) -> list[Line]:
     missing = missing_days(store)
-    collected = count_collected_days(store, window)
+    in_progress = {} if isinstance(instance, _Error) else days_in_progress(instance)
     lines = []
     for metric in METRICS:
-        days = missing[metric.asset]
-        number = collected[metric.asset]
+        days = sorted(set(missing[metric.asset]) - in_progress.get(metric.asset, set()))
+        number = len(kept.collected[metric.asset])
         if days:
             words = f"{number} days; missing: {_list_ranges(days)}"
             line = Line("days", metric.asset, Level.RED, words, facts=tuple(map(str, days)))
-        elif collected and not number:
+        elif not number and any(kept.collected.values()):
             line = Line("days", metric.asset, Level.WARNING, "none yet, although other metrics have some")
         else:
             line = Line("days", metric.asset, Level.OK, f"{number} days")
@@ -408,16 +440,30 @@ def _check_publication(store: Store, settled: Window) -> Line:
 # --- dumps
 
 
-def _list_dumps(settings: Settings) -> list[Line]:
-    if problem := find_folder_problem(settings.dump_dir):
-        return [Line("dumps", "dumps of today", Level.RED, str(problem))]
+def _list_dumps(settings: Settings, kept: _Kept | Line) -> list[Line]:
     today = settings.today()
+    telemetry = _check_drops(settings, span(today - timedelta(days=RECENT_DAYS - 1), today))
+    dump_fed = [metric.asset for metric in METRICS if isinstance(metric.origin, CounterDumps)]
+    # Where nothing was ever collected from dumps, it is no fault that there are none.
+    new = isinstance(kept, _Kept) and not any(kept.collected[asset] for asset in dump_fed)
+    if not settings.dump_dir.exists():
+        if new:
+            return [Line("dumps", "dumps of today", Level.OK, "none yet, and no folder"), telemetry]
+        if isinstance(kept, Line):
+            return [_unread("dumps", name, kept) for name in ("dumps of today", "telemetry")]
+    if problem := find_folder_problem(settings.dump_dir):
+        refused = Line("dumps", "dumps of today", Level.RED, str(problem))
+        return [refused, _unread("dumps", "telemetry", refused)]
     files, before = (count_dumps(settings.dump_dir, day) for day in (today, today - timedelta(days=1)))
     if files or before:
         line = Line("dumps", "dumps of today", Level.OK, f"{files} files")
+    elif new:
+        line = Line("dumps", "dumps of today", Level.OK, "none yet")
+    elif isinstance(kept, Line):
+        line = _unread("dumps", "dumps of today", kept)
     else:
         line = Line("dumps", "dumps of today", Level.WARNING, "0 files, and none of yesterday")
-    return [line, _check_drops(settings, span(today - timedelta(days=RECENT_DAYS - 1), today))]
+    return [line, telemetry]
 
 
 def _check_drops(settings: Settings, days: Sequence[date]) -> Line:
@@ -434,13 +480,16 @@ def _check_drops(settings: Settings, days: Sequence[date]) -> Line:
 # --- alerts
 
 
-def _check_receiver(settings: Settings, sensor: _Instigator | None, now: datetime) -> Line:
+def _check_receiver(settings: Settings, sensor: _Instigator | None, records: Line, now: datetime) -> Line:
+    """Judge where alerts go. `records` is the line of Dagster's database, which holds the messages that wait."""
     if settings.alert_url is None:
         return Line("alerts", "receiver", Level.OK, "the log, because ANALYTICS_ALERT_URL is not set")
     try:
         open_receiver(settings.alert_url)
     except ReceiverError as error:
         return Line("alerts", "receiver", Level.RED, str(error))
+    if records.level is Level.RED:
+        return _unread("alerts", "receiver", records)
     data = sensor.state.instigator_data if sensor else None
     outbox = Outbox.load(data.cursor if isinstance(data, SensorInstigatorData) else None)
     if outbox.refused_since and now - outbox.refused_since > timedelta(minutes=WAITING_MINUTES):

@@ -82,6 +82,25 @@ def publish_closed(store: Store, awaited: Mapping[str, Collection[date]] = _NOTH
     return made
 
 
+def find_waits(store: Store, awaited: Mapping[str, Collection[date]]) -> dict[str, date]:
+    """Return the first awaited day of each event name whose next period is closed and waits for it.
+
+    `awaited`: see `publish_closed`. Raises DatabaseError.
+    """
+    window = read_window(store)
+    with store.transaction("reading what is published") as connection:
+        collected, last_published = read_collected(connection), read_last_published(connection)
+    waits = {}
+    for grain in GRAINS:
+        for name, asset in _names(grain):
+            start = _find_next(grain, collected[asset], last_published.get(name), window)
+            if start and (last := _last_day(grain, start)) <= window.last_closed:
+                late = set(awaited.get(asset, ())) - collected[asset]
+                if found := late.intersection(span(start, last)):
+                    waits[name] = min(found)
+    return waits
+
+
 def fill(store: Store, day: date) -> list[Publication]:
     """Publish a day by itself, and the week around it, wherever that has not been done and it is collected now.
 
@@ -134,20 +153,28 @@ def _list_due(
     last_published: date | None,
     window: Window,
 ) -> Iterator[Period]:
-    """Yield the closed periods that come next. A series begins with its first collected day."""
+    """Yield the closed periods that come next, until a day of one is awaited."""
+    start = _find_next(grain, collected, last_published, window)
+    late = set(awaited) - collected
+    while start and (last := _last_day(grain, start)) <= window.last_closed and late.isdisjoint(span(start, last)):
+        yield Period(name, start, _is_collected(grain, start, collected))
+        start = last + timedelta(days=1)
+
+
+def _find_next(grain: Grain, collected: set[date], last_published: date | None, window: Window) -> date | None:
+    """Return the first day of a series' next period. A series begins with its first collected day."""
     if last_published is not None:
         start = last_published + timedelta(days=grain.days)
     elif collected:
         start = min(collected)
     else:
-        return
+        return None
     start = max(start, window.first)
-    if grain.days == 7:
-        start += timedelta(days=-start.weekday() % 7)
-    late = set(awaited) - collected
-    while (last := start + timedelta(days=grain.days - 1)) <= window.last_closed and late.isdisjoint(span(start, last)):
-        yield Period(name, start, _is_collected(grain, start, collected))
-        start += timedelta(days=grain.days)
+    return start + timedelta(days=-start.weekday() % 7) if grain.days == 7 else start
+
+
+def _last_day(grain: Grain, start: date) -> date:
+    return start + timedelta(days=grain.days - 1)
 
 
 def _is_collected(grain: Grain, start: date, collected: set[date]) -> bool:
@@ -159,7 +186,7 @@ def _summarize(grain: Grain, periods: list[Period]) -> Publication:
     return Publication(
         periods[0].event_name,
         periods[0].start,
-        periods[-1].start + timedelta(days=grain.days - 1),
+        _last_day(grain, periods[-1].start),
         published,
         len(periods) - published,
         grain.unit,

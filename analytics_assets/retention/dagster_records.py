@@ -102,6 +102,12 @@ class Records:
             column.in_(sa.select(EXECUTIONS.c.run_id).where(EXECUTIONS.c.asset_key.in_(self._assets()))),
         )
 
+    def of_our_step(self, column: sa.Column[str]) -> sa.ColumnElement[bool]:
+        """Return the condition that a column names a step of ours, which is called like its asset."""
+        if self.settings.owns_dagster:
+            return sa.true()
+        return column.in_([path[-1] for path in asset_descriptions(self.settings)])
+
     def naming_our_asset(self, column: sa.Column[str]) -> sa.ColumnElement[bool]:
         """Return the condition that the JSON in a column has an asset key of ours."""
         if self.settings.owns_dagster:
@@ -326,8 +332,12 @@ def runs(records: Records, time_zone: str, logs: Path) -> WrittenRows:
         if not records.settings.owns_dagster:
             with_logs += [folder.parent.name for folder in logs.glob("*/compute_logs")]
         # Dagster removes the events with their run. These were written after the midnight at which their run expired.
-        ended = (EVENTS.c.run_id != "") & EVENTS.c.run_id.not_in(sa.select(RunsTable.c.run_id))
-        of_our_event = sa.or_(records.of_our_run(EVENTS.c.run_id), records.of_our_asset(EVENTS.c.asset_key), ended)
+        orphaned = (EVENTS.c.run_id != "") & EVENTS.c.run_id.not_in(sa.select(RunsTable.c.run_id))
+        of_our_event = sa.or_(
+            records.of_our_run(EVENTS.c.run_id),
+            records.of_our_asset(EVENTS.c.asset_key),
+            orphaned & records.of_our_step(EVENTS.c.step_key),
+        )
         return {
             EVENTS: of_our_event & EVENTS.c.run_id.not_in(with_logs),
             EXECUTIONS: records.of_our_asset(EXECUTIONS.c.asset_key) & EXECUTIONS.c.run_id.not_in(with_logs),

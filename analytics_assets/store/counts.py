@@ -5,7 +5,6 @@ No other module writes counts. A day is replaced whole, in one transaction: a cr
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
@@ -14,7 +13,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from analytics_assets.contract import LOOKBACK_DAYS, CounterDumps, Metric
+from analytics_assets.contract import LOOKBACK_DAYS, METRICS, CounterDumps, Metric
 from analytics_assets.database import DatabaseError, copy_rows, sqlstate
 from analytics_assets.guard import Row
 from analytics_assets.store import Store
@@ -176,14 +175,14 @@ def read_latest_collected(store: Store, metric: Metric) -> date | None:
     return latest
 
 
-def count_collected_days(store: Store, window: Window) -> Counter[str]:
-    """Return how many days of the window each metric has collected, by its asset."""
-    day = COLLECTED_DAYS.c.event_date
-    number = sa.func.count().label("days")
-    query = sa.select(COLLECTED_DAYS.c.asset, number).where(day.between(window.first, window.last))
+def read_collected_days(store: Store, window: Window) -> dict[str, set[date]]:
+    """Return the days of the window that each metric has collected, by its asset."""
+    query = sa.select(COLLECTED_DAYS).where(COLLECTED_DAYS.c.event_date.between(window.first, window.last))
+    found: dict[str, set[date]] = {metric.asset: set() for metric in METRICS}
     with store.transaction("reading the collected days") as connection:
-        found = connection.execute(query.group_by(COLLECTED_DAYS.c.asset)).all()
-    return Counter({row.asset: row.days for row in found})
+        for row in connection.execute(query):
+            found.setdefault(row.asset, set()).add(row.event_date)
+    return found
 
 
 def count_collected_since(store: Store, moment: datetime) -> int:

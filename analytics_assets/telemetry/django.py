@@ -89,7 +89,7 @@ def count_responses(
 
         chosen: Any = answer_async if _is_async(get_response) else answer
         chosen.process_exception = note_that_the_client_has_gone  # Django calls it when a view fails
-        return chosen  # type: ignore[no-any-return]
+        return chosen  # type: ignore[no-any-return]  # either of the two
 
     middleware.sync_capable = middleware.async_capable = True  # type: ignore[attr-defined]  # Django reads these
     return middleware

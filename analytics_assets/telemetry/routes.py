@@ -190,11 +190,11 @@ def _iterate_endpoints(routes: Iterable[Any], prefix: str, pattern: str) -> Iter
 def _inner_routes(route: Any) -> Iterable[Any] | None:
     """Routes of a mounted application, also inside middlewares; None when it has none."""
     if routes := getattr(route, "routes", None):
-        return routes  # type: ignore[no-any-return]
+        return routes  # type: ignore[no-any-return]  # of any framework
     app = getattr(route, "app", None)
     while app is not None:
         if hasattr(app, "routes"):
-            return app.routes  # type: ignore[no-any-return]
+            return app.routes  # type: ignore[no-any-return]  # of any framework
         app = getattr(app, "app", None)
     return None
 

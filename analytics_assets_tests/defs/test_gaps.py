@@ -15,8 +15,11 @@ from analytics_assets.days import span
 from analytics_assets.definitions import build_definitions
 from analytics_assets.defs.evaluation import NO_MISSING_DAYS
 from analytics_assets.defs.jobs import daily_metrics_job
-from analytics_assets.defs.partitions import MARGIN_DAYS, daily_partitions, days_of_run, range_tags
+from analytics_assets.defs.partitions import MARGIN_DAYS, daily_partitions, range_tags
 from analytics_assets.defs.schedules import MAX_GAP_RUNS, Gap, choose
+from analytics_assets.operations import Level
+from analytics_assets.operations.runs import FAILED_RUNS, days_of_run
+from analytics_assets.operations.status import read_status
 from analytics_assets.settings import Settings
 from analytics_assets.store import open_store
 from analytics_assets.store.counts import replace_day
@@ -246,21 +249,33 @@ def queue(pipeline: Pipeline, asset: str, first: date, last: date, status: dg.Da
     )
 
 
-def test_a_day_that_a_run_is_collecting_is_not_missing_and_one_that_waits_is(
-    pipeline: Pipeline, yesterday: date
-) -> None:
+def test_a_day_that_a_run_is_the_first_to_try_is_not_missing(pipeline: Pipeline, yesterday: date) -> None:
+    def found(asset: str) -> tuple[str, ...]:
+        """The missing days that `status` and the check agree on."""
+        passed = run_check(pipeline, asset, NO_MISSING_DAYS).passed
+        repository = pipeline.definitions().get_repository_def()
+        lines = {line.key: line for line in read_status(pipeline.settings, pipeline.instance, repository)}
+        line = lines[f"days: {asset}"]
+        assert (line.level is Level.OK) is passed is (not line.facts)
+        return line.facts
+
     days = span(yesterday - timedelta(days=5), yesterday)
+    lacking = tuple(map(str, days[1:-1]))
     note(pipeline.settings, ALL, [days[0], days[-1]])
-    for status, passed in ((dg.DagsterRunStatus.NOT_STARTED, False), (dg.DagsterRunStatus.STARTED, True)):
+    assert found(LATE) == lacking
+    for status in (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTED):
         run = queue(pipeline, LATE, days[1], days[-2], status)
-        assert run_check(pipeline, LATE, NO_MISSING_DAYS).passed is passed
-        assert not run_check(pipeline, OTHERS[0], NO_MISSING_DAYS).passed, "it is about another metric"
+        assert found(LATE) == ()
+        assert found(OTHERS[0]) == lacking, "it is about another metric"
         pipeline.instance.delete_run(run.run_id)
-    run = queue(pipeline, LATE, days[1], days[2], dg.DagsterRunStatus.STARTED)
+    queue(pipeline, LATE, days[1], days[2], dg.DagsterRunStatus.STARTED)
+    assert found(LATE) == lacking[2:]
     assert (run_check(pipeline, LATE, NO_MISSING_DAYS).description or "").startswith(f"- {days[3]} to {days[-2]}\n")
+    queue(pipeline, LATE, days[2], days[2], dg.DagsterRunStatus.FAILURE)
+    assert found(LATE) == lacking[1:], "a day that was refused is tried every night"
 
 
-def test_publishing_waits_for_a_day_that_a_run_is_about_to_collect_unless_one_has_failed(
+def test_publishing_waits_for_a_day_that_a_run_is_about_to_collect_until_three_have_failed(
     pipeline: Pipeline, host: Host, yesterday: date
 ) -> None:
     asset = EVENT_FED[0]
@@ -280,10 +295,12 @@ def test_publishing_waits_for_a_day_that_a_run_is_about_to_collect_unless_one_ha
     pipeline.instance.delete_run(waiting.run_id)
 
     host.occur("signups", moments(days[4], pipeline.settings.time_zone, 1), event_id="canary")
-    assert not pipeline.run([asset], days[3], days[6]).success
-    queue(pipeline, asset, days[3], days[6], dg.DagsterRunStatus.NOT_STARTED)
-    assert all(result.success for result in play(pipeline, daily))
-    assert published("event_signup") == days[:-2]
+    gap = dg.RunRequest(tags=range_tags(days[3], days[6]), asset_selection=[dg.AssetKey(asset)])
+    for failed in range(1, FAILED_RUNS + 1):
+        (refused,) = play(pipeline, [gap])
+        assert set(failures(refused)) == {asset}
+        assert all(result.success for result in play(pipeline, daily))
+        assert published("event_signup") == (days[:4] if failed < FAILED_RUNS else days[:-2])
     states = pipeline.sql("select event_date from published.days where state = 'not_collected'")
     assert states == [(days[4],)]
 

@@ -14,7 +14,7 @@ from analytics_assets.definitions import build_definitions
 from analytics_assets.defs.checks import database_checks, login_checks, published_checks, published_pages_check
 from analytics_assets.defs.evaluation import CHECK_NAMES
 from analytics_assets.defs.jobs import daily_metrics_job
-from analytics_assets.defs.partitions import days_of_run
+from analytics_assets.operations.runs import days_of_run
 from analytics_assets.settings import Settings
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, tick
 

@@ -12,8 +12,8 @@ from dagster._core.scheduler.instigation import InstigatorState, InstigatorType,
 from analytics_assets.contract import FRICTION_PATH
 from analytics_assets.days import span
 from analytics_assets.defs.evaluation import CHECK_NAMES
-from analytics_assets.defs.partitions import days_of_run
 from analytics_assets.local.server import dagster_dev
+from analytics_assets.operations.runs import days_of_run
 from analytics_assets.settings import Settings
 from analytics_assets_tests.support.clock import clock_at, noon_of
 from analytics_assets_tests.support.host import Host, moments

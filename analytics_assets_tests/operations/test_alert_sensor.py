@@ -22,16 +22,22 @@ from analytics_assets.defs.sensors import alert_sensor
 from analytics_assets.local.processes import stop
 from analytics_assets.local.server import ROOT, wait_until_ready
 from analytics_assets.operations.alerts import Outbox
+from analytics_assets.operations.runs import DAILY_JOB
 from analytics_assets.settings import Settings
 from analytics_assets_tests.support.activity import fill
+from analytics_assets_tests.support.database import as_superuser
 from analytics_assets_tests.support.host import Host
-from analytics_assets_tests.support.pipeline import ALL, Pipeline
+from analytics_assets_tests.support.pipeline import ALL, Pipeline, note_collected
 from analytics_assets_tests.support.processes import free_port, wait_until
 from analytics_assets_tests.support.receivers import mail_server, mail_url, text_of, webhook, webhook_url
 
 
 def tick(pipeline: Pipeline, cursor: str | None, url: str | None, database_url: str | None = None) -> str | None:
-    """One evaluation of the sensor. Returns the cursor that it leaves."""
+    """One evaluation of the sensor, which is not its first one. Returns the cursor that it leaves."""
+    return evaluate(pipeline, cursor or Outbox().dump(), url, database_url)
+
+
+def evaluate(pipeline: Pipeline, cursor: str | None, url: str | None, database_url: str | None = None) -> str | None:
     settings = replace(pipeline.settings, alert_url=url, database_url=database_url or pipeline.settings.database_url)
     context = dg.build_sensor_context(
         instance=pipeline.instance,
@@ -46,6 +52,12 @@ def tick(pipeline: Pipeline, cursor: str | None, url: str | None, database_url: 
 def ticks(pipeline: Pipeline, cursor: str | None, url: str | None, database_url: str | None = None) -> str | None:
     """Two evaluations: one that notices, one that sends."""
     return tick(pipeline, tick(pipeline, cursor, url, database_url), url, database_url)
+
+
+def test_the_first_evaluation_waits_until_the_daemon_has_started_the_others(pipeline: Pipeline) -> None:
+    cursor = evaluate(pipeline, None, None)
+    assert Outbox.load(cursor) == Outbox()
+    assert Outbox.load(evaluate(pipeline, cursor, None)).waiting
 
 
 def test_a_missing_day_is_told_once_and_so_is_its_collection(pipeline: Pipeline, host: Host, yesterday: date) -> None:
@@ -70,7 +82,26 @@ def test_a_missing_day_is_told_once_and_so_is_its_collection(pipeline: Pipeline,
     assert "canary" not in str(cursor)
 
 
-def test_a_receiver_that_is_down_loses_no_message_and_stops_nothing(pipeline: Pipeline) -> None:
+def test_a_job_that_fails_on_other_days_is_told_again(pipeline: Pipeline, yesterday: date) -> None:
+    def fail(day: date) -> None:
+        job = pipeline.definitions().resolve_job_def(daily_metrics_job.name)
+        pipeline.instance.create_run_for_job(job, status=dg.DagsterRunStatus.FAILURE, tags=range_tags(day, day))
+
+    port = free_port()
+    cursor = None
+    before = yesterday - timedelta(days=1)
+    with webhook(port) as taken:
+        for day in (before, before, yesterday):
+            fail(day)
+            cursor = ticks(pipeline, cursor, webhook_url(port))
+    told = [message["message"] for message in taken if message["title"] == f"analytics red: runs: {DAILY_JOB}"]
+    assert len(told) == 2, "the same days are told once"
+    assert str(before) in told[0]
+    assert f"({yesterday}); " in told[1]
+
+
+def test_a_receiver_that_is_down_loses_no_message_and_stops_nothing(pipeline: Pipeline, yesterday: date) -> None:
+    note_collected(pipeline, ALL, [yesterday])
     port = free_port()
     cursor = None
     dumps, away = pipeline.settings.dump_dir, pipeline.settings.data_dir / "away"
@@ -109,6 +140,20 @@ def test_a_database_that_is_away_is_told_and_so_is_its_return(pipeline: Pipeline
     assert "canary" not in f"{taken} {cursor}"
 
 
+def test_what_is_red_when_the_database_goes_away_is_not_told_as_ok(pipeline: Pipeline, tmp_path: Path) -> None:
+    as_superuser(pipeline.settings, "update analytics.alembic_version set version_num = '0001'")
+    port = free_port()
+    away = f"postgresql+psycopg2://canary:canary@/nowhere?host={tmp_path}"
+    with webhook(port) as taken:
+        cursor = ticks(pipeline, None, webhook_url(port))
+        assert "analytics red: databases: schema" in [message["title"] for message in taken]
+        number = len(taken)
+        cursor = ticks(pipeline, cursor, webhook_url(port), database_url=away)
+        ticks(pipeline, cursor, webhook_url(port))
+    about = "analytics {}: databases: analytics database".format
+    assert [message["title"] for message in taken[number:]] == [about("red"), about("ok")]
+
+
 def test_without_a_receiver_a_message_is_a_line_in_the_log(
     pipeline: Pipeline, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,7 +188,7 @@ def test_a_look_that_fails_is_told_and_repeats_no_message(pipeline: Pipeline, mo
         cursor = tick(pipeline, None, webhook_url(port))
         with monkeypatch.context() as broken:
             broken.setattr(sensors, "read_status", fail)
-            cursor = ticks(pipeline, cursor, webhook_url(port))
+            cursor = tick(pipeline, ticks(pipeline, cursor, webhook_url(port)), webhook_url(port))
         titles = [message["title"] for message in taken]
         assert len(titles) == len(set(titles))
         assert titles[-1] == "analytics red: services: cannot be read"
@@ -151,6 +196,42 @@ def test_a_look_that_fails_is_told_and_repeats_no_message(pipeline: Pipeline, mo
         ticks(pipeline, cursor, webhook_url(port))
         assert [message["title"] for message in taken[len(titles) :]] == ["analytics ok: services: cannot be read"]
     assert "canary" not in str(taken)
+
+
+def test_a_tick_that_is_killed_while_it_looks_sends_nothing_twice_and_loses_nothing(
+    pipeline: Pipeline, yesterday: date, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note_collected(pipeline, ALL, [yesterday])
+
+    def kill(*_: object) -> None:
+        raise SystemExit
+
+    port = free_port()
+    url = webhook_url(port)
+    cursor = tick(pipeline, None, url)
+    numbers = [message.number for message in Outbox.load(cursor).waiting]
+    assert numbers
+    dumps = pipeline.settings.dump_dir
+    with webhook(port) as taken:
+        with monkeypatch.context() as broken:
+            broken.setattr(sensors, "read_status", kill)
+            cursor = tick(pipeline, cursor, url)
+            assert len(taken) == len(numbers)
+            with pytest.raises(SystemExit):
+                tick(pipeline, cursor, url)
+        assert len(taken) == len(numbers), "nothing twice"
+        dumps.rename(pipeline.settings.data_dir / "away")
+        ticks(pipeline, cursor, url)
+    assert [message["title"] for message in taken[len(numbers) :]] == ["analytics red: dumps: dumps of today"]
+
+
+def test_a_receiver_that_is_down_does_not_stop_the_looking(pipeline: Pipeline, yesterday: date) -> None:
+    note_collected(pipeline, ALL, [yesterday])
+    url = webhook_url(free_port())
+    cursor = tick(pipeline, None, url)
+    pipeline.settings.dump_dir.rename(pipeline.settings.data_dir / "away")
+    before, after = Outbox.load(cursor).waiting, Outbox.load(tick(pipeline, cursor, url)).waiting
+    assert [message.title for message in after[len(before) :]] == ["analytics red: dumps: dumps of today"]
 
 
 # --- the real daemon
@@ -197,7 +278,7 @@ def test_a_healthy_installation_is_all_ok_and_a_change_is_told(
     with webhook(port) as taken, up(settings, free_port(), log):
         first = " ".join(log.read_text().split())
         assert "Before this start:" in first
-        assert "red services: daemon has never run" in first
+        assert "red services: daemon has never run" not in first, "before the first start that is no fault"
 
         wait_until(lambda: read_command(settings)[0] == 0)
         assert set(read_command(settings)[1].values()) == {"ok"}

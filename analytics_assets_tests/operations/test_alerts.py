@@ -99,6 +99,16 @@ def test_what_cannot_be_looked_at_is_not_taken_for_ok(unknown: list[Line]) -> No
     assert told(note(outbox, DAYS, RUNS))[1:] == ["analytics ok: days: event_signups"]
 
 
+def test_a_line_that_cannot_be_read_because_of_another_is_neither_told_nor_taken_for_ok() -> None:
+    cause = replace(RUNS, level=Level.RED)
+    for red in ([RED], [Line("days", UNREADABLE, Level.RED, "")]):
+        unread = [replace(line, words="", facts=(), because_of=cause.key) for line in red]
+        outbox = note(note(Outbox(), RUNS, *red), cause, *unread)
+        assert told(outbox)[1:] == ["analytics red: runs: daily run"]
+        assert told(note(outbox, RUNS, *red))[2:] == ["analytics ok: runs: daily run"]
+        assert len(told(note(outbox, RUNS, DAYS))) == 4
+
+
 def test_a_line_that_is_gone_is_told_as_gone() -> None:
     other = replace(DAYS, name="directory_searches")
     outbox = note(note(Outbox(), RED, other), other)

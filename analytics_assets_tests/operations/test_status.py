@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -33,28 +34,34 @@ from dagster_shared.error import SerializableErrorInfo
 
 from analytics_assets.cli import main
 from analytics_assets.contract import METRICS
+from analytics_assets.database import DatabaseError
 from analytics_assets.days import span
 from analytics_assets.definitions import build_definitions
 from analytics_assets.defs.evaluation import MATCHES
 from analytics_assets.defs.jobs import daily_metrics_job, retention_job
 from analytics_assets.defs.partitions import range_tags
-from analytics_assets.local.status import look
+from analytics_assets.local import status as local_status
+from analytics_assets.local.processes import ServerError
+from analytics_assets.local.status import look, look_before_start
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Message, Outbox
 from analytics_assets.operations.status import DAILY_SCHEDULE, exit_code, read_status
-from analytics_assets.settings import Settings
+from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.clock import clock_at, noon_of
 from analytics_assets_tests.support.database import as_superuser
 from analytics_assets_tests.support.host import Host, moments
-from analytics_assets_tests.support.pipeline import ALL, LEDGER, Pipeline, run_check
+from analytics_assets_tests.support.pipeline import ALL, LEDGER, Pipeline, note_collected, run_check
 from analytics_assets_tests.support.retention import TARGETS
 
 OK, WARNING, RED = Level.OK, Level.WARNING, Level.RED
 
 
-def lines_of(settings: Settings, instance: dg.DagsterInstance | str) -> dict[str, Line]:
+NOT_LOOKED_AT = DatabaseError("not looked at")
+
+
+def lines_of(settings: Settings, instance: dg.DagsterInstance | DatabaseError) -> dict[str, Line]:
     """Key -> line."""
     lines = read_status(settings, instance, build_definitions(settings).get_repository_def())
     found = {line.key: line for line in lines}
@@ -93,7 +100,7 @@ def test_a_part_of_a_password_that_looks_like_a_host_is_not_shown(settings: Sett
         "postgresql+psycopg2://user:sec@canary@127.0.0.1/events",
         "postgresql+psycopg2://user@127.0.0.1/c@nary",
     ):
-        lines = lines_of(replace(settings, database_url=url), "not looked at")
+        lines = lines_of(replace(settings, database_url=url), NOT_LOOKED_AT)
         assert "its name or host has an @" in lines["databases: analytics database"].words
         assert not re.search("canary|c@nary", str(lines))
 
@@ -103,11 +110,39 @@ def test_a_database_that_is_away_is_red_and_the_rest_is_still_looked_at(pipeline
     lines = lines_of(replace(pipeline.settings, database_url=url), pipeline.instance)
     assert not_ok(lines, "databases", "dumps") == {
         "databases: analytics database": RED,
-        "dumps: dumps of today": WARNING,
+        "databases: schema": RED,
+        "dumps: dumps of today": RED,
     }
     assert "cannot be reached" in lines["databases: analytics database"].words
-    assert {line.group for line in lines.values()} == {"databases", "services", "runs", "checks", "dumps", "alerts"}
+    assert unread(lines) == dict.fromkeys(
+        [
+            "databases: schema",
+            "dumps: dumps of today",
+            *(f"{group}: {UNREADABLE}" for group in ("days", "retention", "publication")),
+        ],
+        "databases: analytics database",
+    )
+    assert {"services: daemon", "runs: daily run", "alerts: receiver"} <= set(lines)
+    pipeline.settings.dump_dir.rename(pipeline.settings.data_dir / "away")
+    lines = lines_of(replace(pipeline.settings, database_url=url), pipeline.instance)
+    assert {"dumps: dumps of today", "dumps: telemetry"} <= set(unread(lines)), "nobody knows whether that is a fault"
     assert "canary" not in str(lines)
+
+
+def unread(lines: dict[str, Line]) -> dict[str, str]:
+    """Key of each line that cannot be read because of another one -> the key of that one."""
+    found = {key: line.because_of for key, line in lines.items() if line.because_of}
+    for key, cause in found.items():
+        assert lines[key].level is lines[cause].level is RED
+        assert lines[key].words == f"cannot be read: see {cause}"
+        assert lines[cause].because_of is None
+    return found
+
+
+def test_without_a_url_what_the_database_would_say_is_red(settings: Settings) -> None:
+    found = unread(lines_of(replace(settings, database_url=None), NOT_LOOKED_AT))
+    assert found["databases: schema"] == "databases: analytics database"
+    assert found["days: cannot be read"] == "databases: analytics database"
 
 
 def test_dagsters_database_that_is_away_is_red_and_the_rest_is_still_looked_at(
@@ -118,7 +153,14 @@ def test_dagsters_database_that_is_away_is_red_and_the_rest_is_still_looked_at(
     lines = {line.key: line for line in look(replace(settings, dagster_url=url), repository)}
     assert not_ok(lines, "databases", "days") == {"databases: Dagster's database": RED}
     assert "days: event_signups" in lines
+    assert unread(lines) == dict.fromkeys(
+        [f"{group}: {UNREADABLE}" for group in ("services", "runs", "checks", "retention")],
+        "databases: Dagster's database",
+    )
     assert "canary" not in str(lines)
+    with_url = replace(settings, dagster_url=url, alert_url="json://127.0.0.1/")
+    waiting = {line.key: line for line in look(with_url, repository)}
+    assert unread(waiting)["alerts: receiver"] == "databases: Dagster's database", "it keeps the messages that wait"
 
 
 @pytest.mark.parametrize(
@@ -136,6 +178,8 @@ def test_a_schema_that_is_not_this_packages_is_red(pipeline: Pipeline, statement
     lines = status(pipeline)
     assert not_ok(lines, "databases") == {"databases: schema": RED}
     assert words in lines["databases: schema"].words
+    assert set(unread(lines).values()) <= {"databases: schema"}
+    assert {line.group for line in lines.values()} >= {"days", "retention", "publication"}
 
 
 # --- days
@@ -168,7 +212,9 @@ def test_a_failed_run_is_red_until_a_later_one_has_made_good(pipeline: Pipeline,
     (pipeline.settings.data_dir / "away").rename(pipeline.settings.dump_dir)
     assert not failed.success
     red = status(pipeline)[by_hand]
-    assert (red.level, red.words) == (RED, f"run {failed.run_id[:8]} failed")
+    (fact,) = red.facts
+    assert fact == f"{days[0]} to {days[1]}; {', '.join(sorted(ALL))}"
+    assert (red.level, red.words) == (RED, f"run {failed.run_id[:8]} failed ({fact})")
     assert red.since is not None
 
     assert pipeline.run(ALL, days[2], days[3]).success
@@ -176,7 +222,79 @@ def test_a_failed_run_is_red_until_a_later_one_has_made_good(pipeline: Pipeline,
     assert pipeline.run(ALL[:1], days[0], days[1]).success
     assert status(pipeline)[by_hand].level is RED, "other assets"
     assert pipeline.run(ALL, days[1], days[2]).success
-    assert status(pipeline)[by_hand].level is OK
+    assert status(pipeline)[by_hand].level is RED, "one of two days"
+    assert pipeline.run(ALL[1:], days[0]).success
+    assert status(pipeline)[by_hand].level is OK, "two runs have done it together"
+
+
+def test_a_failed_run_is_made_good_by_days_that_are_settled_and_a_later_run(
+    pipeline: Pipeline, yesterday: date
+) -> None:
+    line = f"runs: {daily_metrics_job.name}"
+    days = span(yesterday - timedelta(days=9), yesterday)
+    with clock_at(pipeline.settings, noon_of(pipeline.settings, yesterday + timedelta(days=1))):
+        note_collected(pipeline, ALL, days[4:])
+        note_run(pipeline, days[4:6])
+        assert status(pipeline)[line].level is RED, "no later run has succeeded"
+        note_run(pipeline, days[7:], DagsterRunStatus.SUCCESS)
+        assert status(pipeline)[line].level is OK, "the days are collected, and will not be collected again"
+
+        note_run(pipeline, days[3:5])
+        note_run(pipeline, days[8:], DagsterRunStatus.SUCCESS)
+        assert status(pipeline)[line].facts == (f"{days[3]} to {days[4]}",), "one is not collected"
+        note_collected(pipeline, ALL, days[3:4])
+        assert status(pipeline)[line].level is OK
+
+        note_run(pipeline, days[7:])
+        note_run(pipeline, days[8:], DagsterRunStatus.SUCCESS)
+        assert status(pipeline)[line].facts == (f"{days[7]} to {days[9]}",), "the next night collects it again"
+
+        expired = pipeline.settings.retention_days + 1
+        note_run(pipeline, [yesterday - timedelta(days=expired)])
+        note_run(pipeline, days[7:], DagsterRunStatus.SUCCESS)
+        assert status(pipeline)[line].level is OK, "an expired day is not kept"
+
+
+def test_without_the_database_nobody_knows_which_failed_runs_are_made_good(
+    pipeline: Pipeline, yesterday: date, tmp_path: Path
+) -> None:
+    note_run(pipeline, [yesterday])
+    url = f"postgresql+psycopg2://canary:canary@/nowhere?host={tmp_path}"
+    found = unread(lines_of(replace(pipeline.settings, database_url=url), pipeline.instance))
+    assert found[f"runs: {daily_metrics_job.name}"] == "databases: analytics database"
+    assert f"runs: {retention_job.name}" not in found
+
+
+def note_run(
+    pipeline: Pipeline,
+    days: list[date],
+    status: DagsterRunStatus = DagsterRunStatus.FAILURE,
+    assets: Sequence[str] = (),
+) -> dg.DagsterRun:
+    """Note a run of the daily job, for some or all of its assets, in Dagster's records; it is not executed."""
+    selection = [dg.AssetKey(asset.split("/")) for asset in assets]
+    return pipeline.instance.create_run_for_job(
+        pipeline.definitions().resolve_job_def(daily_metrics_job.name),
+        status=status,
+        tags=range_tags(days[0], days[-1]),
+        asset_selection=frozenset(selection) if selection else None,
+    )
+
+
+def test_runs_that_fail_on_other_days_are_facts_of_their_own(pipeline: Pipeline, yesterday: date) -> None:
+    days = span(yesterday - timedelta(days=9), yesterday)
+    first = note_run(pipeline, days[7:])
+    again = note_run(pipeline, days[7:])
+    line = status(pipeline)[f"runs: {daily_metrics_job.name}"]
+    assert line.words == f"run {again.run_id[:8]} failed ({days[7]} to {days[9]})", f"not {first.run_id}"
+    note_run(pipeline, days[2:3], assets=ALL[:1])
+    line = status(pipeline)[f"runs: {daily_metrics_job.name}"]
+    assert line.facts == (f"{days[2]}; {ALL[0]}", f"{days[7]} to {days[9]}"), "newest first"
+    for day in days[3:7]:
+        note_run(pipeline, [day])
+    line = status(pipeline)[f"runs: {daily_metrics_job.name}"]
+    assert line.words.endswith("; and 1 more")
+    assert len(line.facts) == 6
 
 
 def test_a_failed_retention_run_is_red_until_one_succeeds(pipeline: Pipeline) -> None:
@@ -190,6 +308,11 @@ def test_a_failed_retention_run_is_red_until_one_succeeds(pipeline: Pipeline) ->
     }
     assert "canary" not in str(lines)
     (pipeline.settings.dump_dir / "canary").rmdir()
+    assert pipeline.retain(dry_run=True).success
+    assert status(pipeline)[f"runs: {retention_job.name}"].level is RED, "it only looked"
+    by_default = pipeline.definitions().resolve_job_def(retention_job.name)
+    assert by_default.execute_in_process(instance=pipeline.instance).success
+    assert status(pipeline)[f"runs: {retention_job.name}"].level is RED, "so does a launch by hand"
     assert pipeline.retain().success
     assert not_ok(status(pipeline), "runs", "retention") == {"runs: daily run": WARNING}
 
@@ -292,6 +415,7 @@ def test_the_dumps_of_today(pipeline: Pipeline, host: Host, yesterday: date) -> 
         found = status(pipeline)["dumps: dumps of today"]
         return found.level, found.words
 
+    note_collected(pipeline, ["directory_searches"], [yesterday])
     assert line() == (WARNING, "0 files, and none of yesterday")
     fill(host, pipeline.settings, [yesterday])
     assert line() == (OK, "0 files")
@@ -301,6 +425,35 @@ def test_the_dumps_of_today(pipeline: Pipeline, host: Host, yesterday: date) -> 
     level, words = line()
     assert level is RED
     assert "does not exist: set ANALYTICS_DUMP_DIR" in words
+    assert unread(status(pipeline)) == {"dumps: telemetry": "dumps: dumps of today"}
+
+
+def test_before_the_first_day_is_collected_from_dumps_their_absence_is_no_fault(
+    pipeline: Pipeline, yesterday: date
+) -> None:
+    dumps, away = pipeline.settings.dump_dir, pipeline.settings.data_dir / "away"
+    note_collected(pipeline, ["event_signups"], [yesterday])  # from a view
+    assert status(pipeline)["dumps: dumps of today"].words == "none yet"
+    dumps.rename(away)
+    lines = status(pipeline)
+    assert not_ok(lines, "dumps", "retention") == {}
+    assert lines["dumps: dumps of today"].words == "none yet, and no folder"
+    away.rename(dumps)
+    (dumps / "canary").mkdir()
+    assert status(pipeline)["dumps: dumps of today"].level is RED, "a wrong folder is a fault at once"
+
+
+def test_before_the_first_start_nothing_is_red_because_it_never_ran(settings: Settings, make_database: object) -> None:
+    assert callable(make_database)
+    empty = make_database("empty").render_as_string(hide_password=False)
+    for fresh in (settings, replace(settings, dagster_url=empty)):
+        repository = build_definitions(fresh).get_repository_def()
+        assert exit_code(look(fresh, repository)) == 2
+        lines = look_before_start(fresh, repository)
+        assert {line.level for line in lines} == {OK}
+        assert {line.group for line in lines} >= {"databases", "days", "publication", "dumps", "alerts"}
+    as_superuser(settings, "update analytics.alembic_version set version_num = '0001'")
+    assert exit_code(look_before_start(settings, build_definitions(settings).get_repository_def())) == 2
 
 
 def test_dropped_counts_warn_with_day_and_reason_and_without_their_number(pipeline: Pipeline, yesterday: date) -> None:
@@ -347,6 +500,7 @@ def test_what_was_never_started_warns(pipeline: Pipeline) -> None:
         "services: code location": WARNING,
         f"services: {DAILY_SCHEDULE}": WARNING,
         "services: retention_sensor": WARNING,
+        "services: publication_sensor": WARNING,
         "services: alert_sensor": WARNING,
     }
 
@@ -485,7 +639,7 @@ def test_json_and_the_screen_say_the_same(settings: Settings) -> None:
     shown, printed = command(settings), command(settings, "--json")
     assert shown.exit_code == printed.exit_code == 2
     lines = json.loads(printed.output)
-    assert list(lines[0]) == ["group", "name", "level", "words", "since", "facts"]
+    assert list(lines[0]) == ["group", "name", "level", "words", "since", "facts", "because_of", "not_yet"]
     screen = " ".join(shown.output.split())
     for line in lines:
         if line["level"] != "ok":
@@ -499,6 +653,28 @@ def test_a_wrong_setting_is_exit_status_2(settings: Settings) -> None:
     assert result.exit_code == 2
     assert "Error: ANALYTICS_TIMEZONE" in result.output
     assert "canary" not in result.output
+
+
+def test_a_state_that_cannot_be_determined_is_exit_status_2(settings: Settings, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("canary: true")
+    result = command(settings, "--dagster-home", str(home))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Error: the installation cannot be looked at: Dagster")
+    assert "canary" not in result.output
+
+
+@pytest.mark.parametrize("error", [SettingsError("why"), DatabaseError("why"), ServerError("why")], ids=repr)
+def test_every_error_of_the_package_is_exit_status_2(
+    settings: Settings, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Settings) -> None:
+        raise error
+
+    monkeypatch.setattr(local_status, "running_databases", fail)
+    result = command(settings)
+    assert (result.exit_code, result.output) == (2, "Error: why\n")
 
 
 @pytest.mark.parametrize(("levels", "code"), [([], 0), ([OK], 0), ([OK, WARNING], 1), ([WARNING, RED, OK], 2)])

@@ -270,3 +270,59 @@ def test_the_command_publishes_fills_and_says_what_it_did(
     assert (code, said) == (1, f"Error: {every_day[-1]} is not closed: the last closed day is {last}\n")
     code, said = command("--fill", "canary")
     assert code == 2
+
+
+def test_the_command_waits_for_a_day_that_a_queued_run_is_about_to_collect(
+    pipeline: Pipeline, host: Host, every_day: list[date], command: Callable[..., tuple[int, str]]
+) -> None:
+    first, gap, last = every_day[-5:-2]
+    fill(host, pipeline.settings, [first, gap, last])
+    for day in (first, last):
+        assert pipeline.run(["event_signups"], day).success
+    queued = pipeline.instance.create_run_for_job(
+        pipeline.definitions().resolve_job_def(daily_metrics_job.name),
+        status=dg.DagsterRunStatus.NOT_STARTED,
+        tags=range_tags(gap, gap),
+        asset_selection=frozenset([dg.AssetKey("event_signups")]),
+    )
+    wait = f"event_signup: waits for {gap}: a run is about to collect it, or fewer than 3 have failed to\n"
+    assert command() == (0, f"event_signup: {first} to {first}: 1 day(s) published\n{wait}")
+    assert command() == (0, wait)
+    pipeline.instance.delete_run(queued.run_id)
+    assert command() == (0, f"event_signup: {gap} to {last}: 1 day(s) published, 1 not collected\n")
+
+
+def test_without_dagsters_records_the_command_waits_for_every_missing_day_and_says_so(
+    pipeline: Pipeline,
+    host: Host,
+    every_day: list[date],
+    command: Callable[..., tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, gap, last = every_day[-5:-2]
+    fill(host, pipeline.settings, [first, gap, last])
+    for day in (first, last):
+        assert pipeline.run(["event_signups"], day).success
+    published = f"event_signup: {first} to {first}: 1 day(s) published\n"
+    folder = pipeline.settings.data_dir
+    for url, reason in (
+        (f"postgresql+psycopg2://canary:canary@/nowhere?host={folder}", "cannot be reached"),
+        ("", "DAGSTER_POSTGRES_URL is not set"),
+    ):
+        monkeypatch.setenv("DAGSTER_POSTGRES_URL", url)
+        code, said = command()
+        assert code == 0
+        assert said.startswith("Dagster's records cannot be read: ")
+        assert reason in said.partition("\n")[0]
+        assert "every series stops before its first one.\n" in said
+        assert said.endswith(f"{published}event_signup: waits for {gap}: it is missing\n")
+        assert "canary" not in said
+        assert (pipeline.settings.publish_dir / "overview/index.html").exists()
+        assert not (pipeline.settings.publish_dir / "core").exists()
+        assert "The core team's pages are not written: " in said
+        published = ""
+    assert list(folder.glob("postgres")) == [], "no server was made"
+    # To fill a day waits for nothing.
+    code, said = command("--fill", str(gap))
+    assert code == 1
+    assert "every series stops" not in said

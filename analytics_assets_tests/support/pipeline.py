@@ -20,6 +20,7 @@ from analytics_assets.defs.partitions import range_tags
 from analytics_assets.defs.schedules import make_daily_schedule
 from analytics_assets.local.server import dagster_instance
 from analytics_assets.settings import Settings
+from analytics_assets.store.tables import COLLECTED_DAYS
 
 ALL = [m.asset for m in METRICS]
 LEDGER = LEDGER_KEY.to_user_string()
@@ -100,6 +101,15 @@ class Pipeline:
         """The days that Dagster records as materialized."""
         keys = self.instance.get_materialized_partitions(dg.AssetKey(asset))
         return {date.fromisoformat(key) for key in keys}
+
+
+def note_collected(pipeline: Pipeline, assets: Sequence[str], days: Sequence[date]) -> None:
+    """Note days as collected by an earlier run that Dagster does not remember."""
+    rows = [{"asset": asset, "event_date": day, "rows": 0} for asset in assets for day in days]
+    engine = sa.create_engine(str(pipeline.settings.database_url))
+    with engine.begin() as connection:
+        connection.execute(sa.insert(COLLECTED_DAYS).values(collected_at=sa.func.now()), rows)
+    engine.dispose()
 
 
 def checks(pipeline: Pipeline, result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dg.AssetCheckEvaluation]:

@@ -1,0 +1,70 @@
+"""The benchmark of whole runs works, and so does the report of all; how fast anything is, is no test."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from analytics_assets.local.server import ROOT
+
+pytestmark = pytest.mark.server
+
+
+def run(comparison: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    options = ["--days", "3", "--rounds", "1", "--only", comparison]
+    command = [sys.executable, str(ROOT / "benchmarks/runs.py"), *options]
+    return subprocess.run(command, env=os.environ | environment, check=False, capture_output=True, text=True)
+
+
+def test_every_alternative_runs_and_has_done_its_work() -> None:
+    done = run("job")  # which does what the others do, and more
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^  (job|empty) +\d+\.\d+  \(", done.stdout, re.MULTILINE) == ["job", "empty"]
+
+
+def test_what_stores_nothing_is_not_compared(tmp_path: Path) -> None:
+    # Python imports this module at start.
+    (tmp_path / "sitecustomize.py").write_text(
+        "from dagster_postgres.event_log import PostgresEventLogStorage\n"
+        "PostgresEventLogStorage.store_event_batch = lambda *_: None\n"
+    )
+    done = run("range", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "range: 0 of 3 days of an asset recorded; no comparison" in done.stderr
+    assert "target" not in done.stdout
+
+
+REPORT = [sys.executable, str(ROOT / "benchmarks/report.py"), "--quick", "--only"]
+
+
+def test_the_report_has_the_machine_the_versions_and_what_was_printed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    done = subprocess.run([*REPORT, "storage", "--write", str(page)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert f"| dagster | {version('dagster')} |" in text
+    assert "| Python | " in text
+    printed = done.stdout.split("\n", 1)[1].strip()
+    assert "ours / stock" in printed
+    assert f"```text\n{printed}\n```" in text
+
+
+def test_a_benchmark_that_fails_leaves_the_page_as_it_is(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before")
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['analytics_assets'] = None\n")
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([*REPORT, "storage", "--write", str(page)], check=False, capture_output=True, env=env)
+    assert done.returncode == 1
+    assert page.read_text() == "before"
+
+
+def test_the_report_knows_every_benchmark_of_cost() -> None:
+    known = runpy.run_path(str(ROOT / "benchmarks/report.py"))["BENCHMARKS"]
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert set(known) == scripts - {"report", "friction"}  # friction is about errors, not about cost
