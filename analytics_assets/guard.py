@@ -93,8 +93,9 @@ def count_violations(rows: Sequence[Row], fields: Sequence[Field], event_names: 
     for field in fields:
         values = [row.get(field.name) for row in rows]
         allowed = tuple(event_names).__contains__ if field is EVENT_NAME else partial(obeys, field)
-        for type_ in set(map(type, values)):  # one by one, because True and 1.0 equal 1
-            of_type = [value for value in values if type(value) is type_]
+        types = set(map(type, values))
+        for type_ in types:  # one by one, because True and 1.0 equal 1
+            of_type = values if len(types) == 1 else [value for value in values if type(value) is type_]
             if refused := {value for value in set(of_type) if not allowed(value)}:
                 found[Violation(field.name, field.rule)] += sum(value in refused for value in of_type)
     return found

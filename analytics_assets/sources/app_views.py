@@ -98,7 +98,7 @@ def open_view(metric: Metric, view: SourceView, settings: Settings, days: Sequen
                 raise OriginRefusedError(problems, RECOVERY)
             warnings = summarize_excess_rights(connection)
         types = tuple(columns[name] for name in view.columns)
-        groups = _View(database, metric, settings.time_zone, partial(_groups_query, view, types, metric.event_names))
+        groups = _View(database, metric, settings.time_zone, partial(_groups_query, view, types))
         rows = _View(database, metric, settings.time_zone, partial(_rows_query, view))
         yield Reader(
             count=_by_day(groups, partial(_count_groups, groups), days),
@@ -263,8 +263,9 @@ def _count_groups(view: _View, days: Sequence[date]) -> dict[date, Counted]:
     rows: list[list[Row]] = [[] for _ in between]
     problems: list[list[Problem]] = [[] for _ in between]
     where = f"view {'.'.join(metric.origin.path)}"
-    for number, refused, name, event_id, source, count in view.read(days):
-        day = between[number - 1]
+    on, off = metric.event_names[0], metric.event_names[-1]
+    for number, refused, turned_on, event_id, source, count in view.read(days):
+        day, name = between[number - 1], on if turned_on else off
         if refused:
             problems[number - 1].append(Problem(f"{day}: {where}", _RULES[refused], count))
         else:
@@ -300,9 +301,7 @@ def _breaks_rule(event_id: sa.ColumnElement[Any], type_: str) -> sa.ColumnElemen
 
 
 @cache
-def _groups_query(
-    view: SourceView, types: tuple[str, ...], event_names: tuple[str, ...], several: bool
-) -> sa.Select[*tuple[Any, ...]]:
+def _groups_query(view: SourceView, types: tuple[str, ...], several: bool) -> sa.Select[*tuple[Any, ...]]:
     """Return the statement that counts: what is refused by its rule, everything else by its values.
 
     `types` are those of the view's columns. The innermost groups are those of the bare columns, so that a rule is
@@ -330,13 +329,12 @@ def _groups_query(
         (source.not_in(SOURCE.choices or ()), SOURCE.name),
         (switch.is_(None), _TURNED_ON_RULE.field),
     )
-    name = sa.case((switch, event_names[0]), else_=event_names[-1])
     # `offset 0` keeps PostgreSQL from evaluating the rules again wherever the outer query says `refused`.
     classified = sa.select(
-        groups.c.number, refused.label("refused"), name.label("event_name"), *texts, groups.c.rows
+        groups.c.number, refused.label("refused"), switch.label("turned_on"), *texts, groups.c.rows
     ).offset(0)
     found = classified.subquery()
-    allowed = [sa.case((found.c.refused.is_(None), found.c[name])) for name in ("event_name", "event_id", "source")]
+    allowed = [sa.case((found.c.refused.is_(None), found.c[name])) for name in ("turned_on", "event_id", "source")]
     key = (found.c.number, found.c.refused, *allowed)
     return sa.select(*key, sa.cast(sa.func.sum(found.c.rows), sa.BigInteger)).group_by(*key)
 
