@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
 .PHONY: help install demo up lint check test test-programs supported-python \
-	bench bench-telemetry bench-dumps bench-storage bench-publish bench-friction bench-runs lock clean
+	bench bench-collect bench-dumps bench-runs bench-storage bench-publish bench-telemetry bench-friction lock clean
 # `make -j` must not start slow prerequisites beside those that refuse at once.
 .NOTPARALLEL:
 
@@ -44,11 +44,17 @@ test-programs:  ## Bring the programs that the tests run (Chromium, nginx, opens
 bench: .venv/test-installed  ## Every benchmark, about half an hour; writes docs/benchmarks.md. QUICK=1 tries small sizes.
 	$(BIN)/python benchmarks/report.py $(if $(QUICK),--quick,--write docs/benchmarks.md)
 
+bench-collect: .venv/test-installed  ## What collecting from a source view costs, beside the plain SQL that does the same.
+	$(BIN)/python benchmarks/collect.py
+
 bench-telemetry: .venv/test-installed  ## What counting costs, beside prometheus_client and its middlewares.
 	$(BIN)/python benchmarks/telemetry.py
 
 bench-dumps: .venv/test-installed  ## What reading a day of counter dumps costs, beside DuckDB without a check.
 	$(BIN)/python benchmarks/dumps.py
+
+bench-runs: .venv/test-installed  ## What whole runs cost, beside runs of six empty assets on stock Dagster.
+	$(BIN)/python benchmarks/runs.py
 
 bench-storage: .venv/test-installed  ## What the event log and removing a day cost, beside stock storage and deleting.
 	$(BIN)/python benchmarks/storage.py
@@ -78,9 +84,6 @@ supported-python:
 # pip-tools calls "unsafe" what it leaves out of a lock file: here this package, which its own extras name.
 COMPILE := $(BIN)/pip-compile --quiet --strip-extras --unsafe-package analytics-assets --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --all-build-deps
-
-bench-runs: .venv/test-installed  ## What whole runs cost, beside runs of six empty assets on stock Dagster.
-	$(BIN)/python benchmarks/runs.py
 
 lock: .venv/test-installed  ## Write both lock files anew from pyproject.toml; UPGRADE=--upgrade takes newer versions.
 	$(COMPILE) $(UPGRADE) --extra alerts --extra demo --extra pages --output-file requirements.lock pyproject.toml

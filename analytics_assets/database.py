@@ -5,10 +5,11 @@ Both databases, the host's and the pipeline's own, are opened here. Their SQL be
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import psycopg2.errors
 import sqlalchemy as sa
@@ -93,12 +94,45 @@ def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterat
         execution_options={"postgresql_readonly": True} if read_only else {},
         connect_args={name: value for name, value in parameters.items() if name not in in_url},
     )
+    sa.event.listen(made, "do_execute", _execute_copy)
     if read_only:
         sa.event.listen(made, "begin", lambda connection: connection.exec_driver_sql("set local row_security = off"))
     try:
         yield made
     finally:
         made.dispose()
+
+
+_COPIED: Final = "copied_text"
+_ESCAPES: Final = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
+_ESCAPED: Final = re.compile(r"[\\\t\n\r]")
+
+
+def copy_rows(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, object]]) -> None:
+    """Add rows by `COPY`, many times faster than `insert`. `connection` is one of an engine that was made here.
+
+    The rows have every column of the table: dates, whole numbers, text, None for null.
+    """
+    names = table.columns.keys()
+    lines = map("\t".join, zip(*(_copied([row[name] for row in rows]) for name in names), strict=True))
+    into = f"copy {table.fullname} ({', '.join(names)}) from stdin"
+    connection.exec_driver_sql(into, execution_options={_COPIED: "\n".join(lines)})
+
+
+def _copied(column: Sequence[object]) -> list[str]:
+    texts = ["" if value is None else str(value) for value in column]
+    if _ESCAPED.search("".join(texts)):  # looked for once, because it is rare
+        texts = [text.translate(_ESCAPES) for text in texts]
+    return [r"\N" if value is None else text for value, text in zip(column, texts, strict=True)]
+
+
+def _execute_copy(cursor: Any, statement: str, _: object, context: Any) -> bool:
+    # SQLAlchemy has no call for COPY. Around this one it translates errors and notices a lost connection as always.
+    text = context.execution_options.get(_COPIED)
+    if text is None:
+        return False
+    cursor.copy_expert(statement, io.StringIO(text))
+    return True
 
 
 def place(url: str | None) -> str:

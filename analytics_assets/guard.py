@@ -7,10 +7,11 @@ rule, never the value. Standard library only, because the web application loads 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from analytics_assets.contract import EVENT_NAME, Field
@@ -81,3 +82,20 @@ def row_violations(row: Row, fields: Sequence[Field], event_names: Iterable[str]
         if not allowed:
             violations.append(Violation(field.name, field.rule))
     return violations
+
+
+def count_violations(rows: Sequence[Row], fields: Sequence[Field], event_names: Iterable[str]) -> Counter[Violation]:
+    """How many rows break each rule: what `row_violations` finds in them, in a fraction of its time.
+
+    Each distinct value is checked once. The rows have hashable values and no other fields than these.
+    """
+    found: Counter[Violation] = Counter()
+    for field in fields:
+        values = [row.get(field.name) for row in rows]
+        allowed = tuple(event_names).__contains__ if field is EVENT_NAME else partial(obeys, field)
+        types = set(map(type, values))
+        for type_ in types:  # one by one, because True and 1.0 equal 1
+            of_type = values if len(types) == 1 else [value for value in values if type(value) is type_]
+            if refused := {value for value in set(of_type) if not allowed(value)}:
+                found[Violation(field.name, field.rule)] += sum(value in refused for value in of_type)
+    return found

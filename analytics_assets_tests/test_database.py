@@ -1,13 +1,25 @@
 """Connections: what a URL may ask for, what read-only means, and which cause a failed log-in is said to have."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
-from analytics_assets.database import DatabaseError, UnreachableError, engine, failure_cause, redacted_errors
+from analytics_assets.database import (
+    DatabaseError,
+    UnreachableError,
+    copy_rows,
+    engine,
+    failure_cause,
+    redacted_errors,
+)
 from analytics_assets_tests.support.host import Host
 
 
@@ -62,6 +74,91 @@ def test_every_transaction_of_a_read_only_engine_refuses_to_write(host: Host) ->
                 database.begin() as connection,
             ):
                 connection.exec_driver_sql("insert into signups (event_id) values ('1')")
+
+
+# --- COPY
+
+ODD: sa.Table = sa.Table(
+    "odd",
+    sa.MetaData(),
+    sa.Column("day", sa.Date),
+    sa.Column("text", sa.Text),
+    sa.Column("number", sa.BigInteger),
+    sa.Column("more", sa.Text),
+)
+texts = st.none() | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)
+odd_texts = texts | st.text("\\N.\t\n\r\x0b\b \"',", max_size=5)
+odd_rows = st.fixed_dictionaries(
+    {
+        "number": st.none() | st.integers(-(2**63), 2**63 - 1),
+        "more": odd_texts,
+        "day": st.none() | st.dates(),
+        "text": odd_texts,
+    }
+)
+
+
+@contextmanager
+def odd(host: Host) -> Iterator[sa.Engine]:
+    """An engine, and an empty table of that name."""
+    host.sql("create table if not exists odd (day date, text text, number bigint, more text); truncate odd")
+    with engine(host.url.render_as_string(hide_password=False), "ANALYTICS_DATABASE_URL") as database:
+        yield database
+
+
+@hypothesis_settings(
+    deadline=None, max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(rows=st.lists(odd_rows, max_size=30))
+def test_copied_rows_are_what_they_were(host: Host, rows: list[dict[str, object]]) -> None:
+    with odd(host) as database, database.begin() as connection:
+        copy_rows(connection, ODD, rows)
+        found = connection.execute(sa.select(ODD)).mappings()
+        in_order = [{column.name: row[column.name] for column in ODD.c} for row in rows]
+        assert sorted(map(repr, map(dict, found))) == sorted(map(repr, in_order))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"text": "canary\0"}, "CharacterNotInRepertoire"),
+        ({"text": "canary"}, "CheckViolation .*constraint odd_text"),
+        ({"number": "canary"}, "InvalidTextRepresentation"),
+        ({"number": 2**63}, "NumericValueOutOfRange"),
+        ({"day": "canary"}, "InvalidDatetimeFormat"),
+    ],
+)
+def test_a_row_that_cannot_be_copied_is_not_shown_and_costs_all(
+    host: Host, change: dict[str, object], error: str
+) -> None:
+    row: dict[str, object] = {"day": date(2026, 11, 22), "text": "a", "number": 1, "more": "canary"}
+    with odd(host) as database:
+        host.sql("alter table odd drop constraint if exists odd_text, add constraint odd_text check (text <> 'canary')")
+        with (
+            pytest.raises(DatabaseError, match=error) as refusal,
+            redacted_errors("copying"),
+            database.begin() as connection,
+        ):
+            copy_rows(connection, ODD, [row, row | change])
+        assert not isinstance(refusal.value, UnreachableError)
+        assert "canary" not in str(refusal.value)
+        assert refusal.value.__suppress_context__
+        with database.begin() as connection:
+            assert connection.execute(sa.select(ODD)).all() == []
+
+
+def test_a_connection_that_is_lost_while_copying_is_out_of_reach_and_replaced(host: Host) -> None:
+    row = {"day": None, "text": "a", "number": 1, "more": None}
+    with odd(host) as database:
+        host.sql("create function hang_up() returns trigger language plpgsql as"
+                 " $$ begin perform pg_terminate_backend(pg_backend_pid()); return new; end $$")  # fmt: skip
+        host.sql("create trigger hang_up before insert on odd for each row execute function hang_up()")
+        with pytest.raises(UnreachableError), redacted_errors("copying"), database.begin() as connection:
+            copy_rows(connection, ODD, [row])
+        host.sql("drop trigger hang_up on odd")
+        with database.begin() as connection:
+            copy_rows(connection, ODD, [row])
+            assert len(connection.execute(sa.select(ODD)).all()) == 1
 
 
 # --- why a log-in fails: on a real server

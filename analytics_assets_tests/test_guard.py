@@ -1,5 +1,6 @@
 """Rows against the contract: every rule fires under its field, a valid row passes, and no value is repeated."""
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from typing import Any
@@ -22,7 +23,7 @@ from analytics_assets.contract import (
     STATUS_CODE,
     Field,
 )
-from analytics_assets.guard import UNKNOWN_FIELD, obeys, row_violations
+from analytics_assets.guard import UNKNOWN_FIELD, count_violations, obeys, row_violations
 
 NAMES = ("consent_turned_on", "consent_turned_off")
 CANARY = "canary"
@@ -149,6 +150,20 @@ def test_a_valid_row_has_no_violation(fields: tuple[Field, ...], data: st.DataOb
 def test_a_broken_field_is_found_alone(fields: tuple[Field, ...], broken: Field, data: st.DataObject) -> None:
     row = data.draw(valid_rows(fields)) | {broken.name: data.draw(BROKEN[broken])}
     assert [violation.field for violation in row_violations(row, fields, NAMES)] == [broken.name]
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts
+
+
+@pytest.mark.parametrize("fields", [CORE_FIELDS, RESPONSE_FIELDS])
+@quick
+@given(data=st.data())
+def test_many_rows_at_once_break_what_they_break_one_by_one(fields: tuple[Field, ...], data: st.DataObject) -> None:
+    # 1, True and 1.0 are equal, and only the first is a count.
+    of_field = {f.name: GENERATED[f] | st.sampled_from([1, True, 1.0, "7", "7\n", None]) | scalars for f in fields}
+    rows = data.draw(st.lists(st.fixed_dictionaries({}, optional=of_field), max_size=20))
+    one_by_one = Counter(violation for row in rows for violation in row_violations(row, fields, NAMES))
+    assert count_violations(rows, fields, NAMES) == one_by_one
 
 
 @quick

@@ -23,7 +23,7 @@ from analytics_assets.sources import OriginRefusedError, Reader
 from analytics_assets.sources.app_views import open_view
 from analytics_assets.sources.counter_dumps import open_dumps
 from analytics_assets.store import Store
-from analytics_assets.store.counts import read_day
+from analytics_assets.store.counts import read_days
 from analytics_assets.store.gaps import missing_days
 from analytics_assets.store.inspection import count_row_violations, find_column_violations, find_undocumented
 
@@ -72,10 +72,15 @@ def bullet_list(items: Iterable[object]) -> str:
     return "\n".join(lines[:_MAX_LINES] + more)
 
 
-def open_reader(metric: Metric, settings: Settings, run_id: str = "") -> AbstractContextManager[Reader]:
-    """Open the view or the dumps that the metric is counted from. Metrics of one run share what was read of dumps."""
+def open_reader(
+    metric: Metric, settings: Settings, days: Sequence[date] = (), run_id: str = ""
+) -> AbstractContextManager[Reader]:
+    """Open the view or the dumps that the metric is counted from. `days` will be counted, in this order.
+
+    Metrics of one run share what was read of dumps.
+    """
     if isinstance(metric.origin, SourceView):
-        return open_view(metric, metric.origin, settings)
+        return open_view(metric, metric.origin, settings, days)
     return open_dumps(metric, settings, run_id)
 
 
@@ -91,7 +96,7 @@ def evaluate(
 ) -> list[dg.AssetCheckResult]:
     """Evaluate the named checks of a metric except the gate, and return a result for each.
 
-    The stored rows of `days` are read back value by value. The totals of the days `compared` (all of them, unless
+    The rules are evaluated on every stored value of `days`. The totals of the days `compared` (all of them, unless
     given) are counted again at the source. Days `in_progress` are those that other runs are about to collect, so
     they are not missing.
 
@@ -119,24 +124,23 @@ def evaluate(
 def _check_stored(store: Store, metric: Metric, days: Sequence[date]) -> dg.AssetCheckResult:
     findings = list(map(str, find_column_violations(store, metric)))
     about: list[date] = []
-    for day in days if not findings else []:
-        counted = sorted(count_row_violations(store, metric, day).items())
-        findings += [f"{day}: {violation} ({rows} rows)" for violation, rows in counted]
-        about += [day] if counted else []
+    for day, counted in sorted(count_row_violations(store, metric, days).items()) if not findings else []:
+        findings += [f"{day}: {violation} ({rows} rows)" for violation, rows in sorted(counted.items())]
+        about.append(day)
     return make_result(STORED, findings, _STORED_RECOVERY, {"days checked": len(days)}, about=about)
 
 
 def _compare_totals(
     store: Store, metric: Metric, days: Sequence[date], compared: Sequence[date], run_id: str
 ) -> dg.AssetCheckResult:
-    stored = {day: read_day(store, metric, day).total for day in compared}
+    stored = read_days(store, metric, compared)
     about: Sequence[date] = ()
     if days and not compared:
         findings = ["no day of the run was stored"]
     else:
         try:
-            with open_reader(metric, store.settings, run_id) as reader:
-                differing = [day for day, total in stored.items() if reader.total(day) != total]
+            with open_reader(metric, store.settings, compared, run_id) as reader:
+                differing = [day for day in compared if reader.total(day) != stored[day].total]
             findings, about = [f"{day}: the stored total differs from the source" for day in differing], differing
         except OriginRefusedError as refusal:
             about = compared

@@ -58,7 +58,7 @@ from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.retention.sweep import MANUAL, apply_retention
 from analytics_assets.settings import Settings
 from analytics_assets.store import open_store
-from analytics_assets.store.counts import count_collected_since, read_day, read_window
+from analytics_assets.store.counts import count_collected_since, read_days, read_window
 
 EXPIRED_DAYS: Final = 20
 """Days of activity that are older than the retention period, so that there is something to remove."""
@@ -312,7 +312,7 @@ def _print_summary(webserver: Webserver, settings: Settings, console: Console) -
         window = read_window(store)
         kept = span(window.first, window.last)
         for metric in METRICS:
-            stored = [read_day(store, metric, day) for day in kept]
+            stored = read_days(store, metric, kept).values()
             days = len(materialized[metric.asset] & set(kept))
             statuses = dict(checks[metric.asset])
             friction = statuses.get(NO_FRICTION) == "WARNED"  # expected: some is planted

@@ -1,4 +1,4 @@
-"""Daily counts: which days may be written, replacing a day, reading it back.
+"""Daily counts: which days may be written, replacing a day, reading days back.
 
 No other module writes counts. A day is replaced whole, in one transaction: a crash leaves the old day or the new one.
 """
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from analytics_assets.contract import LOOKBACK_DAYS, METRICS, CounterDumps, Metric
-from analytics_assets.database import DatabaseError, sqlstate
+from analytics_assets.database import DatabaseError, copy_rows, sqlstate
 from analytics_assets.guard import Row
 from analytics_assets.store import Store
 from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS
@@ -55,6 +55,10 @@ class Window:
     last: date
     last_closed: date
     """The newest day that the daily job has collected for the last time, the first day of its newest run."""
+
+    def has(self, day: date) -> bool:
+        """Whether a day is kept and finished."""
+        return self.first <= day <= self.last
 
     def refuse_outside(self, day: date) -> None:
         """Raise DayRefusedError for a day that has expired or is not over."""
@@ -112,12 +116,14 @@ def replace_day(
     table = COUNTS[metric.table]
     total = sum(row["count"] for row in rows)
     with store.transaction("making the partition of the day") as connection:
-        # Committed on its own: attaching a partition holds a lock that the counting of other days would wait for.
-        connection.execute(sa.select(sa.func.analytics.create_day(day)))
+        # Committed on its own: attaching a partition holds a lock that the counting of other days would wait for. The
+        # next commit, which stores the day, waits for the disk for both.
+        no_wait = sa.func.set_config("synchronous_commit", "off", True)
+        connection.execute(sa.select(no_wait, sa.func.analytics.create_day(day)))
     with store.transaction("replacing the day") as connection:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(metric.asset), day.toordinal())))
-        of_day = belongs_to(metric, day)
-        before = int(connection.scalar(sa.select(sa.func.sum(table.c.count)).where(of_day)) or 0)
+        gone = sa.delete(table).where(belongs_to(metric, [day])).returning(table.c.count).cte()
+        before = int(connection.scalar(sa.select(sa.func.sum(gone.c.count))) or 0)
         if before and not rows and not allow_empty:
             raise DayRefusedError(
                 "the source is empty now, but counts are stored; if the source is right, run the day again with"
@@ -128,9 +134,8 @@ def replace_day(
                 "the source has less than is stored (dump files or rows are gone); if the source is right, run the"
                 " day again with allow_decrease: true in the run's config"
             )
-        connection.execute(sa.delete(table).where(of_day))
         if rows:
-            connection.execute(sa.insert(table), [dict(row) for row in rows])
+            copy_rows(connection, table, rows)
         note = postgresql.insert(COLLECTED_DAYS).values(
             asset=metric.asset, event_date=day, rows=len(rows), collected_at=sa.func.now()
         )
@@ -149,13 +154,17 @@ def _is_large(metric: Metric, lost: int, before: int) -> bool:
     return lost >= FEW and lost > LARGE_DECREASE * before
 
 
-def read_day(store: Store, metric: Metric, day: date) -> Stored:
-    """Return how many rows are stored, and their total."""
-    count = COUNTS[metric.table].c.count
-    query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(count), 0)).where(belongs_to(metric, day))
-    with store.transaction("reading the day") as connection:
-        rows, total = connection.execute(query).one()
-    return Stored(rows, int(total))
+def read_days(store: Store, metric: Metric, days: Sequence[date]) -> dict[date, Stored]:
+    """Return how many rows are stored of each day, and their total."""
+    table = COUNTS[metric.table]
+    query = (
+        sa.select(table.c.event_date, sa.func.count(), sa.func.sum(table.c.count))
+        .where(belongs_to(metric, days))
+        .group_by(table.c.event_date)
+    )
+    with store.transaction("reading the days") as connection:
+        found = {day: Stored(rows, int(total)) for day, rows, total in connection.execute(query)}
+    return {day: found.get(day, Stored(0, 0)) for day in days}
 
 
 def read_latest_collected(store: Store, metric: Metric) -> date | None:
@@ -183,8 +192,8 @@ def count_collected_since(store: Store, moment: datetime) -> int:
         return connection.scalar(query) or 0
 
 
-def belongs_to(metric: Metric, day: date) -> sa.ColumnElement[bool]:
-    """Return the condition that selects the metric's rows of a day."""
+def belongs_to(metric: Metric, days: Sequence[date]) -> sa.ColumnElement[bool]:
+    """Return the condition that selects the metric's rows of some days."""
     table = COUNTS[metric.table]
-    of_day = table.c.event_date == day
-    return of_day & table.c.event_name.in_(metric.event_names) if "event_name" in table.c else of_day
+    of_days = table.c.event_date.in_(days)
+    return of_days & table.c.event_name.in_(metric.event_names) if "event_name" in table.c else of_days

@@ -1,9 +1,20 @@
 """A clean day, from both kinds of source to the tables, the checks and Dagster's records."""
 
+import gc
+from dataclasses import replace
 from datetime import date, timedelta
 
-from analytics_assets.days import bounds
+import sqlalchemy as sa
+
+from analytics_assets.contract import metric
+from analytics_assets.days import bounds, span
+from analytics_assets.defs.collect import CollectConfig, _collect_days
 from analytics_assets.defs.evaluation import CHECK_NAMES
+from analytics_assets.settings import Settings
+from analytics_assets.sources import Counted, Reader
+from analytics_assets.store import open_store
+from analytics_assets.store.counts import read_window, replace_day
+from analytics_assets.store.gaps import missing_days
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.host import Host, last_moment, moments
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, checks, everything_said
@@ -70,3 +81,34 @@ def test_the_numbers_of_each_day_are_in_its_own_record(pipeline: Pipeline, host:
         str(before): {"dagster/partition_row_count": 1, "total": 3},
         str(yesterday): {"dagster/partition_row_count": 1, "total": 5},
     }
+
+
+def test_one_day_is_counted_ahead_and_no_more(settings: Settings, yesterday: date) -> None:
+    days = span(yesterday - timedelta(days=9), yesterday)
+    collected: list[tuple[date, int]] = []
+
+    def count(day: date) -> Counted:
+        with open_store(settings) as another, another.transaction("looking") as connection:
+            found = connection.exec_driver_sql("select count(*) from analytics.collected_days").scalar_one()
+        collected.append((day, found))
+        assert gc.get_freeze_count() > 0
+        return Counted([], [])
+
+    with open_store(settings) as store:
+        reader = Reader(count=count, total=lambda _: 0)
+        outcome = _collect_days(
+            store, reader, metric("event_signups"), days, window=read_window(store), config=CollectConfig()
+        )
+        assert missing_days(store)["event_signups"] == []
+    assert list(outcome.stored) == days == [day for day, _ in collected]
+    assert all(found >= number - 1 for number, (_, found) in enumerate(collected))
+    assert gc.get_freeze_count() == 0
+
+
+def test_the_day_itself_waits_for_the_disk(settings: Settings, yesterday: date) -> None:
+    """Its empty partition does not."""
+    url = sa.make_url(settings.database_url or "").update_query_dict({"options": "-c synchronous_commit=on"})
+    with open_store(replace(settings, database_url=url.render_as_string(hide_password=False))) as store:
+        replace_day(store, metric("event_signups"), yesterday, [])
+        with store.transaction("looking") as connection:
+            assert connection.exec_driver_sql("show synchronous_commit").scalar() == "on"

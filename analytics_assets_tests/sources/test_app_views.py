@@ -12,9 +12,12 @@ import sqlalchemy as sa
 
 from analytics_assets.contract import EVENT_ID, SOURCE, metric
 from analytics_assets.database import DatabaseError
+from analytics_assets.days import span
 from analytics_assets.defs.evaluation import open_reader
+from analytics_assets.guard import obeys
 from analytics_assets.settings import Settings, SettingsError
-from analytics_assets.sources import OriginRefusedError
+from analytics_assets.sources import OriginRefusedError, Reader
+from analytics_assets.sources.app_views import CHUNK_DAYS
 from analytics_assets_tests.support.host import Host, last_moment, moments
 from analytics_assets_tests.support.pipeline import Pipeline, everything_said, failures, gate
 
@@ -452,6 +455,29 @@ def test_each_reason_is_counted_by_itself(host: Host, reading: Settings, yesterd
     assert "canary" not in repr(counted)
 
 
+def test_what_postgresql_prints_of_a_number_without_sign_and_of_a_uuid_is_an_id(host: Host) -> None:
+    """The statement relies on it, and evaluates no regular expression for these types."""
+    texts = host.connection.exec_driver_sql(
+        "select number::text from unnest(array[0, 1, 10, 9223372036854775807]) number"
+        " union all select id::uuid::text from unnest(array[repeat('0', 32), repeat('F', 32), repeat('9a', 16)]) id"
+    ).scalars()
+    assert [obeys(EVENT_ID, text) for text in texts] == [True] * 7
+
+
+@pytest.mark.parametrize("sql_type", ["smallint", "integer", "bigint"])
+def test_a_negative_id_is_refused_whatever_its_type(
+    host: Host, reading: Settings, yesterday: date, sql_type: str
+) -> None:
+    replace_view(host, f"event_id::{sql_type} as event_id, occurred_at, source")
+    for number, event_id in ((2, "-1"), (3, "-32768"), (1, "0"), (4, "32767")):
+        host.occur("signups", moments(yesterday, "UTC", number), event_id=event_id)
+    with open_reader(SIGNUPS, reading) as opened:
+        counted = opened.count(yesterday)
+    assert {row["event_id"]: row["count"] for row in counted.rows} == {"0": 1, "32767": 4}
+    assert [(problem.violation.field, problem.rows) for problem in counted.problems] == [("event_id", 5)]
+    assert "32768" not in repr(counted)
+
+
 @pytest.mark.parametrize(
     "leaking",
     [
@@ -525,10 +551,92 @@ def test_a_day_is_one_statement_that_uses_an_index_on_the_bare_column(
     )
     host.sql("create index by_moment on signups (occurred_at)")
     host.sql("analyze signups")
-    with statements() as sent, open_reader(SIGNUPS, reading) as source:
-        source.count(yesterday - timedelta(days=3))
-        source.total(yesterday - timedelta(days=3))
-    assert len(sent) == 2
-    for statement, parameters in sent:
+    days = span(yesterday - timedelta(days=3), yesterday)
+    with statements() as sent, open_reader(SIGNUPS, reading, days) as source:
+        for day in days:
+            source.count(day)
+            source.total(day)
+    read = [(statement, parameters) for statement, parameters in sent if statement in executed(sent)]
+    assert len(read) == 2 * len(days)
+    for statement, parameters in read:
         plan = host.connection.exec_driver_sql(f"explain {statement}", parameters).scalars()
         assert "by_moment" in "\n".join(plan)
+
+
+def executed(sent: list[tuple[str, Any]]) -> list[str]:
+    """The statements that read rows."""
+    return [statement for statement, _ in sent if not statement.startswith("explain")]
+
+
+@pytest.mark.parametrize(
+    ("time_zone", "day"),
+    [
+        ("UTC", date(2026, 11, 22)),
+        ("Europe/Berlin", date(2026, 3, 29)),
+        ("Europe/Berlin", date(2025, 10, 26)),
+        ("America/Havana", date(2026, 3, 8)),  # its midnight does not exist
+        ("Pacific/Apia", date(2011, 12, 30)),  # the whole day does not exist
+    ],
+)
+def test_days_that_no_index_leads_to_are_one_statement_and_counted_as_one_by_one(
+    host: Host, reading: Settings, time_zone: str, day: date
+) -> None:
+    here = replace(reading, time_zone=time_zone)
+    days = span(day - timedelta(days=3), day + timedelta(days=3))
+    for number, each in enumerate(days):
+        host.occur("consent", moments(each, time_zone, 2 + number), turned_on=True)
+        host.occur("consent", [last_moment(each, time_zone)], turned_on=False, source=None)
+        host.occur("consent", moments(each, time_zone, 1 + number), event_id="canary", turned_on=True)
+    asked = [each for each in days if each != days[1]]
+
+    def read(source: Reader) -> list[object]:
+        counted = {each: source.count(each) for each in asked}
+        return [
+            {each: sorted(map(repr, one.rows)) for each, one in counted.items()},
+            {each: sorted(one.problems) for each, one in counted.items()},
+            {each: source.total(each) for each in asked},
+        ]
+
+    with statements() as sent, open_reader(CONSENT, here, asked) as together:
+        found = read(together)
+    assert len(executed(sent)) == 2
+    with statements() as sent, open_reader(CONSENT, here) as one_by_one:
+        assert read(one_by_one) == found
+    assert len(executed(sent)) == 2 * len(asked)
+    assert "canary" not in repr(found)
+
+
+def test_no_more_days_than_a_chunk_are_one_statement(host: Host, reading: Settings, yesterday: date) -> None:
+    days = span(yesterday - timedelta(days=2 * CHUNK_DAYS), yesterday)
+    host.occur("signups", [moment for day in days for moment in moments(day, "UTC", 1)])
+    with statements() as sent, open_reader(SIGNUPS, reading, days) as source:
+        assert [source.total(day) for day in days] == [1] * len(days)
+    assert len(executed(sent)) == 3
+
+
+def test_a_day_that_cannot_be_read_costs_no_other_of_its_chunk(host: Host, reading: Settings, yesterday: date) -> None:
+    days = span(yesterday - timedelta(days=3), yesterday)
+    replace_view(host, "event_id::int as event_id, occurred_at, source")
+    for day in days:
+        host.occur("signups", moments(day, "UTC", 2))
+    host.occur("signups", moments(days[2], "UTC", 1), event_id="canary")
+    with open_reader(SIGNUPS, reading, days) as source:
+        for day in days:
+            if day == days[2]:
+                with pytest.raises(DatabaseError) as refusal:
+                    source.count(day)
+                assert "canary" not in str(refusal.value)
+            else:
+                assert [row["count"] for row in source.count(day).rows] == [2]
+
+
+def test_a_text_is_grouped_by_its_bytes_whatever_the_collation_of_the_host(
+    host: Host, reading: Settings, yesterday: date
+) -> None:
+    """By a collation that ignores case, which takes ICU, a refused value would be in the group of an allowed one."""
+    replace_view(host, "event_id::varchar(9) as event_id, occurred_at, source")
+    with statements() as sent, open_reader(SIGNUPS, reading) as source:
+        source.count(yesterday)
+    ((statement, _),) = sent
+    grouped = statement.partition("GROUP BY")[2].partition(")")[0]
+    assert grouped.count('COLLATE "C"') == 2
