@@ -6,6 +6,7 @@ The URL may hold a password. It is in no error, and Apprise, whose log would nam
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Final
 
 from analytics_assets.operations import Level
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 _SECONDS: Final = 10
 """The longest time for one message."""
-
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 _KINDS: Final = {Level.OK: "success", Level.WARNING: "warning", Level.RED: "failure"}
 
@@ -67,7 +68,9 @@ def send(url: str, message: Message) -> bool:
     Raises:
         ReceiverError: see `open_receiver`.
     """
-    sent = open_receiver(url).notify(
+    receiver = open_receiver(url)
+    _let_loopback_pass_the_proxy()
+    sent = receiver.notify(
         title=message.title,
         body=message.body,
         notify_type=_KINDS[message.level],
@@ -75,3 +78,10 @@ def send(url: str, message: Message) -> bool:
         timeout=_SECONDS,
     )
     return bool(sent)
+
+
+def _let_loopback_pass_the_proxy() -> None:
+    """Keep a receiver on this machine reachable under `http_proxy`. Apprise has no setting for it."""
+    # `requests` looks at the second only if the first is unset or empty.
+    hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    os.environ["no_proxy"] = ",".join(dict.fromkeys([*filter(None, hosts.split(",")), *_LOOPBACK]))

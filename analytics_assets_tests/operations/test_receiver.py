@@ -1,6 +1,7 @@
 """Sending to real servers on loopback, and to none: what arrives, and that nothing else is contacted or said."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -32,6 +33,21 @@ def test_a_webhook_is_sent_the_message() -> None:
     (sent,) = taken
     assert (sent["title"], sent["message"], sent["type"]) == (MESSAGE.title, MESSAGE.body, "failure")
     assert not [text for text in map(str, sent.values()) if "http" in text]
+
+
+@pytest.mark.parametrize("variable", ["no_proxy", "NO_PROXY"])
+def test_a_receiver_on_this_machine_is_not_asked_for_through_a_proxy(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv(variable, "intranet.example.org")
+    port = free_port()
+    with webhook(port) as taken:
+        assert send(webhook_url(port), MESSAGE)
+    assert len(taken) == 1
+    assert os.environ["no_proxy"].startswith("intranet.example.org,"), "the other hosts are still exempt"
 
 
 def test_a_mail_server_is_sent_the_message() -> None:
