@@ -61,6 +61,9 @@ def embedded_postgres(data_dir: Path) -> Iterator[sa.URL]:
     Raises:
         ServerError: the server cannot be started; the text says what to do.
     """
+    # `postmaster.pid` has the path on a line of its own.
+    if "\n" in str(data_dir):
+        raise ServerError("the data folder (ANALYTICS_DATA_DIR) cannot be used: its path has a line break")
     pgdata = data_dir / "postgres"
     with _shared_folder(data_dir, pgdata) as folder:
         try:

@@ -174,6 +174,12 @@ def test_a_user_without_a_name_is_one_sentence(data_dir: Path) -> None:
     assert said.count("\n") == 1
 
 
+def test_a_path_with_a_line_break_is_refused_before_anything_is_made(data_dir: Path) -> None:
+    with pytest.raises(ServerError, match="its path has a line break"), embedded_postgres(data_dir / "a\nb"):
+        pass
+    assert not (data_dir / "a\nb").exists()
+
+
 @pytest.mark.parametrize(
     ("version", "message"),
     [("16\n", "belongs to PostgreSQL 16, and this package brings 18: move it away"), (None, "cannot be used: ")],
