@@ -407,7 +407,8 @@ def publish(day: datetime | None, dagster_home: Path | None) -> None:
         waits: dict[str, date] = {}
         try:
             if day is None:
-                awaited = missing_days(store) if instance is None else days_awaited(instance)
+                missing = missing_days(store)
+                awaited = missing if instance is None else days_awaited(instance, missing)
                 made = publish_closed(store, awaited)
                 waits = find_waits(store, awaited)
             else:
@@ -426,10 +427,8 @@ def publish(day: datetime | None, dagster_home: Path | None) -> None:
         with store.transaction("reading what is published") as connection:
             published = read_last_published(connection)
     for each in made:
-        missing = f", {each.not_collected} not collected" if each.not_collected else ""
-        click.echo(
-            f"{each.event_name}: {each.first} to {each.last}: {each.published} {each.unit}(s) published{missing}"
-        )
+        gone = f", {each.not_collected} not collected" if each.not_collected else ""
+        click.echo(f"{each.event_name}: {each.first} to {each.last}: {each.published} {each.unit}(s) published{gone}")
     queued = f"a run is about to collect it, or fewer than {FAILED_RUNS} have failed to"
     for name, first in waits.items():
         click.echo(f"{name}: waits for {first}: {'it is missing' if instance is None else queued}")

@@ -43,6 +43,7 @@ from analytics_assets.sources.app_views import COLUMN_TYPES
 from analytics_assets.sources.merge import merge_closed_days
 from analytics_assets.store import open_store
 from analytics_assets.store.counts import read_window
+from analytics_assets.store.gaps import missing_days
 
 GROUP: Final = "daily_counts"
 PUBLICATION_GROUP: Final = "publication"
@@ -132,7 +133,8 @@ def _published_asset(description: str) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]
     ) -> dg.MaterializeResult[None]:
         with open_store(settings) as store:
-            made = publish_closed(store, days_awaited(context.instance, context.run.run_id))
+            missing = missing_days(store, days_of_run(context.run.tags))
+            made = publish_closed(store, days_awaited(context.instance, missing, context.run))
             last_closed = read_window(store).last_closed
         # The daily job collects a closed day no more, so its dumps may become one.
         merged = merge_closed_days(settings.dump_dir, last_closed)

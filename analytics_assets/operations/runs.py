@@ -69,16 +69,23 @@ _IN_PROGRESS: Final = [
 ]
 
 
-def days_awaited(instance: dg.DagsterInstance, run_id: str | None = None) -> dict[str, set[date]]:
+def days_awaited(
+    instance: dg.DagsterInstance, missing: Mapping[str, Collection[date]], run: dg.DagsterRun | None = None
+) -> dict[str, set[date]]:
     """Return the days that publication waits for, by asset. Some of them may be collected already.
 
-    Runs other than `run_id`, queued or at work, are about to collect them, or runs of the daily job have failed to: the
-    schedule requests a missing day every night. A day on which FAILED_RUNS of these have failed is not awaited.
+    A run that the schedule or a sensor has requested waits for every missing day, because the schedule requests it
+    again every night. Where a person publishes, it is what other runs, queued or at work, are about to collect, and
+    what the daily job has failed on. A day on which FAILED_RUNS of its runs have failed is given up.
     """
     failed = instance.get_runs(dg.RunsFilter(job_name=DAILY_JOB, statuses=[dg.DagsterRunStatus.FAILURE]))
-    failures = Counter((asset, day) for run in failed for asset, days in days_by_asset([run]).items() for day in days)
+    failures = Counter((asset, day) for each in failed for asset, days in days_by_asset([each]).items() for day in days)
     in_progress = instance.get_runs(dg.RunsFilter(statuses=_IN_PROGRESS))
-    expected = days_by_asset([*(run for run in in_progress if run.run_id != run_id), *failed])
+    others = (other for other in in_progress if run is None or other.run_id != run.run_id)
+    expected = days_by_asset([*others, *failed])
+    if run is not None and {dagster_tags.SCHEDULE_NAME_TAG, dagster_tags.SENSOR_NAME_TAG} & run.tags.keys():
+        for asset, days in missing.items():
+            expected[asset].update(days)
     return {asset: {day for day in days if failures[asset, day] < FAILED_RUNS} for asset, days in expected.items()}
 
 

@@ -7,7 +7,7 @@ from datetime import date, timedelta
 
 import dagster as dg
 import pytest
-from dagster._core.storage.tags import PRIORITY_TAG, SENSOR_NAME_TAG
+from dagster._core.storage.tags import PRIORITY_TAG, SCHEDULE_NAME_TAG, SENSOR_NAME_TAG
 
 from analytics_assets.contract import FRICTION_PATH, LOOKBACK_DAYS, PUBLISHED_PATH
 from analytics_assets.days import span
@@ -38,12 +38,14 @@ def break_signups(host: Host) -> None:
     )
 
 
-def run_job(pipeline: Pipeline, name: str, days: Sequence[date], *assets: str) -> dg.ExecuteInProcessResult:
-    """Run a job for a range of days, with all of its assets unless some are named."""
+def run_job(
+    pipeline: Pipeline, name: str, days: Sequence[date], *assets: str, nightly: bool = False
+) -> dg.ExecuteInProcessResult:
+    """Run a job for a range of days, with all of its assets unless some are named. `nightly`: as the schedule does."""
     job = pipeline.definitions().resolve_job_def(name)
     return job.execute_in_process(
         instance=pipeline.instance,
-        tags=range_tags(days[0], days[-1]),
+        tags=range_tags(days[0], days[-1]) | ({SCHEDULE_NAME_TAG: "daily_metrics_schedule"} if nightly else {}),
         asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
         raise_on_error=False,
     )
@@ -160,7 +162,7 @@ def test_a_day_is_awaited_until_the_third_run_of_the_daily_job_has_failed_on_it(
         )
 
     def awaited() -> list[date]:
-        return sorted(days_awaited(pipeline.instance, "")[BROKEN])
+        return sorted(days_awaited(pipeline.instance, {})[BROKEN])
 
     failed = dg.DagsterRunStatus.FAILURE
     for _ in range(FAILED_RUNS):
@@ -183,6 +185,17 @@ def test_a_day_is_awaited_until_the_third_run_of_the_daily_job_has_failed_on_it(
         assert awaited() == expected
     note(job, dg.DagsterRunStatus.NOT_STARTED, days)
     assert awaited() == days[3:], "a queued run does not bring back a day that was given up"
+
+
+def test_a_nightly_run_gives_up_no_day_that_none_has_failed_on(pipeline: Pipeline, days: list[date]) -> None:
+    """After six days off, the schedule could not ask which days are missing. So the run has its usual days only."""
+    with clock_at(pipeline.settings, noon_of(pipeline.settings, days[2])):
+        assert run_job(pipeline, daily_metrics_job.name, days[:2]).success
+    assert run_job(pipeline, daily_metrics_job.name, days[-3:], nightly=True).success
+    assert published(pipeline) == dict.fromkeys(DAILY_NAMES, days[:2])
+    assert published(pipeline, "not_collected") == {}
+    assert run_job(pipeline, daily_metrics_job.name, days[2:-3]).success, "the next night asks for them"
+    assert published(pipeline) == dict.fromkeys(DAILY_NAMES, days[:-LOOKBACK_DAYS])
 
 
 LAUNCH = """
