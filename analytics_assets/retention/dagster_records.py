@@ -26,7 +26,7 @@ from dagster._core.storage.schedules.schema import AssetDaemonAssetEvaluationsTa
 from dagster_postgres.utils import DagsterPostgresException
 
 from analytics_assets.contract import ABOUT
-from analytics_assets.database import DatabaseError, UnreachableError, failure_cause, redacted_errors
+from analytics_assets.database import DatabaseError, NotStartedError, UnreachableError, failure_cause, redacted_errors
 from analytics_assets.days import bounds, zone
 from analytics_assets.dictionary import asset_descriptions
 from analytics_assets.retention.event_log import EVENTS, EXECUTIONS, TAGS, EventLogStorage, forget_partitions
@@ -79,6 +79,8 @@ class Records:
             raise DatabaseError("Dagster's event log cannot forget days: start Dagster with the project's dagster.yaml")
         try:
             with redacted_errors(doing), storage.index_transaction() as connection:
+                if not sa.inspect(connection).has_table(RunsTable.name):
+                    raise NotStartedError("Dagster has never been started on this database")
                 yield connection
         except DagsterPostgresException as error:
             cause = failure_cause(str(error.__cause__))

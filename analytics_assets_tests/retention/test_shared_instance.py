@@ -1,7 +1,7 @@
 """Dagster's storage with other code locations in it: their records and files are theirs, however old they are."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -9,12 +9,15 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 
 from analytics_assets.contract import ABOUT
+from analytics_assets.database import NotStartedError
 from analytics_assets.defs.checks import NO_EXPIRED_DAYS
 from analytics_assets.defs.evaluation import DOCUMENTED, as_event, make_result
 from analytics_assets.defs.jobs import retention_job
 from analytics_assets.defs.partitions import range_tags
+from analytics_assets.retention.dagster_records import CheckEvaluations, PartitionRecords, Records, open_dagster_storage
 from analytics_assets.retention.sweep import MANUAL, Report, apply_retention
 from analytics_assets.settings import Settings
 from analytics_assets_tests.support.activity import fill
@@ -311,3 +314,13 @@ def test_a_result_of_an_earlier_version_may_be_about_any_day_of_its_run(pipeline
             run.run_id,
         )
         assert sweep(pipeline)["check evaluations"].oldest == oldest
+
+
+def test_a_database_without_dagsters_tables_is_named_as_such(
+    settings: Settings, make_database: Callable[[str], sa.URL], tmp_path: Path
+) -> None:
+    url = make_database("dagster").render_as_string(hide_password=False)
+    with open_dagster_storage(url, tmp_path) as storage:
+        for target in (PartitionRecords(Records(storage, settings)), CheckEvaluations(Records(storage, settings))):
+            with pytest.raises(NotStartedError, match="never been started"):
+                target.oldest()
