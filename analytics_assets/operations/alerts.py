@@ -140,7 +140,9 @@ class Outbox:
                 break
             left_out = 0
             left.pop(0)
-        refused = (self.refused_since or now) if left else None
+        taken = len(left) < len(self.waiting)
+        since = now if taken or self.refused_since is None else self.refused_since
+        refused = since if left else None
         return replace(self, waiting=tuple(left), left_out=left_out, refused_since=refused, to_log=to_log)
 
 

@@ -151,6 +151,11 @@ def test_a_message_that_is_not_taken_stops_the_others_and_stays() -> None:
     assert waits.waiting == outbox.waiting
     assert waits.refused_since == NOW
 
+    slow = iter([True, False])
+    rest = note(waits, RED, replace(RUNS, level=Level.RED)).deliver(lambda _: next(slow), later, to_log=True)
+    assert rest.waiting
+    assert rest.refused_since == later, "a receiver that takes one message per evaluation is not down"
+
     taken = Receiver()
     empty = waits.deliver(taken.take, later, to_log=True)
     assert tuple(taken.messages) == outbox.waiting
