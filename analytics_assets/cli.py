@@ -183,7 +183,8 @@ def sources(draft: bool, operator_url: str | None) -> None:
         problems += _check_views(settings)
     except (DatabaseError, ServerError) as error:  # the dumps can be checked all the same
         problems += 1
-        click.echo(f"source views: {error}")
+        unset = "" if settings.source_url else "ANALYTICS_SOURCE_URL is not set, so those of a trial are looked for: "
+        click.echo(f"source views: {unset}{error}")
     problems += _check_dumps(settings)
     if problems:
         raise click.ClickException(f"{problems} problem(s)")

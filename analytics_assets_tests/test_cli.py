@@ -169,6 +169,7 @@ def test_in_an_empty_folder_nothing_is_made(
     if command in LOOKING:
         assert result.exit_code == 1
         assert "no database there: ANALYTICS_DATABASE_URL is not set" in result.output
+        assert ("ANALYTICS_SOURCE_URL is not set" in result.output) == (command == ["sources"])
     else:
         assert result.exit_code == 0
 

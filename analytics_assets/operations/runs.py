@@ -76,10 +76,17 @@ def days_awaited(
 
     A run that the schedule or a sensor has requested waits for every missing day, because the schedule requests it
     again every night. Where a person publishes, it is what other runs, queued or at work, are about to collect, and
-    what the daily job has failed on. A day on which FAILED_RUNS of its runs have failed is given up.
+    what the daily job has failed on. A day on which FAILED_RUNS of its runs have failed is given up. A re-execution
+    does not count, or an operator who tries three times in an hour would give up the day.
     """
     failed = instance.get_runs(dg.RunsFilter(job_name=DAILY_JOB, statuses=[dg.DagsterRunStatus.FAILURE]))
-    failures = Counter((asset, day) for each in failed for asset, days in days_by_asset([each]).items() for day in days)
+    failures = Counter(
+        (asset, day)
+        for each in failed
+        if each.parent_run_id is None
+        for asset, days in days_by_asset([each]).items()
+        for day in days
+    )
     in_progress = instance.get_runs(dg.RunsFilter(statuses=_IN_PROGRESS))
     others = (other for other in in_progress if run is None or other.run_id != run.run_id)
     expected = days_by_asset([*others, *failed])

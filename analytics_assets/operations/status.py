@@ -322,7 +322,7 @@ def _list_runs(
 def _judge_runs(name: str, failed: Sequence[dg.RunRecord]) -> Line:
     """Return the line of a job. Its failed runs, newest first, are those that no later run has made good."""
     if not failed:
-        return Line("runs", name, Level.OK, "no failed run")
+        return Line("runs", name, Level.OK, f"no failed run is left from the last {RECENT_DAYS} days")
     newest: dict[str, str] = {}
     for record in failed:
         newest.setdefault(_describe(record.dagster_run), record.dagster_run.run_id[:8])

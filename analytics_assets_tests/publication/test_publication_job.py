@@ -153,13 +153,23 @@ def test_a_day_is_awaited_until_the_third_run_of_the_daily_job_has_failed_on_it(
     job = pipeline.definitions().resolve_job_def(daily_metrics_job.name)
     by_hand = pipeline.definitions().resolve_implicit_global_asset_job_def()
 
-    def note(job: dg.JobDefinition, status: dg.DagsterRunStatus, days: Sequence[date], *assets: str) -> None:
-        pipeline.instance.create_run_for_job(
+    def note(
+        job: dg.JobDefinition,
+        status: dg.DagsterRunStatus,
+        days: Sequence[date],
+        *assets: str,
+        parent: str | None = None,
+    ) -> str:
+        """Note a run, and return its id. It is a re-execution if it has a parent."""
+        run = pipeline.instance.create_run_for_job(
             job,
             status=status,
             tags=range_tags(days[0], days[-1]),
             asset_selection=frozenset(map(dg.AssetKey, assets)) or None,
+            parent_run_id=parent,
+            root_run_id=parent,
         )
+        return run.run_id
 
     def awaited() -> list[date]:
         return sorted(days_awaited(pipeline.instance, {})[BROKEN])
@@ -181,7 +191,8 @@ def test_a_day_is_awaited_until_the_third_run_of_the_daily_job_has_failed_on_it(
         (days[:1], days[3:5]),
         (days[3:5], days[3:5]),
     ):
-        note(job, failed, tried)
+        parent = note(job, failed, tried)
+        note(job, failed, tried, parent=parent)
         assert awaited() == expected
     note(job, dg.DagsterRunStatus.NOT_STARTED, days)
     assert awaited() == days[3:], "a queued run does not bring back a day that was given up"
