@@ -7,9 +7,11 @@ import sys
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from analytics_assets.run_launcher import _may_be_a_run
+from analytics_assets_tests.support.processes import wait_until
 
 HOUR = 3600
 
@@ -33,7 +35,8 @@ def test_a_process_that_started_later_has_only_got_its_number(process: subproces
 
 def test_a_process_that_has_ended_is_none(process: subprocess.Popen[bytes]) -> None:
     process.kill()
-    assert not _may_be_a_run(process.pid, time.time())  # still a zombie
+    wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
+    assert not _may_be_a_run(process.pid, time.time())
     process.wait()
     assert not _may_be_a_run(process.pid, time.time())
 

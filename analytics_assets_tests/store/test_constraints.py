@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from analytics_assets.contract import ENDPOINT, EVENT_ID, MAX_COUNT, METRICS, SOURCE, Field, vocabulary
+from analytics_assets.contract import MAX_COUNT, METRICS, Field, vocabulary
 from analytics_assets.database import DatabaseError
 from analytics_assets.guard import obeys
 from analytics_assets.settings import Settings
@@ -33,6 +33,7 @@ from analytics_assets.store.tables import (
     WEEKS,
 )
 from analytics_assets_tests.support.database import SUPERUSER, admin_url, as_superuser, pipeline_settings, set_up_as_of
+from analytics_assets_tests.support.texts import TEXTS
 
 WRITER, READER = "analytics_writer", "analytics_reader"
 EVENTS, RESPONSES = COUNTS["daily_event_counts"], COUNTS["daily_response_counts"]
@@ -327,34 +328,6 @@ def test_a_new_base_leaves_what_was_published_as_it_was(settings: Settings, monk
 
 
 # --- the two walls agree
-
-_characters = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
-_hexadecimal = st.text("0123456789abcdefABCDEF-", min_size=30, max_size=40)
-TEXTS = {
-    EVENT_ID: st.one_of(
-        st.text(_characters, max_size=8),
-        st.text("0123456789\n+-. \u0667\uff17", max_size=21),
-        st.uuids().map(str),
-        st.uuids().map(lambda value: f"{value}\n"),
-        _hexadecimal,
-    ),
-    SOURCE: st.sampled_from(["web", "admin", "Web", "web\n", " web", "", "webadmin"])
-    | st.text(_characters, max_size=5),
-    ENDPOINT: st.one_of(
-        st.text(_characters, max_size=8),
-        st.builds(
-            "{}{}{}".format,
-            st.sampled_from(["GET", "(other)", "(unmatched)", "get", "", "OPTIONS", "\nPUT"]),
-            st.sampled_from([" ", "  ", "", "\t", "\n"]),
-            st.lists(
-                st.sampled_from(["/", "//", "/events", "/{id}", "/{7}", "{", "/7", "/7e", "/\u0667", "7", "~", "@"])
-                | st.text(_characters, max_size=2),
-                max_size=5,
-            ).map("".join),
-        ),
-        st.integers(190, 205).map(lambda length: "GET /".ljust(length, "é" if length % 5 == 0 else "e")),
-    ),
-}
 
 
 @pytest.mark.parametrize("field", TEXTS, ids=lambda field: field.name)

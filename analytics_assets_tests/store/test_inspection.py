@@ -27,8 +27,8 @@ from analytics_assets.guard import row_violations
 from analytics_assets.store import Store
 from analytics_assets.store.inspection import count_row_violations
 from analytics_assets.store.tables import COUNTS
-from analytics_assets_tests.store.test_constraints import TEXTS
 from analytics_assets_tests.support.database import admin_url, as_superuser, pipeline_settings
+from analytics_assets_tests.support.texts import TEXTS
 
 Row = dict[str, Any]
 NAMES = [name for table in TABLES for name in vocabulary(table)]
