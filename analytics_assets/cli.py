@@ -31,7 +31,8 @@ DAGSTER_HOME = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Dagster's folder. Default: DAGSTER_HOME, else dagster in the data folder.",
 )
-PORT = click.option("--port", default=3000, show_default=True, help="Port of the UI, on 127.0.0.1.")
+_PORTS = click.IntRange(1, 65535)
+PORT = click.option("--port", type=_PORTS, default=3000, show_default=True, help="Port of the UI, on 127.0.0.1.")
 
 _MAX_LINES = 20
 """Problems of the dumps that are printed. The rest is a number."""
@@ -88,13 +89,15 @@ def up(port: int) -> None:
             except KeyboardInterrupt:
                 click.echo("Stopping.")
                 return
-    if process.returncode:
-        raise click.ClickException("Dagster has ended unexpectedly; see its output above")
+    # With status 0, too, when its daemon was killed.
+    raise click.ClickException("Dagster has ended unexpectedly; see its output above")
 
 
 @main.command()
 @PORT
-@click.option("--app-port", default=3001, show_default=True, help="Port of the demo application, on 127.0.0.1.")
+@click.option(
+    "--app-port", type=_PORTS, default=3001, show_default=True, help="Port of the demo application, on 127.0.0.1."
+)
 @click.option("--once", is_flag=True, help="Exit after the summary; the status is non-zero if anything is not green.")
 @_report_errors
 def demo(port: int, app_port: int, once: bool) -> None:
@@ -439,7 +442,7 @@ def publish(day: datetime | None, dagster_home: Path | None) -> None:
 
 
 @main.command()
-@click.option("--port", default=3002, show_default=True, help="Port of the pages, on 127.0.0.1.")
+@click.option("--port", type=_PORTS, default=3002, show_default=True, help="Port of the pages, on 127.0.0.1.")
 @_report_errors
 def serve(port: int) -> None:
     """Show the pages on this machine only, with the headers that the documentation gives nginx.

@@ -80,6 +80,19 @@ def test_sources_says_what_is_wrong(complete: Settings, host: Host) -> None:
     assert "Error: 3 problem(s)" in result.output
 
 
+def test_a_dump_folder_that_is_a_file_is_said_to_be_one(complete: Settings) -> None:
+    complete.dump_dir.rmdir()
+    complete.dump_dir.touch()
+    assert "dump folder: (folder) is a file: set ANALYTICS_DUMP_DIR" in invoke("sources", settings=complete).output
+
+
+@pytest.mark.parametrize("command", ["up", "demo", "serve"])
+def test_a_port_that_cannot_be_is_refused(command: str) -> None:
+    refused = invoke(command, "--port", "99999")
+    assert refused.exit_code == 2
+    assert "'--port'" in refused.output
+
+
 def test_sources_says_what_collecting_would_say_of_the_newest_dumps(complete: Settings) -> None:
     today = complete.today()
     days = [today - timedelta(days=n) for n in (9, 3, 0, -1)]

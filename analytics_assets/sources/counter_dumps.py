@@ -165,6 +165,10 @@ def find_folder_problem(folder: Path) -> Problem | None:
         return Problem(
             "dump folder", Violation("(folder)", "does not exist: set ANALYTICS_DUMP_DIR to the telemetry's")
         )
+    except NotADirectoryError:
+        return Problem(
+            "dump folder", Violation("(folder)", "is a file: set ANALYTICS_DUMP_DIR to the telemetry's folder")
+        )
     except OSError:
         return Problem("dump folder", UNREADABLE)
     return problems[0] if problems else None

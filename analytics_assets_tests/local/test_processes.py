@@ -95,6 +95,17 @@ def test_up_serves_the_assets_and_leaves_nothing_behind(
     assert not (data_dir / folder / "postgres/postmaster.pid").exists()
 
 
+def test_up_fails_when_its_daemon_is_killed(data_dir: Path) -> None:
+    port = free_port()
+    with running([*COMMAND, "up", "--port", str(port)], environment(data_dir)) as process:
+        wait_until_ready(process, port)
+        for member in psutil.Process(process.pid).children(recursive=True):
+            if "dagster._daemon" in " ".join(member.cmdline()):
+                member.kill()
+        assert process.wait(timeout=PATIENCE) == 1
+    assert left_running(data_dir) == []
+
+
 STUBBORN = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
