@@ -92,8 +92,8 @@ def page(outputs: dict[str, str]) -> str:
     parts = [
         "# Benchmarks",
         "Each comparison ran in one go on one machine. The alternatives take turns, and all must find the same numbers."
-        " Ratios hold on other machines better than seconds do. `make bench` writes this page; the head of each script"
-        " in `benchmarks/` says what it does.",
+        " Ratios\nhold on other machines better than seconds do. `make bench` writes this page; the head of each script"
+        " in `benchmarks/`\nsays what it does.",
         describe_machine(),
     ]
     for name, output in outputs.items():
