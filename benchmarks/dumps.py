@@ -72,7 +72,7 @@ def make_keys(number: int) -> list[dict[str, object]]:
 
 def write_dumps(dump_dir: Path, files: int, keys: int, seed: int) -> None:
     """Write the dumps of so many processes, each of which has counted every key, in an order of its own."""
-    rng, rows = random.Random(seed), make_keys(keys)  # noqa: S311 # no secret
+    rng, rows = random.Random(seed), make_keys(keys)  # noqa: S311  # no secret
     for _ in track(range(files), "writing dumps", transient=True):
         dump = DumpFile(dump_dir, str(DAY))
         for row in rng.sample(rows, len(rows)):

@@ -165,6 +165,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=COMPARISONS, default=COMPARISONS, help="comparisons to make")
     parser.add_argument("--execute", nargs=3, metavar=("RUN", "FIRST", "LAST"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    # Beta for years, as in definitions.py.
     warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
     if options.execute:
         name, first, last = options.execute[0], *map(date.fromisoformat, options.execute[1:])

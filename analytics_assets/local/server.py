@@ -209,7 +209,8 @@ def _socket_folder() -> TemporaryDirectory[str]:
     """
     prefix, socket_name = "analytics-assets-", "12345678/tmp12345678"  # as `tempfile` makes them
     too_long = len(os.fsencode(f"{gettempdir()}/{prefix}{socket_name}")) > LONGEST_SOCKET
-    return TemporaryDirectory(prefix=prefix, dir="/tmp" if too_long else None, ignore_cleanup_errors=True)  # noqa: S108
+    folder = "/tmp" if too_long else None  # noqa: S108  # the folder made in it has a random name and is this user's alone
+    return TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True)
 
 
 def _cancel_stopped_runs(settings: Settings, sockets: str) -> None:

@@ -75,9 +75,9 @@ def days_awaited(
     """Return the days that publication waits for, by asset. Some of them may be collected already.
 
     A run that the schedule or a sensor has requested waits for every missing day, because the schedule requests it
-    again every night. Where a person publishes, it is what other runs, queued or at work, are about to collect, and
-    what the daily job has failed on. A day on which FAILED_RUNS of its runs have failed is given up. A re-execution
-    does not count, or an operator who tries three times in an hour would give up the day.
+    again every night. A person who publishes waits only for days that other runs, queued or at work, are about to
+    collect, and for days that the daily job has failed on. A day on which FAILED_RUNS of its runs have failed is given
+    up. A re-execution does not count, or an operator who tries three times in an hour would give up the day.
     """
     failed = instance.get_runs(dg.RunsFilter(job_name=DAILY_JOB, statuses=[dg.DagsterRunStatus.FAILURE]))
     failures = Counter(

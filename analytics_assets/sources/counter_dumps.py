@@ -329,7 +329,7 @@ def _unusual_lines(path: str, sums: _Sums) -> Iterator[tuple[int, bytes]]:
     """
     number = 0
     for block in _blocks(path):
-        for number, line in enumerate(block.split(b"\n"), number + 1):  # noqa: B020 # it goes on counting
+        for number, line in enumerate(block.split(b"\n"), number + 1):  # noqa: B020  # it goes on counting
             if not line:
                 continue
             digits = line[-_TAIL:-1].lstrip(b" ")
