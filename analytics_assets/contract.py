@@ -583,6 +583,18 @@ ORIGINS: Final = tuple(dict.fromkeys(metric.origin for metric in METRICS))
 """What the metrics are counted from, each once."""
 SOURCE_VIEWS: Final = tuple(origin for origin in ORIGINS if isinstance(origin, SourceView))
 
+ASSET_PATHS: Final = frozenset(
+    {
+        *((metric.asset,) for metric in METRICS),
+        *(origin.path for origin in ORIGINS),
+        *((asset,) for asset in PAGES),
+        PUBLISHED_PATH,
+        FRICTION_PATH,
+        LEDGER_PATH,
+    }
+)
+"""The path of every asset key."""
+
 
 def metric(asset: str) -> Metric:
     """Return the metric of an asset. Raises KeyError for a name that is not in the contract."""

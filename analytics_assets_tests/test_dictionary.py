@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from analytics_assets import contract
-from analytics_assets.contract import METRICS, OTHER_RELATIONS, TABLES, TARGETS, ContractError
+from analytics_assets.contract import ASSET_PATHS, METRICS, OTHER_RELATIONS, TABLES, TARGETS, ContractError
 from analytics_assets.definitions import build_definitions
 from analytics_assets.dictionary import asset_descriptions, column_text, database_comments, markdown
 from analytics_assets.settings import Settings
@@ -97,6 +97,7 @@ def test_every_asset_is_described_by_its_entry_on_the_configured_settings(settin
     configured = replace(settings, retention_days=5, time_zone="Asia/Tokyo")
     specs = {tuple(spec.key.path): spec for spec in build_definitions(configured).resolve_all_asset_specs()}
     assert {path: spec.description for path, spec in specs.items()} == asset_descriptions(configured)
+    assert specs.keys() == ASSET_PATHS
     for declared in METRICS:
         said = str(specs[declared.asset,].description)
         assert said.startswith(declared.question)

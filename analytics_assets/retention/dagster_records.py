@@ -25,10 +25,9 @@ from dagster._core.storage.runs.schema import BackfillTagsTable, BulkActionsTabl
 from dagster._core.storage.schedules.schema import AssetDaemonAssetEvaluationsTable, JobTable, JobTickTable
 from dagster_postgres.utils import DagsterPostgresException
 
-from analytics_assets.contract import ABOUT
+from analytics_assets.contract import ABOUT, ASSET_PATHS
 from analytics_assets.database import DatabaseError, NotStartedError, UnreachableError, failure_cause, redacted_errors
 from analytics_assets.days import bounds, zone
-from analytics_assets.dictionary import asset_descriptions
 from analytics_assets.retention.event_log import EVENTS, EXECUTIONS, TAGS, EventLogStorage, forget_partitions
 from analytics_assets.retention.targets import Amount
 from analytics_assets.settings import Settings
@@ -108,7 +107,7 @@ class Records:
         """Return the condition that a column names a step of ours, which is called like its asset."""
         if self.settings.owns_dagster:
             return sa.true()
-        return column.in_([path[-1] for path in asset_descriptions(self.settings)])
+        return column.in_([path[-1] for path in ASSET_PATHS])
 
     def naming_our_asset(self, column: sa.Column[str]) -> sa.ColumnElement[bool]:
         """Return the condition that the JSON in a column has an asset key of ours."""
@@ -130,7 +129,7 @@ class Records:
             return set(connection.scalars(sa.select(RunsTable.c.run_id).where(self.of_our_run(RunsTable.c.run_id))))
 
     def _assets(self) -> list[str]:
-        return [json.dumps(path) for path in asset_descriptions(self.settings)]
+        return list(map(json.dumps, ASSET_PATHS))
 
 
 _LIKE_DAY: Final = "____-__-__"
