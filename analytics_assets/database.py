@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
 import psycopg2.errors
@@ -69,9 +70,25 @@ addresses both are in the text.
 """
 
 
+_kept: Final[ContextVar[dict[tuple[str, bool], sa.Engine] | None]] = ContextVar("kept engines", default=None)
+
+
+@contextmanager
+def kept_engines() -> Iterator[None]:
+    """Keep what `engine` makes until the end: a run logs in to each database once, and compiles a statement once."""
+    engines: dict[tuple[str, bool], sa.Engine] = {}
+    _kept.set(engines)
+    try:
+        yield
+    finally:
+        _kept.set(None)
+        for each in engines.values():
+            each.dispose()
+
+
 @contextmanager
 def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterator[sa.Engine]:
-    """Yield an engine that keeps one connection until the end.
+    """Yield an engine that keeps one connection until the end, or until the end of `kept_engines`.
 
     With `read_only`, each transaction begins as READ ONLY and with `row_security` off: a query from which row level
     security would hide rows is then an error. Neither is a startup parameter, which PgBouncer refuses, or a setting of
@@ -84,23 +101,35 @@ def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterat
         raise SettingsError(
             f"{variable} is not set: start with `analytics-assets up`, which brings its own PostgreSQL, or set it"
         )
+    kept = _kept.get()
+    if kept is None:
+        made = _make_engine(url, read_only=read_only)
+        try:
+            yield made
+        finally:
+            made.dispose()
+    else:
+        if (url, read_only) not in kept:
+            kept[url, read_only] = _make_engine(url, read_only=read_only)
+        yield kept[url, read_only]
+
+
+def _make_engine(url: str, *, read_only: bool) -> sa.Engine:
     parameters = {"application_name": "analytics-assets", "connect_timeout": 10}
     in_url = sa.make_url(url).query
     made = sa.create_engine(
         url,
         hide_parameters=True,
         pool_size=1,
-        max_overflow=0,
+        max_overflow=-1,  # a second connection at a time is closed after use
+        pool_pre_ping=True,  # a server may be restarted between two steps
         execution_options={"postgresql_readonly": True} if read_only else {},
         connect_args={name: value for name, value in parameters.items() if name not in in_url},
     )
     sa.event.listen(made, "do_execute", _execute_copy)
     if read_only:
         sa.event.listen(made, "begin", lambda connection: connection.exec_driver_sql("set local row_security = off"))
-    try:
-        yield made
-    finally:
-        made.dispose()
+    return made
 
 
 _COPIED: Final = "copied_text"

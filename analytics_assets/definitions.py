@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 
 from analytics_assets.contract import METRICS, ContractError
+from analytics_assets.database import kept_engines
 from analytics_assets.defs.assets import make_assets
 from analytics_assets.defs.checks import (
     database_checks,
@@ -44,7 +46,7 @@ def build_definitions(settings: Settings, **overrides: Any) -> dg.Definitions:
         "jobs": [daily_metrics_job, publication_job, retention_job],
         "schedules": [make_daily_schedule(settings.time_zone)],
         "sensors": [retention_sensor, publication_sensor, alert_sensor],
-        "resources": {"settings": settings},
+        "resources": {"settings": _make_resource(settings)},
         # The assets are small: a process for each would cost more than the work.
         "executor": dg.in_process_executor,
     }
@@ -54,6 +56,16 @@ def build_definitions(settings: Settings, **overrides: Any) -> dg.Definitions:
         if tuple(spec.key.path) not in documented:
             raise ContractError(f"asset {spec.key.to_user_string()!r} is not in the contract: declare it there first")
     return definitions
+
+
+def _make_resource(settings: Settings) -> dg.ResourceDefinition:
+    """Return the settings as a resource. Dagster opens one per run and process, and each logs in to a database once."""
+
+    def open_settings(_: dg.InitResourceContext) -> Iterator[Settings]:
+        with kept_engines():
+            yield settings
+
+    return dg.ResourceDefinition(open_settings)
 
 
 # These have been beta for years, and a warning per metric and start would bury the others. Dagster passes the sensor's
