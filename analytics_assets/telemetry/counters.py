@@ -53,6 +53,7 @@ _Key = tuple[Any, ...]
 _METRICS: Final = {name: m for m in METRICS if isinstance(m.origin, CounterDumps) for name in m.event_names}
 HTTP_RESPONSE: Final = "http_response"
 _ONCE: Final = 1
+_ZERO: Final = ord("0")
 
 _RETRY_SECONDS: Final = 1.0
 """How often to check that the dump still exists, and how long to wait before another attempt after an OSError."""
@@ -247,7 +248,12 @@ class Telemetry:
                         line = None
                     dump = self._dump
                     if line is not None and dump is not None:
-                        if not (times is _ONCE and dump.increment(line)):  # `is`, because True and 1.0 equal 1
+                        digit = (line.count + 1) % 10
+                        if digit and times is _ONCE:  # `is`, because True and 1.0 equal 1
+                            # Nine of ten counts end here. A method for it would take a tenth of their time.
+                            dump.map[line.end - 1] = _ZERO + digit
+                            line.count += 1
+                        else:
                             _add_to_line(dump, line, times)
                         return
                 else:

@@ -73,7 +73,7 @@ class DumpFile:
         self._file = FileIO(self._path, "x+", opener=partial(os.open, mode=0o640))
         _seek_past_the_end(self._file.fileno())
         # An empty file cannot be mapped, so use an anonymous mapping until the first line is written.
-        self._map = mmap.mmap(-1, 1)
+        self.map = mmap.mmap(-1, 1)
 
     def append(self, row: Mapping[str, object], count: int) -> Line:
         """Append a line for a new key: `row` (field name -> value, without the count), then its first count.
@@ -95,24 +95,14 @@ class DumpFile:
             # A file size limit may let part of the line through.
             self._file.truncate(size)
             raise
-        old_map, self._map = self._map, new_map
+        old_map, self.map = self.map, new_map
         old_map.close()
         return Line(end=size + len(line) - len(b"}\n"), count=count)
 
-    def increment(self, line: Line) -> bool:
-        """Add one to the count of a line of this file. Do nothing and return False if more than its last digit changes.
-
-        Storing one byte takes half the time of `add`, and is enough for nine of ten increments.
-        """
-        digit = (line.count + 1) % 10
-        if not digit:
-            return False
-        self._map[line.end - 1] = ord("0") + digit
-        line.count += 1
-        return True
-
     def add(self, line: Line, times: int) -> None:
         """Add `times` to the count of a line of this file; the sum must not exceed MAX_COUNT.
+
+        Where the last digit alone changes, the caller may store that byte in `map` and set `count`, in half the time.
 
         Raises:
             OSError: only when the count passes a multiple of 10**8; only that needs a system call.
@@ -121,7 +111,7 @@ class DumpFile:
         if count < _STORE_LIMIT or count // _STORE_LIMIT == line.count // _STORE_LIMIT:
             # The C library copies eight bytes to an aligned address by one eight-byte move, which no signal can
             # split: a killed process leaves the old number or the new one, never digits of both.
-            self._map[line.end - _STORE_BYTES : line.end] = (b"%12d" % count)[-_STORE_BYTES:]
+            self.map[line.end - _STORE_BYTES : line.end] = (b"%12d" % count)[-_STORE_BYTES:]
         else:
             # A kill between two stores would leave the file off by 10**8. One write inside a page is all or nothing.
             self._write(_digits(count), line.end - _WIDTH)
@@ -139,7 +129,7 @@ class DumpFile:
 
     def close(self) -> None:
         """Close the file, which stays on disk. In a forked child, the parent's file stays open."""
-        self._map.close()
+        self.map.close()
         self._file.close()
 
     def _write(self, data: bytes, offset: int) -> None:
