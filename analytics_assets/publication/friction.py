@@ -267,8 +267,9 @@ def _score_drop(window: Array) -> tuple[Array, Mask]:
     """
     weeks = window.reshape(DROP_WEEKS + 1, 7, -1)
     sums = weeks.sum(axis=1)  # NaN where a day is missing
-    history, count = pd.DataFrame(sums[:-1]), sums[-1]
-    expected, n = (np.asarray(each, dtype=np.float64) for each in (history.median(), history.count()))
+    history, count = sums[:-1], sums[-1]
+    known = _number_of(~np.isnan(history))
+    expected, n = _median(history, known), known.astype(np.float64)
     phi = np.maximum(fit(weeks[:-1], pseudo=PSEUDO_DAYS).phi, fit(sums[:-1, np.newaxis]).phi)
     z = deviation(count, expected, phi * (1 + _ratio(1.0, n)))
     return z, (n >= MIN_DROP_WEEKS) & (z < -DROP_Z) & (expected - count >= DROP_SHORTFALL) & _is_open(window)
@@ -307,6 +308,13 @@ def _ratio(numerator: npt.ArrayLike, denominator: Array) -> Array:
     """The quotient, and 0 where the denominator is not positive."""
     above, below = np.broadcast_arrays(numerator, denominator)
     return np.asarray(np.divide(above, below, out=np.zeros(above.shape), where=below > 0))
+
+
+def _median(values: Array, known: npt.NDArray[np.int_]) -> Array:
+    """The median of the known values of each series. NaN, also of a series without any, as `nanmedian` warns."""
+    ordered = np.sort(values, axis=0)  # NaN comes last
+    middle = np.stack([(known - 1) // 2, known // 2])
+    return np.asarray(np.take_along_axis(ordered, middle, axis=0).mean(axis=0))
 
 
 def _number_of(mask: Mask) -> npt.NDArray[np.int_]:
