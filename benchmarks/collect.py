@@ -40,7 +40,7 @@ from analytics_assets.local.server import dagster_home, dagster_instance, databa
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Reader
 from analytics_assets.store import Store, open_store
-from analytics_assets.store.counts import read_window, replace_day
+from analytics_assets.store.counts import read_window, replace_days
 from analytics_assets.store.grants import HOST
 from analytics_assets.store.inspection import count_row_violations
 
@@ -196,8 +196,8 @@ def compare_day(found: Databases, store: Store, reader: Reader, day: date, times
         return as_counts(found.admin.exec_driver_sql(STORED, parameters))
 
     text = "".join("\t".join(map(str, row.values())) + "\n" for row in rows)
-    store_new, _ = timed(lambda: replace_day(store, SIGNUPS, day, rows))
-    store_again, _ = timed(lambda: replace_day(store, SIGNUPS, day, rows))
+    store_new, _ = timed(lambda: replace_days(store, SIGNUPS, {day: rows}))
+    store_again, _ = timed(lambda: replace_days(store, SIGNUPS, {day: rows}))
     require_equal("store", stored(), expected)
     found.admin.exec_driver_sql(f"delete from {TABLE} where event_date = %(day)s", parameters)  # noqa: S608  # a constant
     plain, _ = timed(lambda: found.copy(text))

@@ -6,12 +6,12 @@ How a day is counted belongs to `sources`, how it is stored to `store`.
 from __future__ import annotations
 
 import gc
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date
-from itertools import zip_longest
 from typing import Final
 
 import dagster as dg
@@ -22,12 +22,17 @@ from analytics_assets.database import DatabaseError, UnreachableError
 from analytics_assets.days import format_range, ranges
 from analytics_assets.defs.evaluation import AT_SOURCE, as_event, bullet_list, evaluate, make_result, open_reader
 from analytics_assets.defs.retries import RETRIES
+from analytics_assets.guard import Row
 from analytics_assets.operations.runs import days_in_progress
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
+from analytics_assets.sources.app_views import CHUNK_DAYS
 from analytics_assets.store import Store, open_store
-from analytics_assets.store.counts import DayRefusedError, Stored, Window, read_window, replace_day
+from analytics_assets.store.counts import DayRefusedError, Stored, Window, read_window, replace_days
 from analytics_assets.store.expiry import read_cutoff
+
+_CHUNK_ROWS: Final = 20_000
+"""Days are stored together while they have fewer rows. Two chunks are in memory at a time."""
 
 Results = Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]
 
@@ -141,49 +146,80 @@ def _forget_planned(context: dg.AssetExecutionContext, metric: Metric, expired: 
 def _collect_days(
     store: Store, reader: Reader, metric: Metric, days: Sequence[date], *, window: Window, config: CollectConfig
 ) -> _Outcome:
-    """Count and store day by day, in order. While a day is stored, the next one is counted."""
+    """Count and store the days in chunks, in order. While a chunk is stored, the next one is counted."""
     outcome = _Outcome()
     for day in days:
         try:
             window.refuse_outside(day)
         except DayRefusedError as refusal:
             outcome.failed[day] = str(refusal)
-    kept = [day for day in days if day not in outcome.failed]
+    waiting = deque(day for day in days if day not in outcome.failed)
     with _only_new_garbage(), ThreadPoolExecutor(1) as thread:
-        ahead: Future[Counted] | None = None
-        for day, following in zip_longest(kept, kept[1:]):
-            if outcome.out_of_reach:
-                outcome.failed[day] = "not tried, because a database was out of reach"
-                continue
-            counting, ahead = ahead or thread.submit(reader.count, day), None
-            try:
-                counted = counting.result()
-                if following:
-                    ahead = thread.submit(reader.count, following)
-                if counted.problems:
-                    outcome.problems += counted.problems
-                    outcome.refused.append(day)
-                    outcome.failed[day] = f"the source breaks the contract, see check {AT_SOURCE}"
-                else:
-                    outcome.stored[day] = replace_day(
-                        store,
-                        metric,
-                        day,
-                        counted.rows,
-                        allow_empty=config.allow_empty,
-                        allow_decrease=config.allow_decrease,
-                    )
-            except (DayRefusedError, DatabaseError) as refusal:
-                outcome.failed[day] = str(refusal)
-                outcome.out_of_reach = isinstance(refusal, UnreachableError)
-            except OSError as error:
-                outcome.failed[day] = f"the dumps cannot be read: {type(error).__name__}"
+        counting = thread.submit(_count_chunk, reader, waiting)
+        while (chunk := counting.result()) and not outcome.out_of_reach:
+            counting = thread.submit(_count_chunk, reader, waiting)
+            _store_chunk(store, metric, chunk, outcome, config)
+    for day in [*chunk, *waiting]:
+        outcome.failed.setdefault(day, "not tried, because a database was out of reach")
     if not outcome.out_of_reach:
         try:
             outcome.outside = list(map(str, reader.outside()))
         except DatabaseError as refusal:
             outcome.outside = [f"rows that no day has could not be counted: {refusal}"]
     return outcome
+
+
+def _count_chunk(reader: Reader, waiting: deque[date]) -> dict[date, Counted | DatabaseError | OSError]:
+    """Count the next days, until they are enough for a transaction. Returns what each has, or why it has no count."""
+    chunk: dict[date, Counted | DatabaseError | OSError] = {}
+    rows = 0
+    while waiting and len(chunk) < CHUNK_DAYS and rows < _CHUNK_ROWS:
+        day = waiting.popleft()
+        try:
+            counted = reader.count(day)
+        except (DatabaseError, OSError) as error:
+            chunk[day] = error
+            if isinstance(error, UnreachableError):
+                break
+        else:
+            chunk[day] = counted
+            rows += len(counted.rows)
+    return chunk
+
+
+def _store_chunk(
+    store: Store,
+    metric: Metric,
+    chunk: Mapping[date, Counted | DatabaseError | OSError],
+    outcome: _Outcome,
+    config: CollectConfig,
+) -> None:
+    rows: dict[date, Sequence[Row]] = {}
+    for day, counted in chunk.items():
+        if isinstance(counted, Counted) and not counted.problems:
+            rows[day] = counted.rows
+        elif isinstance(counted, Counted):
+            outcome.problems += counted.problems
+            outcome.refused.append(day)
+            outcome.failed[day] = f"the source breaks the contract, see check {AT_SOURCE}"
+        elif isinstance(counted, DatabaseError):
+            outcome.failed[day] = str(counted)
+            outcome.out_of_reach = isinstance(counted, UnreachableError)
+        else:
+            outcome.failed[day] = f"the dumps cannot be read: {type(counted).__name__}"
+    if not rows:
+        return
+    try:
+        stored = replace_days(store, metric, rows, allow_empty=config.allow_empty, allow_decrease=config.allow_decrease)
+    except UnreachableError as error:
+        outcome.failed |= dict.fromkeys(rows, str(error))
+        outcome.out_of_reach = True
+        return
+    for day, result in stored.items():
+        if isinstance(result, Stored):
+            outcome.stored[day] = result
+        else:
+            outcome.failed[day] = str(result)
 
 
 @contextmanager

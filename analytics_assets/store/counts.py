@@ -5,7 +5,7 @@ No other module writes counts. A day is replaced whole, in one transaction: a cr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from typing import Final
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from analytics_assets.contract import LOOKBACK_DAYS, METRICS, CounterDumps, Metric
-from analytics_assets.database import DatabaseError, copy_rows, sqlstate
+from analytics_assets.database import DatabaseError, UnreachableError, copy_rows, sqlstate
 from analytics_assets.guard import Row
 from analytics_assets.store import Store
 from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS
@@ -94,58 +94,102 @@ def read_window(store: Store) -> Window:
     return Window(row.first, last, max(row.first, last - timedelta(days=LOOKBACK_DAYS + row.early)))
 
 
-def replace_day(
+def replace_days(
     store: Store,
     metric: Metric,
-    day: date,
-    rows: Sequence[Row],
+    days: Mapping[date, Sequence[Row]],
     *,
     allow_empty: bool = False,
     allow_decrease: bool = False,
-) -> Stored:
-    """Replace what `metric` has on `day` by `rows`, and note the day as collected.
+) -> dict[date, Stored | DayRefusedError | DatabaseError]:
+    """Replace what `metric` has on each day by its rows, and note the day as collected.
 
-    `rows` have every field of the metric's table; an absent source is None. Concurrent calls are serialized, and the
-    later one replaces the whole day.
+    The rows have every field of the metric's table; an absent source is None. Concurrent calls are serialized, and the
+    later one replaces the whole day. The days are in one transaction; if the database refuses it, each day is tried by
+    itself, so that a bad day costs no other.
+
+    Returns what is stored of a day now, or why it is unchanged: it has counts and `rows` is empty without
+    `allow_empty`, or much smaller without `allow_decrease`; or a constraint or the retention period refuses.
 
     Raises:
-        DayRefusedError: the stored day has counts, and `rows` is empty without `allow_empty`, or its total is much
-            smaller without `allow_decrease`.
-        DatabaseError: a constraint or the retention period refuses. The stored day is unchanged.
+        UnreachableError: the database is out of reach. At most one transaction's days may have been stored.
     """
+    ordered = {day: days[day] for day in sorted(days)}
+    try:
+        return _replace(store, metric, ordered, allow_empty=allow_empty, allow_decrease=allow_decrease)
+    except UnreachableError:
+        raise
+    except DatabaseError as error:
+        if len(ordered) == 1:
+            return dict.fromkeys(ordered, error)
+        alone = [
+            replace_days(store, metric, {day: rows}, allow_empty=allow_empty, allow_decrease=allow_decrease)
+            for day, rows in ordered.items()
+        ]
+        return {day: outcome for each in alone for day, outcome in each.items()}
+
+
+def _replace(
+    store: Store, metric: Metric, days: Mapping[date, Sequence[Row]], *, allow_empty: bool, allow_decrease: bool
+) -> dict[date, Stored | DayRefusedError | DatabaseError]:
+    """Do what `replace_days` says, in the order of the days: two runs that have days in common never deadlock."""
     table = COUNTS[metric.table]
-    total = sum(row["count"] for row in rows)
-    with store.transaction("making the partition of the day") as connection:
+    ordinals = sa.func.unnest(sa.literal([day.toordinal() for day in days], postgresql.ARRAY(sa.Integer)))
+    with store.transaction("making the partitions of the days") as connection:
         # Committed on its own: attaching a partition holds a lock that the counting of other days would wait for. The
-        # next commit, which stores the day, waits for the disk for both.
+        # next commit, which stores the days, waits for the disk for both.
         no_wait = sa.func.set_config("synchronous_commit", "off", True)
-        connection.execute(sa.select(no_wait, sa.func.analytics.create_day(day)))
-    with store.transaction("replacing the day") as connection:
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(metric.asset), day.toordinal())))
-        gone = sa.delete(table).where(belongs_to(metric, [day])).returning(table.c.count).cte()
-        before = int(connection.scalar(sa.select(sa.func.sum(gone.c.count))) or 0)
-        if before and not rows and not allow_empty:
-            raise DayRefusedError(
-                "the source is empty now, but counts are stored; if the source is right, run the day again with"
-                " allow_empty: true in the run's config"
-            )
-        if rows and _is_large(metric, before - total, before) and not allow_decrease:
-            raise DayRefusedError(
-                "the source has less than is stored (dump files or rows are gone); if the source is right, run the"
-                " day again with allow_decrease: true in the run's config"
-            )
-        if rows:
+        # Attaching locks out attaching, so two runs that make several days each would wait for one another for ever.
+        connection.execute(sa.select(no_wait, sa.func.pg_advisory_xact_lock(sa.func.hashtext("analytics partitions"))))
+        made = sa.func.analytics.create_day(sa.func.unnest(sa.literal(list(days), postgresql.ARRAY(sa.Date))))
+        connection.execute(sa.select(made))
+    with store.transaction("replacing the days") as connection:
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(metric.asset), ordinals)))
+        before = _totals(connection, metric, list(days))
+        outcomes: dict[date, Stored | DayRefusedError | DatabaseError] = {
+            day: _refusal(metric, rows, before.get(day, 0), allow_empty=allow_empty, allow_decrease=allow_decrease)
+            or Stored(len(rows), sum(row["count"] for row in rows))
+            for day, rows in days.items()
+        }
+        kept = [day for day, outcome in outcomes.items() if isinstance(outcome, Stored)]
+        if stale := [day for day in kept if day in before]:
+            connection.execute(sa.delete(table).where(belongs_to(metric, stale)))
+        if rows := [row for day in kept for row in days[day]]:
             copy_rows(connection, table, rows)
-        note = postgresql.insert(COLLECTED_DAYS).values(
-            asset=metric.asset, event_date=day, rows=len(rows), collected_at=sa.func.now()
-        )
-        connection.execute(
-            note.on_conflict_do_update(
-                index_elements=["asset", "event_date"],
-                set_={"rows": note.excluded.rows, "collected_at": note.excluded.collected_at},
+        if kept:
+            note = postgresql.insert(COLLECTED_DAYS).values(asset=metric.asset, collected_at=sa.func.now())
+            connection.execute(
+                note.on_conflict_do_update(
+                    index_elements=["asset", "event_date"],
+                    set_={"rows": note.excluded.rows, "collected_at": note.excluded.collected_at},
+                ),
+                [{"event_date": day, "rows": len(days[day])} for day in kept],
             )
+    return outcomes
+
+
+def _totals(connection: sa.Connection, metric: Metric, days: Sequence[date]) -> dict[date, int]:
+    table = COUNTS[metric.table]
+    query = sa.select(table.c.event_date, sa.func.sum(table.c.count)).where(belongs_to(metric, days))
+    return {day: int(total) for day, total in connection.execute(query.group_by(table.c.event_date))}
+
+
+def _refusal(
+    metric: Metric, rows: Sequence[Row], before: int, *, allow_empty: bool, allow_decrease: bool
+) -> DayRefusedError | None:
+    """Return why a day that has a total of `before` must not be replaced by `rows`."""
+    if before and not rows and not allow_empty:
+        return DayRefusedError(
+            "the source is empty now, but counts are stored; if the source is right, run the day again with"
+            " allow_empty: true in the run's config"
         )
-    return Stored(len(rows), total)
+    lost = before - sum(row["count"] for row in rows)
+    if rows and _is_large(metric, lost, before) and not allow_decrease:
+        return DayRefusedError(
+            "the source has less than is stored (dump files or rows are gone); if the source is right, run the"
+            " day again with allow_decrease: true in the run's config"
+        )
+    return None
 
 
 def _is_large(metric: Metric, lost: int, before: int) -> bool:

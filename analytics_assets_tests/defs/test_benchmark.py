@@ -31,8 +31,8 @@ def test_different_numbers_are_not_compared(tmp_path: Path) -> None:
     # Python imports this module at start.
     (tmp_path / "sitecustomize.py").write_text(
         "from analytics_assets.store import counts\n"
-        "replace = counts.replace_day\n"
-        "counts.replace_day = lambda store, metric, day, rows: replace(store, metric, day, rows[1:])\n"
+        "replace = counts.replace_days\n"
+        "counts.replace_days = lambda store, metric, days: replace(store, metric, {d: days[d][1:] for d in days})\n"
     )
     done = run(PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
     assert done.returncode == 1

@@ -4,20 +4,24 @@ import gc
 from dataclasses import replace
 from datetime import date, timedelta
 
+import pytest
 import sqlalchemy as sa
 
 from analytics_assets.contract import metric
+from analytics_assets.database import DatabaseError
 from analytics_assets.days import bounds, span
-from analytics_assets.defs.collect import CollectConfig, _collect_days
+from analytics_assets.defs.collect import _CHUNK_ROWS, CollectConfig, _collect_days
 from analytics_assets.defs.evaluation import CHECK_NAMES
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, Reader
+from analytics_assets.sources.app_views import CHUNK_DAYS
 from analytics_assets.store import open_store
-from analytics_assets.store.counts import read_window, replace_day
+from analytics_assets.store.counts import Stored, read_collected_days, read_window, replace_days
 from analytics_assets.store.gaps import missing_days
 from analytics_assets.telemetry import Telemetry
+from analytics_assets_tests.support.database import event
 from analytics_assets_tests.support.host import Host, last_moment, moments
-from analytics_assets_tests.support.pipeline import ALL, Pipeline, checks, everything_said
+from analytics_assets_tests.support.pipeline import ALL, Pipeline, checks, everything_said, replace_day
 
 
 def test_a_day_of_every_metric(pipeline: Pipeline, host: Host, yesterday: date) -> None:
@@ -83,8 +87,11 @@ def test_the_numbers_of_each_day_are_in_its_own_record(pipeline: Pipeline, host:
     }
 
 
-def test_one_day_is_counted_ahead_and_no_more(settings: Settings, yesterday: date) -> None:
-    days = span(yesterday - timedelta(days=9), yesterday)
+@pytest.mark.parametrize(("rows", "days_of_chunk"), [(0, CHUNK_DAYS), (_CHUNK_ROWS // 5, 5), (_CHUNK_ROWS, 1)])
+def test_one_chunk_is_counted_ahead_and_no_more(
+    settings: Settings, yesterday: date, rows: int, days_of_chunk: int
+) -> None:
+    days = span(yesterday - timedelta(days=3 * days_of_chunk), yesterday)
     collected: list[tuple[date, int]] = []
 
     def count(day: date) -> Counted:
@@ -92,7 +99,7 @@ def test_one_day_is_counted_ahead_and_no_more(settings: Settings, yesterday: dat
             found = connection.exec_driver_sql("select count(*) from analytics.collected_days").scalar_one()
         collected.append((day, found))
         assert gc.get_freeze_count() > 0
-        return Counted([], [])
+        return Counted([event(day, event_id=str(number)) for number in range(rows)], [])
 
     with open_store(settings) as store:
         reader = Reader(count=count, total=lambda _: 0)
@@ -101,8 +108,21 @@ def test_one_day_is_counted_ahead_and_no_more(settings: Settings, yesterday: dat
         )
         assert missing_days(store)["event_signups"] == []
     assert list(outcome.stored) == days == [day for day, _ in collected]
-    assert all(found >= number - 1 for number, (_, found) in enumerate(collected))
+    for number, (_, found) in enumerate(collected):
+        chunk = number // days_of_chunk
+        assert found in {max(0, chunk - 1) * days_of_chunk, chunk * days_of_chunk}
     assert gc.get_freeze_count() == 0
+
+
+def test_a_day_that_the_database_refuses_costs_no_other_of_its_chunk(settings: Settings, yesterday: date) -> None:
+    first, bad, last = span(yesterday - timedelta(days=2), yesterday)
+    rows = {day: [event(day)] for day in (first, last)} | {bad: [event(bad, source="canary")]}
+    with open_store(settings) as store:
+        outcomes = replace_days(store, metric("event_signups"), rows)
+        assert read_collected_days(store, read_window(store))["event_signups"] == {first, last}
+    assert outcomes[first] == outcomes[last] == Stored(rows=1, total=1)
+    assert isinstance(outcomes[bad], DatabaseError)
+    assert "canary" not in str(outcomes[bad])
 
 
 def test_the_day_itself_waits_for_the_disk(settings: Settings, yesterday: date) -> None:

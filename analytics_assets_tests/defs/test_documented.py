@@ -14,7 +14,6 @@ from analytics_assets.defs.evaluation import DOCUMENTED
 from analytics_assets.guard import row_violations
 from analytics_assets.settings import Settings
 from analytics_assets.store import open_store
-from analytics_assets.store.counts import replace_day
 from analytics_assets.store.inspection import find_undocumented, find_undocumented_elsewhere
 from analytics_assets.store.setup import init_db
 from analytics_assets.telemetry import Telemetry, TelemetryError
@@ -28,6 +27,7 @@ from analytics_assets_tests.support.pipeline import (
     checks,
     everything_said,
     gate,
+    replace_day,
     run_check,
 )
 

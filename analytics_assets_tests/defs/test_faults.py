@@ -70,6 +70,33 @@ def test_killed_in_the_middle_of_a_replace(
     assert pipeline.stored("event_signups", yesterday) == {("event_signup", "2", "web"): 5}
 
 
+def test_killed_in_the_middle_of_a_chunk(
+    pipeline: Pipeline, host: Host, yesterday: date, superuser: sa.Connection
+) -> None:
+    days = span(yesterday - timedelta(days=4), yesterday)
+    for day in days:
+        host.occur("signups", moments(day, pipeline.settings.time_zone, 3), event_id="1")
+    assert pipeline.run(["event_signups"], days[0], days[-2]).success
+    collected = pipeline.sql("select * from analytics.collected_days order by 2")
+    host.sql("update signups set event_id = '2'")
+
+    superuser.execute(sa.text("select from analytics.collected_days for update"))
+    with _process(pipeline.settings, ["event_signups"], days[0], days[-1]) as process:
+        wait_until(lambda: _waiting(superuser) == 1, process)
+        process.kill()
+        process.join()
+    superuser.rollback()
+    wait_until(lambda: not _clients(superuser))
+    for day in days[:-1]:
+        assert pipeline.stored("event_signups", day) == {("event_signup", "1", "web"): 3}
+    assert pipeline.stored("event_signups", days[-1]) == {}
+    assert pipeline.sql("select * from analytics.collected_days order by 2") == collected
+
+    assert pipeline.run(["event_signups"], days[0], days[-1]).success
+    for day in days:
+        assert pipeline.stored("event_signups", day) == {("event_signup", "2", "web"): 3}
+
+
 def test_one_day_of_one_metric_twice_at_once(
     pipeline: Pipeline, host: Host, yesterday: date, superuser: sa.Connection, processes: ProcessPoolExecutor
 ) -> None:

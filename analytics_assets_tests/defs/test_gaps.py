@@ -22,12 +22,20 @@ from analytics_assets.operations.runs import FAILED_RUNS, days_of_run
 from analytics_assets.operations.status import read_status
 from analytics_assets.settings import Settings
 from analytics_assets.store import open_store
-from analytics_assets.store.counts import replace_day
 from analytics_assets.store.setup import init_db
 from analytics_assets_tests.support.clock import clock_at, noon_of, set_clock
 from analytics_assets_tests.support.database import admin_url
 from analytics_assets_tests.support.host import Host, moments
-from analytics_assets_tests.support.pipeline import ALL, EVENT_FED, Pipeline, checks, failures, run_check, tick
+from analytics_assets_tests.support.pipeline import (
+    ALL,
+    EVENT_FED,
+    Pipeline,
+    checks,
+    failures,
+    replace_day,
+    run_check,
+    tick,
+)
 
 LATE, *OTHERS = ALL
 

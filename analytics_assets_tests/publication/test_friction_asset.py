@@ -23,9 +23,9 @@ from analytics_assets.publication.pages.publish import write_core_pages
 from analytics_assets.publication.pages.reading import label
 from analytics_assets.settings import Settings
 from analytics_assets.store import Store, open_store
-from analytics_assets.store.counts import Window, read_window, replace_day
+from analytics_assets.store.counts import Window, read_window
 from analytics_assets_tests.support.database import as_superuser, insert
-from analytics_assets_tests.support.pipeline import Pipeline, run_check
+from analytics_assets_tests.support.pipeline import Pipeline, replace_day, run_check
 
 STEADY, QUIET = "7", "8"
 SEARCH = "GET /events/{event_id}/directory/search"

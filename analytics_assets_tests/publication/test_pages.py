@@ -36,11 +36,11 @@ from analytics_assets.retention.sweep import MANUAL, apply_retention
 from analytics_assets.retention.targets import Pages
 from analytics_assets.settings import Settings
 from analytics_assets.store import Store, open_store
-from analytics_assets.store.counts import read_window, replace_day
+from analytics_assets.store.counts import read_window
 from analytics_assets_tests.support.clock import noon_of, set_clock
 from analytics_assets_tests.support.database import admin_url, as_superuser, event, insert, set_up
 from analytics_assets_tests.support.pages import BUSY, EVENTS, QUIET, UUID, Tables, days_of, files, fill, published
-from analytics_assets_tests.support.pipeline import Pipeline, run_check
+from analytics_assets_tests.support.pipeline import Pipeline, replace_day, run_check
 from analytics_assets_tests.support.processes import PATIENCE, SPAWN, wait_until
 
 

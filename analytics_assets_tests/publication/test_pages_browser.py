@@ -23,10 +23,10 @@ from analytics_assets.publication.findings import refresh_friction
 from analytics_assets.publication.pages.core import Health
 from analytics_assets.publication.pages.html import CONTENT_SECURITY_POLICY
 from analytics_assets.publication.pages.publish import write_core_pages, write_published_pages
-from analytics_assets.store.counts import replace_day
 from analytics_assets_tests.support.browser import chromium
 from analytics_assets_tests.support.database import event, set_up
 from analytics_assets_tests.support.pages import BUSY, QUIET, published
+from analytics_assets_tests.support.pipeline import replace_day
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS") == "1"
 PATHS = {

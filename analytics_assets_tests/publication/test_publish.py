@@ -26,13 +26,12 @@ from analytics_assets.retention.sweep import MANUAL, apply_retention
 from analytics_assets.settings import Settings
 from analytics_assets.store import counts as store_counts
 from analytics_assets.store import open_store, published
-from analytics_assets.store.counts import replace_day
 from analytics_assets.store.published import find_altered
 from analytics_assets.store.setup import init_db
 from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS
 from analytics_assets_tests.support.clock import noon_of, set_clock
 from analytics_assets_tests.support.database import admin_url, set_up
-from analytics_assets_tests.support.pipeline import Pipeline
+from analytics_assets_tests.support.pipeline import Pipeline, replace_day
 
 DAILY = {m.asset: m.event_names for m in METRICS if m.published is Published.BY_DAY_AND_EVENT}
 WEEKLY = {m.asset: m.event_names for m in METRICS if m.published is Published.BY_WEEK}

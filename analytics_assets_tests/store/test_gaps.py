@@ -11,13 +11,13 @@ from analytics_assets.contract import metric
 from analytics_assets.days import format_range, ranges, span
 from analytics_assets.settings import Settings
 from analytics_assets.store import gaps, open_store
-from analytics_assets.store.counts import read_window, replace_day
+from analytics_assets.store.counts import read_window
 from analytics_assets.store.expiry import forget_days
 from analytics_assets.store.gaps import missing_days
 from analytics_assets.store.setup import init_db
 from analytics_assets_tests.support.clock import noon_of, set_clock
 from analytics_assets_tests.support.database import insert, set_up_as_of
-from analytics_assets_tests.support.pipeline import ALL
+from analytics_assets_tests.support.pipeline import ALL, replace_day
 
 
 def every(days: list[date]) -> dict[str, list[date]]:

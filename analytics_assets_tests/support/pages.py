@@ -15,7 +15,8 @@ from analytics_assets.days import span
 from analytics_assets.publication.publish import publish_closed
 from analytics_assets.settings import Settings
 from analytics_assets.store import Store, open_store
-from analytics_assets.store.counts import read_window, replace_day
+from analytics_assets.store.counts import read_window
+from analytics_assets_tests.support.pipeline import replace_day
 
 BUSY, QUIET, UUID = "7", "8", "0f8fad5b-d9cb-469f-a165-70867728950e"
 EVENTS = {BUSY: 30, QUIET: 1, UUID: 4}

@@ -11,20 +11,30 @@ from typing import Any
 import dagster as dg
 import sqlalchemy as sa
 
-from analytics_assets.contract import METRICS, metric
+from analytics_assets.contract import METRICS, Metric, metric
 from analytics_assets.definitions import build_definitions
 from analytics_assets.defs.checks import LEDGER_KEY
 from analytics_assets.defs.evaluation import AT_SOURCE
 from analytics_assets.defs.jobs import RetentionConfig, remove_expired_days, retention_job
 from analytics_assets.defs.partitions import range_tags
 from analytics_assets.defs.schedules import make_daily_schedule
+from analytics_assets.guard import Row
 from analytics_assets.local.server import dagster_instance
 from analytics_assets.settings import Settings
+from analytics_assets.store import Store
+from analytics_assets.store.counts import Stored, replace_days
 from analytics_assets.store.tables import COLLECTED_DAYS
 
 ALL = [m.asset for m in METRICS]
 LEDGER = LEDGER_KEY.to_user_string()
 EVENT_FED = [m.asset for m in METRICS if m.table == "daily_event_counts"]
+
+
+def replace_day(store: Store, metric: Metric, day: date, rows: Sequence[Row], **allowed: bool) -> None:
+    """Replace one day. Raises the error that says why it is unchanged."""
+    outcome = replace_days(store, metric, {day: rows}, **allowed)[day]
+    if not isinstance(outcome, Stored):
+        raise outcome
 
 
 @dataclass
