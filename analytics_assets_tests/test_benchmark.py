@@ -30,8 +30,8 @@ def test_every_alternative_runs_and_has_done_its_work() -> None:
 def test_what_stores_nothing_is_not_compared(tmp_path: Path) -> None:
     # Python imports this module at start.
     (tmp_path / "sitecustomize.py").write_text(
-        "from dagster_postgres.event_log import PostgresEventLogStorage\n"
-        "PostgresEventLogStorage.store_event_batch = lambda *_: None\n"
+        "from analytics_assets.retention.event_log import EventLogStorage\n"
+        "EventLogStorage.store_event_batch = lambda *_: None\n"
     )
     done = run("range", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
