@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -52,6 +53,19 @@ def test_the_report_has_the_machine_the_versions_and_what_was_printed(tmp_path: 
     printed = done.stdout.split("\n", 1)[1].strip()
     assert "ours / stock" in printed
     assert f"```text\n{printed}\n```" in text
+
+
+def test_the_page_shows_the_plot_of_what_was_measured(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    done = subprocess.run([*REPORT, "scaling", "--write", str(page)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    curves = ["sign-ups of a day", "events of a day", "days of a run", "dumps of a day", "keys of a day"]
+    text, plot = page.read_text(), tmp_path / "scaling.svg"
+    assert re.findall(r"^([a-z-]+ of a [a-z]+); ", text, re.MULTILINE) == curves
+    assert len(re.findall(r"^  cost per x10: at most x\d+\.\d\d \(.*\) (?:met|MISSED)", text, re.MULTILINE)) == 5
+    assert f"({plot.name})" in text
+    drawn = {element.text for element in ElementTree.parse(plot).iter("{http://www.w3.org/2000/svg}text")}  # noqa: S314  # our own
+    assert {curve.capitalize() for curve in curves} <= drawn
 
 
 def test_a_benchmark_that_fails_leaves_the_page_as_it_is(tmp_path: Path) -> None:

@@ -52,15 +52,16 @@ TARGETS: Final = {"count": 1.5, "store again": 2, "whole run": 2.5}
 
 HOST_TABLES: Final = (
     "create table signups (id bigint, event_id bigint not null, occurred_at timestamptz not null, source text)",
-    "insert into signups select n, 1 + (hashint8(n) & 2147483647) % :events,"
-    " :start + (n - 1) * (cast(:end as timestamptz) - :start) / :rows,"
-    " case when n % 3 = 0 then 'admin' else 'web' end from generate_series(1, :rows) n",
-    "create index signups_occurred_at on signups (occurred_at)",
     "create schema analytics_source",
     "create view analytics_source.signups as select event_id, occurred_at, source from signups",
     "create view analytics_source.profile_visibility_changes as select * from analytics_source.signups",
     "create view analytics_source.consent_changes as select *, true as turned_on from analytics_source.signups",
     "create table plain_day (event_id bigint, source text, count bigint)",
+)
+FILL: Final = (
+    "insert into signups select n, 1 + (hashint8(n) & 2147483647) % :events,"
+    " :start + (n - 1) * (cast(:end as timestamptz) - :start) / :rows,"
+    " case when n % 3 = 0 then 'admin' else 'web' end from generate_series(1, :rows) n"
 )
 PLAIN: Final = """
 insert into plain_day select event_id, source, count(*) from signups
@@ -126,8 +127,8 @@ class Times:
 class Databases:
     """The host's database with its sign-ups and the analytics database, and a connection to each."""
 
-    def __init__(self, server: sa.URL, settings: Settings, rows: int, events: int, days: int) -> None:
-        """Make `rows` sign-ups, evenly over the last `days` finished days."""
+    def __init__(self, server: sa.URL, settings: Settings, days: int) -> None:
+        """Make the tables, without sign-ups. `days` are the last finished ones."""
         url = ensure_database(server, "host")
         self.host = sa.create_engine(url, isolation_level="AUTOCOMMIT").connect()
         self.admin = sa.create_engine(server.set(database="analytics"), isolation_level="AUTOCOMMIT").connect()
@@ -136,12 +137,23 @@ class Databases:
         with open_store(settings) as store:
             last = read_window(store).last
         self.days = span(last - timedelta(days=days - 1), last)
-        start, end = bounds(self.days[0], settings.time_zone)[0], bounds(last, settings.time_zone)[1]
-        parameters = {"events": events, "rows": rows, "start": start, "end": end}
         for statement in HOST_TABLES:
-            self.host.execute(sa.text(statement), parameters if statement.startswith("insert") else {})
+            self.host.exec_driver_sql(statement)
         self.host.exec_driver_sql(HOST)
+
+    def add_signups(self, days: Sequence[date], rows: int, events: int) -> None:
+        """Make so many sign-ups of so many events, evenly over consecutive days."""
+        start = bounds(days[0], self.settings.time_zone)[0]
+        end = bounds(days[-1], self.settings.time_zone)[1]
+        self.host.execute(sa.text(FILL), {"events": events, "rows": rows, "start": start, "end": end})
+        # Once the rows are there: a table with an index is filled more slowly.
+        self.host.exec_driver_sql("create index if not exists signups_occurred_at on signups (occurred_at)")
         self.host.exec_driver_sql("vacuum analyze signups")
+
+    def close(self) -> None:
+        """Close both connections."""
+        self.host.engine.dispose()
+        self.admin.engine.dispose()
 
     def forget_days(self) -> None:
         """Drop every partition of the counts, and the notes of the collected days."""
@@ -263,7 +275,8 @@ def main() -> int:
         settings = Settings.from_env({"ANALYTICS_DATA_DIR": folder})
         settings.dump_dir.mkdir()
         with embedded_postgres(settings.data_dir) as server, databases(settings) as ready:
-            found = Databases(server, ready, options.rows, options.events, options.days)
+            found = Databases(server, ready, options.days)
+            found.add_signups(found.days, options.rows, options.events)
             if options.no_index:
                 found.host.exec_driver_sql("drop index signups_occurred_at")
             without = ", no index" if options.no_index else ""
@@ -275,8 +288,7 @@ def main() -> int:
                 print(difference, file=sys.stderr)
                 return 1
             finally:
-                found.host.engine.dispose()
-                found.admin.engine.dispose()
+                found.close()
     return 0
 
 

@@ -56,11 +56,11 @@ group by all
 Counts = Mapping[tuple[object, ...], int]
 
 
-def make_keys(number: int) -> list[dict[str, object]]:
+def make_keys(number: int, on: date = DAY) -> list[dict[str, object]]:
     """Rows without their count: a third of each metric."""
     keys: list[dict[str, object]] = []
     for index in range(number):
-        day: dict[str, object] = {"event_date": str(DAY)}
+        day: dict[str, object] = {"event_date": str(on)}
         if index % 3 == 2:
             endpoint = f"GET /page{index}/{{event_id}}"
             keys.append(day | {"event_name": "http_response", "endpoint": endpoint, "status_code": 200})

@@ -32,6 +32,8 @@ class Benchmark:
     title: str
     quick: str
     """Options of the small size."""
+    plot: str = ""
+    """What its plot shows, if it draws one: `<name>.svg` beside the page."""
 
 
 BENCHMARKS: Final = {
@@ -43,6 +45,12 @@ BENCHMARKS: Final = {
     "storage": Benchmark("The event log, and removing a day", "--days 3 --rounds 1 --small 10 --large 100"),
     "publish": Benchmark("Publishing", "--events 20 --nightly-events 30 --pages 3 --rounds 1"),
     "telemetry": Benchmark("Counting in the web application", "--rounds 2 --calls 3"),
+    # Last: its plot must not be drawn when another fails.
+    "scaling": Benchmark(
+        "How the cost of collecting grows",
+        "--reduce 50 --steps 2 --rounds 1",
+        "Seconds to collect against rows, events, days, files and keys, on logarithmic axes, each beside a linear cost",
+    ),
 }
 PACKAGES: Final = (
     *("dagster", "dagster-postgres", "sqlalchemy", "psycopg2-binary", "pandas", "duckdb"),
@@ -50,11 +58,16 @@ PACKAGES: Final = (
 )
 
 
-def run(name: str, *, quick: bool) -> str:
-    """Return what a benchmark prints, and print it, too. Ends the program when the benchmark fails."""
+def run(name: str, *, quick: bool, beside: Path | None) -> str:
+    """Return what a benchmark prints, and print it, too. Its plot is drawn beside the page, where there is one.
+
+    Ends the program when the benchmark fails.
+    """
     benchmark = BENCHMARKS[name]
     print(f"== {benchmark.title}", flush=True)
     command = [sys.executable, str(FOLDER / f"{name}.py"), *(benchmark.quick.split() if quick else ())]
+    if benchmark.plot and beside:
+        command += ["--plot", str(beside.with_name(f"{name}.svg"))]
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
@@ -97,7 +110,10 @@ def page(outputs: dict[str, str]) -> str:
         describe_machine(),
     ]
     for name, output in outputs.items():
-        parts += [f"## {BENCHMARKS[name].title}", f"`benchmarks/{name}.py`", f"```text\n{output}\n```"]
+        benchmark = BENCHMARKS[name]
+        parts += [f"## {benchmark.title}", f"`benchmarks/{name}.py`", f"```text\n{output}\n```"]
+        if benchmark.plot:
+            parts.append(f"![{benchmark.plot}]({name}.svg)")
     return "\n\n".join(parts) + "\n"
 
 
@@ -108,7 +124,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that everything works")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put machine, versions and outputs in this page")
     options = parser.parse_args()
-    outputs = {name: run(name, quick=options.quick) for name in options.only}
+    outputs = {
+        name: run(name, quick=options.quick, beside=options.write) for name in BENCHMARKS if name in options.only
+    }
     if options.write:
         options.write.write_text(page(outputs), encoding="utf-8")
 
