@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from time import monotonic
 from typing import Any, Final
 
 import psycopg2.errors
@@ -122,14 +123,38 @@ def _make_engine(url: str, *, read_only: bool) -> sa.Engine:
         hide_parameters=True,
         pool_size=1,
         max_overflow=-1,  # a second connection at a time is closed after use
-        pool_pre_ping=True,  # a server may be restarted between two steps
         execution_options={"postgresql_readonly": True} if read_only else {},
         connect_args={name: value for name, value in parameters.items() if name not in in_url},
     )
+    ping_after_rest(made)
     sa.event.listen(made, "do_execute", _execute_copy)
     if read_only:
         sa.event.listen(made, "begin", lambda connection: connection.exec_driver_sql("set local row_security = off"))
     return made
+
+
+_REST: Final = 1
+"""Seconds after which a connection is tried before its next use."""
+
+
+def ping_after_rest(made: sa.Engine) -> None:
+    """Let an engine try a connection that has rested, because its server may have been restarted meanwhile.
+
+    `pool_pre_ping` tries before every use, which takes as long as many a statement.
+    """
+
+    def note_use(_: object, record: sa.pool.ConnectionPoolEntry) -> None:
+        record.info["used"] = monotonic()
+
+    def ping(connection: Any, record: sa.pool.ConnectionPoolEntry, _: object) -> None:
+        if monotonic() - record.info.get("used", monotonic()) > _REST:
+            try:
+                made.dialect.do_ping(connection)
+            except made.dialect.loaded_dbapi.Error as error:
+                raise sa.exc.DisconnectionError from error
+
+    sa.event.listen(made, "checkin", note_use)
+    sa.event.listen(made, "checkout", ping)
 
 
 _COPIED: Final = "copied_text"

@@ -12,15 +12,18 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from analytics_assets import database as module
 from analytics_assets.database import (
     DatabaseError,
     UnreachableError,
     copy_rows,
     engine,
     failure_cause,
+    kept_engines,
     redacted_errors,
 )
 from analytics_assets_tests.support.host import Host
+from analytics_assets_tests.support.processes import wait_until
 
 
 def error_of(url: sa.URL) -> str:
@@ -43,6 +46,32 @@ def shown(url: sa.URL, *names: str) -> dict[str, str]:
         database.connect() as connection,
     ):
         return {name: str(connection.exec_driver_sql(f"show {name}").scalar()) for name in names}
+
+
+def test_engines_are_kept_until_the_end_of_a_run(host: Host) -> None:
+    with kept_engines():
+        with engine(host.reader_url, "ANALYTICS_SOURCE_URL") as first, first.connect() as connection:
+            process = connection.scalar(sa.text("select pg_backend_pid()"))
+        with engine(host.reader_url, "ANALYTICS_SOURCE_URL") as second, second.connect() as connection:
+            assert connection.scalar(sa.text("select pg_backend_pid()")) == process
+        with engine(host.reader_url, "ANALYTICS_SOURCE_URL", read_only=True) as reading:
+            assert reading is not first
+    alive = sa.text("select count(*) from pg_stat_activity where pid = :process")
+    wait_until(lambda: host.connection.scalar(alive, {"process": process}) == 0)
+    with engine(host.reader_url, "ANALYTICS_SOURCE_URL") as third:
+        assert third is not first
+
+
+def test_a_connection_that_has_rested_is_tried_before_its_use(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    with engine(host.reader_url, "ANALYTICS_SOURCE_URL") as kept:
+        with kept.connect() as connection:
+            process = connection.scalar(sa.text("select pg_backend_pid()"))
+        host.sql(f"select pg_terminate_backend({process})")
+        now[0] += 2
+        with kept.connect() as connection:
+            assert connection.scalar(sa.text("select pg_backend_pid()")) != process
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from time import monotonic
 from typing import Any, Final
 
 import dagster as dg
-import psycopg2
 import sqlalchemy as sa
 from dagster._core.events import ASSET_EVENTS
 from dagster._core.storage.event_log.schema import (
@@ -25,6 +23,7 @@ from dagster_postgres.utils import create_pg_engine, pg_url_from_config
 from dagster_shared.record import copy
 
 from analytics_assets.contract import ASSET_PATHS
+from analytics_assets.database import ping_after_rest
 
 EVENTS: Final = SqlEventLogStorageTable
 TAGS: Final = AssetEventTagsTable
@@ -37,8 +36,6 @@ _BATCHED: Final = {
     dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
     dg.DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED,
 }
-_REST: Final = 1
-"""Seconds after which a connection is tried before its next use."""
 _BATCH: Final = 500
 """Partitions named in one statement."""
 
@@ -54,8 +51,7 @@ class EventLogStorage(PostgresEventLogStorage):
         self._engine.dispose()
         # A second thread gets its own connection, which is closed after use.
         self._engine = create_pg_engine(postgres_url, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=-1)
-        sa.event.listen(self._engine, "checkin", _note_use)
-        sa.event.listen(self._engine, "checkout", _ping_unless_used)
+        ping_after_rest(self._engine)
         self._tables: set[str] = set()
         self._columns: set[str] = set()
 
@@ -129,20 +125,6 @@ class EventLogStorage(PostgresEventLogStorage):
             for start in range(0, len(partition_keys), _BATCH):
                 keys = partition_keys[start : start + _BATCH]
                 forget_partitions(connection, asset_key.to_string(), EVENTS.c.partition.in_(keys))
-
-
-def _note_use(_: object, record: sa.pool.ConnectionPoolEntry) -> None:
-    record.info["used"] = monotonic()
-
-
-def _ping_unless_used(connection: Any, record: sa.pool.ConnectionPoolEntry, _: object) -> None:
-    """Try whether a connection that has rested is alive, as `pool_pre_ping` does, which tries for each statement."""
-    if monotonic() - record.info.get("used", monotonic()) > _REST:
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute("select 1")
-        except psycopg2.Error as error:
-            raise sa.exc.DisconnectionError from error
 
 
 def forget_partitions(connection: sa.Connection, asset: str, of_event: sa.ColumnElement[bool]) -> None:

@@ -157,13 +157,22 @@ def _replace(
         if rows := [row for day in kept for row in days[day]]:
             copy_rows(connection, table, rows)
         if kept:
-            note = postgresql.insert(COLLECTED_DAYS).values(asset=metric.asset, collected_at=sa.func.now())
+            note = postgresql.insert(COLLECTED_DAYS).values(
+                [
+                    {
+                        "asset": metric.asset,
+                        "event_date": day,
+                        "rows": len(days[day]),
+                        "collected_at": sa.func.now(),
+                    }
+                    for day in kept
+                ]
+            )
             connection.execute(
                 note.on_conflict_do_update(
                     index_elements=["asset", "event_date"],
                     set_={"rows": note.excluded.rows, "collected_at": note.excluded.collected_at},
-                ),
-                [{"event_date": day, "rows": len(days[day])} for day in kept],
+                )
             )
     return outcomes
 
