@@ -84,7 +84,7 @@ _is_drop_file: Final = re.compile(DROP_FILE_PATTERN).fullmatch
 _is_merge_file: Final = re.compile(r"[0-9a-f]{32}\.merg(ed|ing)").fullmatch
 """The list of a merged dump, and a merged dump that is being written."""
 
-_BLOCK: Final = 1 << 20
+_BLOCK: Final = 1 << 21
 """In bytes, of a file that are read at once."""
 
 _TAIL: Final = len(f"{MAX_COUNT}}}")
@@ -346,7 +346,7 @@ def _add_lines(pieces: Sequence[_Piece], heads: _Heads, totals: list[int]) -> It
 
     Yields the dump, the number and the text of any other line. Blank lines are skipped: they end a page early.
     """
-    text = b"\n".join(piece.text for piece in pieces)
+    text = b"\n".join([*(piece.text for piece in pieces), b"\n" * _TAIL])
     lines = list(filter(None, text.split(b"\n")))
     counts = _read_counts(text)
     is_usual = counts > 0
@@ -371,9 +371,9 @@ def _add_lines(pieces: Sequence[_Piece], heads: _Heads, totals: list[int]) -> It
 def _read_counts(text: bytes) -> npt.NDArray[np.int64]:
     """Return the count of each line that is not blank, 0 unless it is written as telemetry writes it.
 
-    That is: blanks, a number without a leading zero, and the brace.
+    That is: blanks, a number without a leading zero, and the brace. The text ends with blank lines, at least _TAIL.
     """
-    data = np.frombuffer(text + b"\n" * (1 + _TAIL), np.uint8)
+    data = np.frombuffer(text, np.uint8)
     ends = np.flatnonzero(data == _LINE_FEED)
     lengths = np.diff(ends, prepend=-1) - 1
     ends, lengths = ends[lengths > 0], lengths[lengths > 0]
