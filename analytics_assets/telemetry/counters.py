@@ -248,11 +248,12 @@ class Telemetry:
                         line = None
                     dump = self._dump
                     if line is not None and dump is not None:
-                        digit = (line.count + 1) % 10
+                        count = line.count + 1
+                        digit = count % 10
                         if digit and times is _ONCE:  # `is`, because True and 1.0 equal 1
                             # Nine of ten counts end here. A method for it would take a tenth of their time.
                             dump.map[line.end - 1] = _ZERO + digit
-                            line.count += 1
+                            line.count = count
                         else:
                             _add_to_line(dump, line, times)
                         return
