@@ -1,0 +1,92 @@
+"""The event log stores what a run will materialize together, and says the same as the stock one, event by event."""
+
+import logging
+from collections.abc import Callable, Iterator
+from datetime import date, timedelta
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationPlanned
+from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
+from dagster_postgres.event_log import PostgresEventLogStorage
+
+from analytics_assets.retention.event_log import EXECUTIONS, KEYS, EventLogStorage
+
+TIME = 1_795_000_000.0
+DAYS = [str(date(2026, 11, 1) + timedelta(days=number)) for number in range(20)]
+
+
+def entry(event: DagsterEvent, number: int) -> dg.EventLogEntry:
+    return dg.EventLogEntry(  # type: ignore[no-untyped-call]  # Dagster's class has no annotations
+        error_info=None,
+        level=logging.DEBUG,
+        user_message="",
+        run_id="run",
+        timestamp=TIME + number,
+        dagster_event=event,
+    )
+
+
+def planned() -> Iterator[DagsterEvent]:
+    """What Dagster plans for a run of two assets, and for a check of the second."""
+    for asset in (dg.AssetKey("one"), dg.AssetKey("two")):
+        for day in DAYS:
+            data = AssetMaterializationPlannedData(asset, partition=day, partitions_subset=None)
+            yield DagsterEvent.build_asset_materialization_planned_event("job", asset.to_string(), data)
+    yield DagsterEvent(
+        event_type_value=dg.DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED.value,
+        job_name="job",
+        event_specific_data=AssetCheckEvaluationPlanned(
+            asset_key=dg.AssetKey("two"), check_name="check", partitions_subset=None
+        ),
+        step_key="check",
+    )
+
+
+EVENTS = [entry(event, number) for number, event in enumerate(planned())]
+
+
+@pytest.fixture
+def storages(make_database: Callable[[str], sa.URL]) -> Iterator[tuple[EventLogStorage, PostgresEventLogStorage]]:
+    url, stock_url = (
+        make_database(name).render_as_string(hide_password=False) for name in ("event_log", "stock_event_log")
+    )
+    ours, stock = EventLogStorage(url), PostgresEventLogStorage(stock_url)
+    yield ours, stock
+    ours.dispose()
+    stock.dispose()
+
+
+def stored(storage: PostgresEventLogStorage) -> list[list[tuple[object, ...]]]:
+    """The rows of events, assets and checks, without their numbers and the times of their creation."""
+    queries = (
+        sa.text("select run_id, event, dagster_event_type, timestamp, step_key, asset_key, partition from event_logs"),
+        sa.select(KEYS.c.asset_key, KEYS.c.last_run_id, KEYS.c.last_materialization_timestamp),
+        sa.select(EXECUTIONS.c.asset_key, EXECUTIONS.c.check_name, EXECUTIONS.c.execution_status),
+    )
+    with storage._connect() as connection:
+        return [sorted(map(tuple, connection.execute(query)), key=str) for query in queries]
+
+
+def test_a_plan_is_stored_as_the_stock_storage_does(
+    storages: tuple[EventLogStorage, PostgresEventLogStorage],
+) -> None:
+    for storage in storages:
+        storage.store_event_batch(EVENTS)
+    ours, stock = map(stored, storages)
+    assert [len(rows) for rows in ours] == [2 * len(DAYS) + 1, 2, 1]
+    assert ours == stock
+
+
+def test_a_plan_takes_a_statement_for_all_days(storages: tuple[EventLogStorage, PostgresEventLogStorage]) -> None:
+    inserted = []
+    ours, _ = storages
+
+    @sa.event.listens_for(ours._engine, "before_cursor_execute")
+    def note(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.lower().startswith("insert into event_logs"):
+            inserted.append(statement)
+
+    ours.store_event_batch(EVENTS)
+    assert len(inserted) == 2  # one for the check
