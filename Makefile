@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
 .PHONY: help install demo up lint check test test-programs supported-python \
-	bench bench-collect bench-dumps bench-runs bench-storage bench-publish bench-telemetry bench-scaling bench-friction lock clean
+	bench bench-collect bench-dumps bench-runs bench-storage bench-publish bench-telemetry bench-scaling bench-friction bench-load lock clean
 # `make -j` must not start slow prerequisites beside those that refuse at once.
 .NOTPARALLEL:
 
@@ -64,6 +64,9 @@ bench-publish: .venv/test-installed  ## What publishing costs, beside one CREATE
 
 bench-scaling: .venv/test-installed  ## How the cost of collecting grows with rows, events, days, files and keys.
 	$(BIN)/python benchmarks/scaling.py
+
+bench-load: .venv/test-installed test-programs  ## Fifty backfills at once behind PgBouncer, while twenty clients read.
+	$(BIN)/python benchmarks/load.py
 
 bench-friction: .venv/test-installed  ## False alarms and finds of the friction statistic, by simulation; writes docs/friction.md.
 	$(BIN)/python benchmarks/friction.py --write docs/friction.md
