@@ -23,6 +23,7 @@ from analytics_assets.days import format_range, ranges
 from analytics_assets.defs.evaluation import AT_SOURCE, as_event, bullet_list, evaluate, make_result, open_reader
 from analytics_assets.defs.retries import RETRIES
 from analytics_assets.operations.runs import days_in_progress
+from analytics_assets.remote import RemoteError
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
 from analytics_assets.store import Store, open_store
@@ -177,7 +178,8 @@ def _collect_days(
                 outcome.failed[day] = str(refusal)
                 outcome.out_of_reach = isinstance(refusal, UnreachableError)
             except OSError as error:
-                outcome.failed[day] = f"the dumps cannot be read: {type(error).__name__}"
+                words = error if isinstance(error, RemoteError) else type(error).__name__
+                outcome.failed[day] = f"the dumps cannot be read: {words}"
     if not outcome.out_of_reach:
         try:
             outcome.outside = list(map(str, reader.outside()))
