@@ -111,7 +111,7 @@ class RemoteFolder:
         self._parallel = _PARALLEL if self._fs.async_impl else 1
 
     def list(self, folder: str = "") -> dict[str, Entry]:
-        """Return what is directly in a folder, by name. A missing folder has nothing."""
+        """Return what is directly in a folder, sorted by name. A missing folder has nothing."""
         with _guarded():
             self._fs.invalidate_cache()
             try:
@@ -124,7 +124,7 @@ class RemoteFolder:
             name = str(info["name"]).removesuffix("/").removeprefix(root)
             if name and "/" not in name:  # an object whose key ends in `/` stands for the folder itself
                 entries[name] = _entry(info)
-        return entries
+        return dict(sorted(entries.items()))
 
     def read(self, path: str) -> bytes:
         """Return the content of a file that is not empty. Raises FileNotFoundError where it is missing."""

@@ -321,6 +321,8 @@ def ship(target: str, source: str, every: int | None, retention_days: int, time_
         click.echo(f"{show(target)}: {done}")
         for problem in done.problems[:_MAX_LINES]:
             click.echo(f"  {problem}", err=True)
+        if len(done.problems) > _MAX_LINES:
+            click.echo(f"  and {len(done.problems) - _MAX_LINES} more", err=True)
         if last:
             break
         leave.wait(every)

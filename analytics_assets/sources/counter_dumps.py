@@ -17,10 +17,10 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,7 +50,7 @@ from analytics_assets.guard import NOT_AN_OBJECT, UNKNOWN_FIELD, Violation, obey
 from analytics_assets.remote import RemoteError
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
-from analytics_assets.sources.dump_folder import everything, open_day, open_folder
+from analytics_assets.sources.dump_folder import DayFolders, everything, open_folder
 
 NOT_A_DUMP: Final = Violation("(file)", "is not a counter dump; remove it from the day's folder")
 UNREADABLE: Final = Violation(
@@ -120,7 +120,7 @@ class _Days:
     """The days of one run. It forgets nothing, so it takes no further days when it is full."""
 
     def __init__(self, settings: Settings) -> None:
-        self._open: Callable[[date], AbstractContextManager[Path]] = partial(open_day, settings)
+        self._folders = DayFolders(settings)
         self._counted: dict[date, dict[str, Counted]] = {}
         self._totals: dict[date, Counter[str]] = {}
         self._room = _SHARED_ROWS
@@ -128,7 +128,7 @@ class _Days:
     def count(self, metric: Metric, day: date) -> Counted:
         if day in self._counted:
             return self._counted[day][metric.asset]
-        with self._open(day) as folder:
+        with self._folders.open(day) as folder:
             counted = read_day(folder, day)
         size = sum(len(each.rows) + len(each.problems) for each in counted.values())
         if size <= self._room:
@@ -140,7 +140,7 @@ class _Days:
     def total(self, metric: Metric, day: date) -> int:
         if day not in self._totals:
             try:
-                with self._open(day) as folder:
+                with self._folders.open(day) as folder:
                     self._totals[day] = _sum_again(folder)
             except RemoteError as error:
                 raise OriginRefusedError([remote_problem(error)], "Then run the check again.") from None

@@ -45,18 +45,26 @@ def nothing(_name: str) -> bool:
     return False
 
 
-@contextmanager
-def open_day(settings: Settings, day: date) -> Iterator[Path]:
-    """Yield the folder of a day, which may be missing.
+class DayFolders:
+    """The folders of days, for one run: it connects to the storage once."""
 
-    Raises:
-        RemoteError: the storage behind the URL cannot be read.
-    """
-    if settings.dump_url is None:
-        yield settings.dump_dir / day.isoformat()
-        return
-    with temporary_folder() as copy:
-        yield copy_day(RemoteFolder(settings.dump_url), day, copy)
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._remote: RemoteFolder | None = None
+
+    @contextmanager
+    def open(self, day: date) -> Iterator[Path]:
+        """Yield the folder of a day, which may be missing.
+
+        Raises:
+            RemoteError: the storage behind the URL cannot be read.
+        """
+        if self._settings.dump_url is None:
+            yield self._settings.dump_dir / day.isoformat()
+            return
+        self._remote = self._remote or RemoteFolder(self._settings.dump_url)
+        with temporary_folder() as copy:
+            yield copy_day(self._remote, day, copy)
 
 
 @contextmanager
