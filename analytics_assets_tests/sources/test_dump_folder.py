@@ -146,10 +146,7 @@ def test_foreign_names_are_refused_as_in_a_folder(settings: Settings, remote: Re
     remote.remove(f"{DAY}/canary.ndjson")
     assert check_newest_days(settings) == ([DAY], [])
     for name, refused in (("lost+found", False), (".snapshot", False), ("canary $", True)):
-        other = f"{settings.dump_url}/{name}"
-        if other.startswith("file:"):
-            Path(other.removeprefix("file://")).mkdir()
-        RemoteFolder(other).write("2026-01-01/x", b"x")
+        remote.write(f"{name}/x", b"x")
         assert (find_problem(settings) is not None) == refused
     assert "has a folder that is not a day" in str(find_problem(settings))
 
@@ -210,6 +207,9 @@ def test_only_what_has_been_quiet_for_a_month_is_merged(tmp_path: Path, dumps: P
         assert merge_dumps(settings, DAY).days == merged
 
 
+in_steps = pytest.mark.parametrize("settings", ["file"], indirect=True)
+"""The steps are the same on each storage, and many."""
+
 OPERATIONS = ("list", "read", "write", "remove")
 
 
@@ -242,6 +242,7 @@ def shipped(settings: Settings, remote: RemoteFolder, dumps: Path) -> Iterator[t
 
 
 @pytest.mark.usefixtures("_old")
+@in_steps
 def test_a_reader_reads_the_same_while_a_merge_takes_place(
     shipped: tuple[Settings, Counter[Key]], remote: RemoteFolder, dumps: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +262,7 @@ def test_a_reader_reads_the_same_while_a_merge_takes_place(
 
 @pytest.mark.usefixtures("_old")
 @pytest.mark.parametrize("killed", [False, True])
+@in_steps
 def test_any_moment_of_a_merge_reads_the_same(
     shipped: tuple[Settings, Counter[Key]],
     remote: RemoteFolder,
@@ -333,6 +335,7 @@ def test_a_merged_dump_that_does_not_arrive_whole_is_taken_back(
     assert counts(settings) == expected
 
 
+@in_steps
 def test_a_day_that_never_stays_the_same_is_told(
     shipped: tuple[Settings, Counter[Key]], remote: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
