@@ -97,8 +97,9 @@ class RemoteFolder:
         try:
             import fsspec  # the extra "ship", which a pipeline with a local folder does not need
 
-            # An instance of its own: listings of another user of this process are not to be emptied, nor its sessions.
-            self._fs, root = fsspec.core.url_to_fs(url, skip_instance_cache=True)
+            # An object storage needs a session per process, which takes a third of a second. A connection of SFTP ends.
+            kept = scheme in _WHOLE_OBJECTS
+            self._fs, root = fsspec.core.url_to_fs(url, skip_instance_cache=not kept)
         except (ImportError, ValueError):
             raise RemoteError(
                 "the library of its protocol is not installed: pip install 'analytics-assets[ship]' brings that of"

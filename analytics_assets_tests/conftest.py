@@ -57,6 +57,7 @@ def s3_port() -> Iterator[int]:
 @pytest.fixture
 def s3_url(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of a folder in a bucket of the test's own. The environment has what its library reads."""
+    s3.forget_sessions()
     for name, value in s3.environment(s3_port).items():
         monkeypatch.setenv(name, value)
     bucket = f"bucket-{next(_NUMBERS)}"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from analytics_assets.remote import RemoteError, RemoteFolder, find_url_problem, is_url, show
+from analytics_assets_tests.support.s3 import be_away, forget_sessions
 
 SECRETS = ("canary", "bucket-", "127.0.0.1")
 
@@ -101,8 +102,7 @@ def refuse(call: Any, *arguments: Any) -> str:
 
 
 def test_a_server_that_is_down_is_told_without_its_address(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    be_away(monkeypatch)
     folder = RemoteFolder(s3_url)
     assert "it cannot be reached or used: EndpointConnectionError" in refuse(folder.list)
     refuse(folder.read, "2026-11-22/a")
@@ -114,6 +114,7 @@ def test_missing_credentials_are_told(s3_url: str, monkeypatch: pytest.MonkeyPat
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    forget_sessions()
     assert "NoCredentialsError" in refuse(RemoteFolder(s3_url).list)
 
 

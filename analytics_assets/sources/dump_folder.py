@@ -3,8 +3,8 @@
 The copy has the same layout, so that whoever reads dumps reads either. It goes when it has been read: each reading asks
 the storage again, also the one that a comparison makes.
 
-Nothing can be locked there. A merge changes several names, so a day is listed before and after it was copied, and
-copied once more when a name has vanished or a list of merged dumps has appeared.
+Nothing can be locked there, and many names are listed in pages, not at one moment. So a day is listed before and after
+it was copied, and copied once more when a name has vanished or a list of merged dumps has appeared.
 """
 
 from __future__ import annotations
@@ -106,17 +106,20 @@ def copy_day(remote: RemoteFolder, day: date, into: Path, contents: Contents = e
     for _ in range(_ATTEMPTS):
         before = remote.list(str(day))
         shutil.rmtree(folder, ignore_errors=True)
-        if not before:
-            return folder
         try:
-            _copy(remote, before, folder, contents)
+            if before:
+                _copy(remote, before, folder, contents)
         except FileNotFoundError:
             continue
         after = remote.list(str(day))
         finished = {name for name in before if not is_unfinished(name)}
-        if finished <= after.keys() and set(filter(is_list, before)) == set(filter(is_list, after)):
+        if finished <= after.keys() and _lists(before) == _lists(after) and bool(before) == bool(after):
             return folder
     raise RemoteError("a day was changed each time that it was read: try again")
+
+
+def _lists(names: Iterable[str]) -> set[str]:
+    return set(filter(is_list, names))
 
 
 def _copy(remote: RemoteFolder, entries: dict[str, Entry], folder: Path, contents: Contents) -> None:

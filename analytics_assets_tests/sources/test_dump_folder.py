@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -235,7 +235,7 @@ class Interrupt:
 
 
 @pytest.fixture
-def shipped(settings: Settings, remote: RemoteFolder, dumps: Path) -> Iterator[tuple[Settings, Counter[Key]]]:
+def shipped(settings: Settings, remote: RemoteFolder, dumps: Path) -> tuple[Settings, Counter[Key]]:
     write_day(dumps, files=3)
     ship(dumps, remote)
     return settings, counts(settings)
@@ -333,6 +333,46 @@ def test_a_merged_dump_that_does_not_arrive_whole_is_taken_back(
         assert [problem.violation for problem in merge_dumps(settings, DAY).problems] == [NOT_MERGED]
     assert names(remote) == before
     assert counts(settings) == expected
+
+
+@pytest.mark.parametrize(
+    "missed",
+    [
+        {".merged"},  # the dump was made after the first page of names, the list before it is on that page
+        {".merged", "merged"},  # the deletions were made before the last page, the merged dump after its own
+    ],
+)
+@pytest.mark.usefixtures("_old")
+@in_steps
+def test_names_that_do_not_fit_together_are_listed_again(
+    shipped: tuple[Settings, Counter[Key]], remote: RemoteFolder, monkeypatch: pytest.MonkeyPatch, missed: set[str]
+) -> None:
+    """A storage lists many names in pages, and not at one moment."""
+    settings, expected = shipped
+    originals = {f"{DAY}/{name}": remote.read(f"{DAY}/{name}") for name in names(remote)}
+    assert merge_dumps(settings, DAY).days == 1
+    (merged,) = (name for name in names(remote) if is_dump(name))
+    if "merged" not in missed:
+        for path, content in originals.items():
+            remote.write(path, content)
+    listed, torn = RemoteFolder.list, [1]
+
+    def in_pages(self: RemoteFolder, folder: str = "") -> Any:
+        found = listed(self, folder)
+        if folder == str(DAY) and torn:
+            torn.clear()
+            gone = {name for name in found if Path(name).suffix in missed or ("merged" in missed and name == merged)}
+            return {name: entry for name, entry in found.items() if name not in gone}
+        return found
+
+    for metric in DUMP_FED:
+        with open_dumps(metric, settings, os.urandom(8).hex()) as reader:
+            torn.append(1)
+            with monkeypatch.context() as patch:
+                patch.setattr(RemoteFolder, "list", in_pages)
+                total = sum(row["count"] for row in reader.count(DAY).rows)
+            assert not torn
+            assert total == sum(count for (asset, *_), count in expected.items() if asset == metric.asset)
 
 
 @in_steps

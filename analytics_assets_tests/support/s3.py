@@ -9,7 +9,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from random import Random
 
+import pytest
 import requests
+from s3fs import S3FileSystem
 
 from analytics_assets.local.processes import stop
 from analytics_assets_tests.support.processes import free_port, wait_until
@@ -25,6 +27,18 @@ CREDENTIALS = {
 def environment(port: int) -> dict[str, str]:
     """What the library of S3 reads."""
     return CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+
+
+def forget_sessions() -> None:
+    """Let the library read the environment again."""
+    S3FileSystem.clear_instance_cache()
+
+
+def be_away(patch: pytest.MonkeyPatch) -> None:
+    """Let nobody listen where the server is looked for."""
+    patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    patch.setenv("AWS_MAX_ATTEMPTS", "1")
+    forget_sessions()
 
 
 def answers(port: int) -> bool:
