@@ -1,6 +1,7 @@
 """Shipping dumps: nothing is lost, doubled or turned back, whatever runs, stops or is shipped at the same time."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,12 @@ from threading import Thread
 import pytest
 
 from analytics_assets.dump_files import SHIPPING
+from analytics_assets.local.server import ROOT
 from analytics_assets.remote import RemoteError, RemoteFolder
 from analytics_assets.ship import Fate, Round, Shipper, sum_counts
+from analytics_assets.ship import ship as command
 from analytics_assets.sources.merge import merge_closed_days
+from analytics_assets.telemetry import Telemetry, TelemetryError
 from analytics_assets.telemetry.dumps import DumpFile
 from analytics_assets_tests.sources.test_merge import DAY, FILES, write_day
 from analytics_assets_tests.support.processes import COMMAND, wait_until
@@ -327,8 +331,8 @@ def test_it_stays_and_ships_once_more_on_sigterm(dumps: Path, s3_url: str) -> No
     target, today = RemoteFolder(s3_url), date.today()  # noqa: DTZ011  # as above
     dump = DumpFile(dumps, str(today))
     line = dump.append({**ROW, "event_date": str(today)}, 1)
-    command = [*COMMAND, "ship", s3_url, "--from", str(dumps), "--every", "3600"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    stays = [*COMMAND, "ship", s3_url, "--from", str(dumps), "--every", "3600"]
+    with subprocess.Popen(stays, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == f"{s3_url}: 1 shipped, 0 unchanged\n"
         dump.add(line, 41)
@@ -341,8 +345,8 @@ def test_it_stays_and_ships_once_more_on_sigterm(dumps: Path, s3_url: str) -> No
 
 def test_it_goes_on_when_the_folder_or_the_server_is_away_for_a_time(tmp_path: Path, s3_url: str) -> None:
     """A container's telemetry makes the folder with its first count."""
-    command = [*COMMAND, "ship", s3_url, "--from", str(tmp_path / "dumps"), "--every", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    stays = [*COMMAND, "ship", s3_url, "--from", str(tmp_path / "dumps"), "--every", "1"]
+    with subprocess.Popen(stays, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout
         assert "1 problem(s)" in process.stdout.readline()
         write_day(tmp_path / "dumps", date.today(), files=1)  # noqa: DTZ011  # as above
@@ -364,3 +368,19 @@ def test_it_runs_where_the_pipeline_is_not_installed() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--every SECONDS" in done.stdout
+
+
+def test_the_page_names_only_options_and_messages_that_exist() -> None:
+    page = (ROOT / "docs/several-machines.md").read_text(encoding="utf-8")
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert set(re.findall(r"(?<![\w-])--[a-z-]+", page)) <= options
+    sources = "".join((ROOT / f"analytics_assets/{name}.py").read_text() for name in ("ship", "remote"))
+    told = re.findall(r"^\| `([^`]+)` \| ", page.partition("## When something is wrong")[2], re.MULTILINE)
+    assert len(told) == 7
+    for message in told[1:6]:
+        assert message in sources
+
+
+def test_telemetry_refuses_a_url_and_says_who_takes_one() -> None:
+    with pytest.raises(TelemetryError, match="analytics-assets ship"):
+        Telemetry("s3://bucket/dumps")

@@ -120,7 +120,7 @@ def compare_places(dump_dir: Path, urls: dict[str, str], rounds: int) -> bool:
 
 def measure_shipping(dump_dir: Path, urls: dict[str, str]) -> bool:
     """Ship the dumps to each place, and print the seconds of each round. Returns whether all went well."""
-    print(f"shipping them  {'all':>18} {'none, first':>14} {'none, later':>14}")
+    print(f"  {'seconds to ship':<24}{'all':>14}{'none, first':>14}{'none, later':>14}")
     for name, url in urls.items():
         shipper, later = (Shipper(dump_dir, RemoteFolder(url), 180) for _ in range(2))
         taken = []
@@ -131,7 +131,7 @@ def measure_shipping(dump_dir: Path, urls: dict[str, str]) -> bool:
             if done.problems or set(done.fates) != {fate}:
                 print(f"{name}: {done}; no comparison", file=sys.stderr)
                 return False
-        print(f"  {name:<22}" + " ".join(f"{value:8.2f}{'':6}" for value in taken).rstrip())
+        print(f"  {name:<24}" + "".join(f"{value:14.2f}" for value in taken))
     return True
 
 
