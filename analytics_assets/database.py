@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
@@ -178,8 +178,12 @@ def place(url: str | None) -> str:
 
 
 @contextmanager
-def redacted_errors(doing: str) -> Iterator[None]:
-    """Turn a driver error into a DatabaseError, without the texts that PostgreSQL fills with data.
+def redacted_errors(
+    doing: str, explain: Callable[[sa.exc.DBAPIError], tuple[type[DatabaseError], str]] | None = None
+) -> Iterator[None]:
+    """Turn a driver error into a DatabaseError, without the texts that the database fills with data.
+
+    `explain` reads the errors of another database than PostgreSQL.
 
     PostgreSQL quotes values freely ("Failing row contains (...)", "invalid input syntax ...: "...""), and a function of
     the host may raise any text. Only the text of an error that our own functions raise is passed on.
@@ -189,9 +193,14 @@ def redacted_errors(doing: str) -> Iterator[None]:
     except sa.exc.DBAPIError as error:
         # `from None` keeps the original out of the context: printing the error would print the original's texts, too.
         # (Raising after the except block does not help, because the `with` statement still handles the original then.)
-        unreachable = error.connection_invalidated or sqlstate(error) is None
-        kind = UnreachableError if unreachable else DatabaseError
-        raise kind(f"{doing}: {_structure(error)}") from None
+        kind, text = (explain or explain_postgresql)(error)
+        raise kind(f"{doing}: {text}") from None
+
+
+def explain_postgresql(error: sa.exc.DBAPIError) -> tuple[type[DatabaseError], str]:
+    """Return the class and the text of the error that replaces one of PostgreSQL's driver."""
+    unreachable = error.connection_invalidated or sqlstate(error) is None
+    return UnreachableError if unreachable else DatabaseError, _structure(error)
 
 
 def sqlstate(error: sa.exc.DBAPIError) -> str | None:

@@ -187,6 +187,7 @@ def test_every_folder_imports_what_its_extra_installs() -> None:
         "local": ["pipeline", "embedded"],
         "operations": ["pipeline", "alerts"],
         "publication": ["pipeline", "pages"],
+        "sources": ["pipeline", "mysql"],
         "demo": ["pipeline", "embedded", "demo"],
     }
     used = set()

@@ -14,7 +14,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from analytics_assets.contract import METRICS, PUBLISHED_SCHEMA, SCHEMA, SOURCE_SCHEMA, SourceView
-from analytics_assets.sources.app_views import COLUMN_TYPES
+from analytics_assets.sources.hosts.postgresql import COLUMN_TYPES
 
 _NAMES: Final = {
     "signups": (
