@@ -168,7 +168,9 @@ def find_violations(connection: sa.Connection, view: SourceView, columns: Mappin
         missing = f"is missing or is not a view; create it with the columns {expected}, and grant select on it"
         return [Violation("(view)", missing)]
     if not columns:
-        return [Violation("(view)", f"cannot be read: {_MEANINGS[1356]}; create it again")]
+        # The catalog evaluates a view with the rights of the login. Reading it uses those of the definer.
+        unreadable = f"cannot be read: {_MEANINGS[1356]}, or it uses a stored function, which hides its columns"
+        return [Violation("(view)", f"{unreadable}; create it again")]
     if view.name not in find_readable(connection):
         return [Violation("(view)", "cannot be read; grant select on it")]
     if security == "INVOKER":
