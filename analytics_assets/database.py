@@ -1,6 +1,7 @@
 """Connections to PostgreSQL whose errors name structure, never a value.
 
-Both databases, the host's and the pipeline's own, are opened here. Their SQL belongs to `sources` and `store`.
+The pipeline's own database is opened here, and the host's if it is PostgreSQL; `sources.hosts` opens other kinds. The
+SQL belongs to `sources` and `store`.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final
 
 import psycopg2.errors
@@ -87,7 +89,31 @@ def kept_engines() -> Iterator[None]:
 
 
 @contextmanager
-def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterator[sa.Engine]:
+def keep_engine(url: str, make: Callable[[str], sa.Engine], *, read_only: bool) -> Iterator[sa.Engine]:
+    """Yield an engine that is disposed of at the end, or at the end of `kept_engines`."""
+    kept = _kept.get()
+    if kept is None:
+        made = make(url)
+        try:
+            yield made
+        finally:
+            made.dispose()
+    else:
+        if (url, read_only) not in kept:
+            kept[url, read_only] = make(url)
+        yield kept[url, read_only]
+
+
+def required(url: str | None, variable: str) -> str:
+    """Return the URL of a setting. Raises SettingsError when it is not set."""
+    if url is None:
+        raise SettingsError(
+            f"{variable} is not set: start with `analytics-assets up`, which brings its own PostgreSQL, or set it"
+        )
+    return url
+
+
+def engine(url: str | None, variable: str, *, read_only: bool = False) -> AbstractContextManager[sa.Engine]:
     """Yield an engine that keeps one connection until the end, or until the end of `kept_engines`.
 
     With `read_only`, each transaction begins as READ ONLY and with `row_security` off: a query from which row level
@@ -97,21 +123,7 @@ def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterat
     Raises:
         SettingsError: no URL is known.
     """
-    if url is None:
-        raise SettingsError(
-            f"{variable} is not set: start with `analytics-assets up`, which brings its own PostgreSQL, or set it"
-        )
-    kept = _kept.get()
-    if kept is None:
-        made = _make_engine(url, read_only=read_only)
-        try:
-            yield made
-        finally:
-            made.dispose()
-    else:
-        if (url, read_only) not in kept:
-            kept[url, read_only] = _make_engine(url, read_only=read_only)
-        yield kept[url, read_only]
+    return keep_engine(required(url, variable), partial(_make_engine, read_only=read_only), read_only=read_only)
 
 
 def _make_engine(url: str, *, read_only: bool) -> sa.Engine:

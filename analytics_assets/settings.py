@@ -32,7 +32,16 @@ VARIABLES: Final = {
 """Name -> meaning; the README's table is tested against it."""
 
 _DATABASE_URLS: Final = ("ANALYTICS_DATABASE_URL", "DAGSTER_POSTGRES_URL")
-_MYSQL: Final = {"mysql", "mariadb", "mysql+pymysql", "mariadb+pymysql"}
+_POSTGRESQL: Final = "postgresql+psycopg2"
+_MYSQL: Final = "mysql+pymysql"
+_DRIVERS: Final = {
+    **dict.fromkeys(("postgres", "postgresql", _POSTGRESQL), _POSTGRESQL),
+    **dict.fromkeys(("mysql", "mariadb", _MYSQL, "mariadb+pymysql"), _MYSQL),
+}
+"""How a URL may begin -> kind of database and driver.
+
+SQLAlchemy 2.1 reads a bare `postgresql://` as psycopg 3, which dagster-postgres does not install.
+"""
 
 
 class SettingsError(ValueError):
@@ -40,20 +49,17 @@ class SettingsError(ValueError):
 
 
 def database_url(text: str, variable: str) -> str:
-    """Return a PostgreSQL URL that names its driver. Raises SettingsError.
-
-    SQLAlchemy 2.1 reads a bare `postgresql://` as psycopg 3, which dagster-postgres does not install.
-    """
+    """Return a PostgreSQL URL that names its driver. Raises SettingsError."""
     url = _parse_url(text, variable)
-    if url.drivername != "postgresql+psycopg2":
+    if url.drivername != _POSTGRESQL:
         raise SettingsError(f"{variable} must be a PostgreSQL URL (postgresql://user:password@host:5432/name)")
     return url.render_as_string(hide_password=False)
 
 
 def source_url(text: str, variable: str) -> str:
-    """Return the URL of a host application's database, PostgreSQL or MySQL, with its driver. Raises SettingsError."""
+    """Return the URL of a host application's database, of whatever kind, with its driver. Raises SettingsError."""
     url = _parse_url(text, variable)
-    if url.drivername not in {"postgresql+psycopg2", "mysql+pymysql"}:
+    if url.drivername not in _DRIVERS:
         raise SettingsError(
             f"{variable} must be a URL of PostgreSQL (postgresql://user:password@host:5432/name), MariaDB or MySQL"
             " (mysql://user:password@host:3306/analytics_source)"
@@ -64,11 +70,8 @@ def source_url(text: str, variable: str) -> str:
 def _parse_url(text: str, variable: str) -> sa.URL:
     try:
         url = sa.make_url(text)
-        if url.drivername in {"postgres", "postgresql"}:
-            url = url.set(drivername="postgresql+psycopg2")
-        if url.drivername in _MYSQL:
-            url = url.set(drivername="mysql+pymysql")
-        if url.drivername in {"postgresql+psycopg2", "mysql+pymysql"}:
+        if url.drivername in _DRIVERS:
+            url = url.set(drivername=_DRIVERS[url.drivername])
             url.get_dialect()().create_connect_args(url)  # hosts and ports among the parameters have to fit
     except (sa.exc.ArgumentError, ValueError):  # ValueError: a port that is not a number, or an @ in the password
         # The text may hold a password, so neither it nor SQLAlchemy's message is shown.

@@ -270,7 +270,7 @@ def test_no_program_is_brought_when_all_are_there(tmp_path: Path) -> None:
 
 
 def test_root_on_debian_gets_the_missing_programs(tmp_path: Path) -> None:
-    there = {name: "" for name in NEEDED if name not in {"chromium", "mariadbd"}}
+    there = {name: "" for name in NEEDED if name not in {"chromium", "mariadb"}}
     ended = bring_programs(tmp_path, **there, **{"apt-get": APT_GET, "id": ROOT_USER})
     assert (ended.returncode, ended.stderr) == (0, "")
     update, install = ended.stdout.splitlines()
@@ -278,7 +278,7 @@ def test_root_on_debian_gets_the_missing_programs(tmp_path: Path) -> None:
     assert install.startswith("apt-get install")
     assert set(install.split()) & {*NEEDED, "mariadb-client-core", "mariadb-server-core"} == {
         "chromium",
-        "mariadb-server-core",
+        "mariadb-client-core",
     }
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 
 from analytics_assets.contract import EVENT_ID, SOURCE, SOURCE_SCHEMA, SOURCE_VIEWS, Metric, SourceView
-from analytics_assets.database import DatabaseError, redacted_errors
+from analytics_assets.database import DatabaseError, redacted_errors, required
 from analytics_assets.days import bounds, span
 from analytics_assets.guard import Row, Violation, count_violations
 from analytics_assets.settings import Settings
@@ -52,8 +52,9 @@ def open_view(metric: Metric, view: SourceView, settings: Settings, days: Sequen
         OriginRefusedError: the view is missing, may not be read, or differs from the contract.
         DatabaseError: the database is out of reach.
     """
-    host = find_host(settings.source_url)
-    with host.connect(settings.source_url, "ANALYTICS_SOURCE_URL") as database:
+    url = required(settings.source_url, "ANALYTICS_SOURCE_URL")
+    host = find_host(url)
+    with host.connect(url) as database:
         with _redacted_reading(metric, host), database.connect() as connection:
             columns = host.read_columns(connection, view)
             if problems := _find_problems(host, connection, view, columns):

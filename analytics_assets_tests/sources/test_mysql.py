@@ -437,9 +437,9 @@ grant execute on function events.spoil to analytics_source_reader;
 @pytest.mark.parametrize(
     ("leaking", "named"),
     [
-        ("events.tell(email)", ": error (error 1644)"),
-        ("exp(999 + length(email))", "(error 1690)"),
-        ("(select event_id from events.signups)", ": SUBQUERY_NO_1_ROW (error 1242)"),
+        ("events.tell(email)", ": error 1644"),
+        ("exp(999 + length(email))", ": error 1690"),
+        ("(select event_id from events.signups)", ": error 1242 (SUBQUERY_NO_1_ROW)"),
     ],
 )
 def test_an_error_of_the_host_does_not_bring_its_values_along(
@@ -464,12 +464,12 @@ def test_the_reader_writes_nothing(maria: MariaHost, reading: Settings) -> None:
     assert "(view) cannot be read" in refusal_of(reading)
     maria.sql(f"grant insert on events.visibility to {READER}")
     with (
-        mysql.connect(url_of(maria), "ANALYTICS_SOURCE_URL") as database,
+        mysql.connect(url_of(maria)) as database,
         database.connect() as connection,
         pytest.raises(sa.exc.DBAPIError) as refusal,
     ):
         connection.exec_driver_sql("insert into events.visibility (event_id) values ('1')")
-    assert mysql.explain(refusal.value)[1].endswith("(error 1792)")
+    assert mysql.explain(refusal.value) == (DatabaseError, "error 1792")
     assert maria.sql("select count(*) from events.visibility") == "0\n"
 
 

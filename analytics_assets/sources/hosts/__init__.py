@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 import sqlalchemy as sa
 
 from analytics_assets.contract import SourceView
-from analytics_assets.database import DatabaseError, redacted_errors
+from analytics_assets.database import DatabaseError, redacted_errors, required
 from analytics_assets.guard import Violation
 from analytics_assets.sources.hosts import mysql, postgresql
 from analytics_assets.sources.login import Excess
@@ -40,8 +40,8 @@ class HostDatabase(Protocol):
     def GRANTS(self) -> str:
         """SQL that creates the login and grants it the views. It may be run again, and holds no password."""
 
-    def connect(self, url: str | None, variable: str) -> AbstractContextManager[sa.Engine]:
-        """Yield an engine with one connection, whose transactions only read. Raises SettingsError without a URL."""
+    def connect(self, url: str) -> AbstractContextManager[sa.Engine]:
+        """Yield an engine with one connection, whose transactions only read."""
 
     def explain(self, error: sa.exc.DBAPIError) -> tuple[type[DatabaseError], str]:
         """Return the class and the text of the error that replaces a driver's. The text holds no value.
@@ -120,10 +120,11 @@ def open_catalog(
         DatabaseError: the database is out of reach, or refuses.
         SettingsError: no URL is known.
     """
+    url = required(url, variable)
     host = find_host(url)
     with (
         redacted_errors(f"reading the catalog of the host application's database ({variable})", host.explain),
-        host.connect(url, variable) as database,
+        host.connect(url) as database,
         database.connect() as connection,
     ):
         yield host, connection

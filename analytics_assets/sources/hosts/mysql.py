@@ -19,7 +19,6 @@ from analytics_assets.contract import EVENT_ID, SOURCE, SOURCE_SCHEMA, SOURCE_VI
 from analytics_assets.database import DatabaseError, UnreachableError
 from analytics_assets.days import span
 from analytics_assets.guard import Violation
-from analytics_assets.settings import SettingsError
 from analytics_assets.sources.hosts.statements import FIRST, TURNED_ON_RULE, happened
 from analytics_assets.sources.login import SOURCE_READER, Excess
 
@@ -46,17 +45,15 @@ _SESSION: Final = "set time_zone = '+00:00', sql_mode = '', sql_select_limit = 1
 """The time zone that a TIMESTAMP is compared in; the SQL that is understood; no limit to what a statement returns."""
 
 _MAX_EDGES: Final = 32
-"""More than the first instants of the days of a chunk."""
+"""More days than these minus one are not read at once. A chunk has fewer."""
 
 
 @contextmanager
-def connect(url: str | None, variable: str) -> Iterator[sa.Engine]:
+def connect(url: str) -> Iterator[sa.Engine]:
     """Yield an engine with one connection. Each transaction sets the session and begins as READ ONLY.
 
     A pooler may share the session among its clients, so it is set each time.
     """
-    if url is None:
-        raise SettingsError(f"{variable} is not set")
     parameters = {"program_name": "analytics-assets", "connect_timeout": 10}
     in_url = sa.make_url(url).query
     made = sa.create_engine(
@@ -130,9 +127,9 @@ def explain(error: sa.exc.DBAPIError) -> tuple[type[DatabaseError], str]:
         return UnreachableError, f"the database cannot be reached: {next(causes)}"
     if code in _CAUSES or error.connection_invalidated:
         return UnreachableError, f"the database cannot be reached: {_CAUSES.get(code or 0, _CLOSED)}"
-    names = {number: name for name, number in vars(ER).items() if isinstance(number, int)}
+    names = [name for name, number in vars(ER).items() if number == code]
     meaning = f": {_MEANINGS[code]}" if code in _MEANINGS else ""
-    return DatabaseError, f"{names.get(code, 'error')} (error {code}){meaning}"
+    return DatabaseError, f"error {code}{f' ({names[0]})' if names else ''}{meaning}"
 
 
 # --- the catalog
@@ -211,7 +208,7 @@ _GRANT: Final = re.compile(
 )
 _ROLE: Final = re.compile(r"GRANT (?P<role>[`'][^ ]+[`']) TO (?P<whom>[^ ]+)")
 _PROXY: Final = re.compile(r"GRANT PROXY ON (?P<account>[^ ]+) TO (?P<whom>[^ ]+)")
-_RIGHT: Final = re.compile(r"([A-Z][A-Z ]*[A-Z])(?: (\((?:`(?:[^`]|``)*`(?:, ?)?)+\)))?")
+_RIGHT: Final = re.compile(r"([A-Z][A-Z_ ]*[A-Z])(?: (\((?:`(?:[^`]|``)*`(?:, ?)?)+\)))?")
 
 _NO_READING: Final = {
     *("USAGE", "INSERT", "UPDATE", "DELETE", "LOCK TABLES", "CREATE TEMPORARY TABLES", "SHOW DATABASES", "SHOW VIEW"),
@@ -326,8 +323,8 @@ def number(moment: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
 
 def parameters(edges: Sequence[datetime]) -> dict[str, Any]:
     """Return what the statements need to know of some days. The session is in UTC, so the moments need no zone."""
-    instants = [int(edge.timestamp()) for edge in edges][:_MAX_EDGES]
-    instants += [instants[-1]] * (_MAX_EDGES - len(instants))
+    instants = [int(edge.timestamp()) for edge in edges]
+    instants += [instants[-1]] * (_MAX_EDGES - len(instants))  # no moment before the end is in the days after it
     start, end = (edge.replace(tzinfo=None) for edge in (edges[0], edges[-1]))
     return {"start": start, "end": end} | {f"edge_{position}": edge for position, edge in enumerate(instants)}
 
@@ -401,9 +398,9 @@ def is_cheaper(
     days: Sequence[date],
     statement: Callable[[Sequence[date]], tuple[sa.Select[*tuple[Any, ...]], dict[str, Any]]],
 ) -> bool:
-    """Whether no day between these would be read in vain.
+    """Whether the days are consecutive, and so many that `number` tells them apart.
 
     `explain` is refused to a login that may not read the tables below a view, so nobody knows about an index. With one,
     days at once cost little more. Without one, each day by itself would read the whole table.
     """
-    return list(days) == span(days[0], days[-1])
+    return len(days) < _MAX_EDGES and list(days) == span(days[0], days[-1])

@@ -40,9 +40,9 @@ CASTS: Final = {"occurred_at": "convert a naive timestamp in the view: at time z
 _TEXT: Final = ("text", "character varying")
 
 
-def connect(url: str | None, variable: str) -> AbstractContextManager[sa.Engine]:
+def connect(url: str) -> AbstractContextManager[sa.Engine]:
     """Yield an engine whose transactions only read, and are refused where row level security would hide rows."""
-    return engine(url, variable, read_only=True)
+    return engine(url, "ANALYTICS_SOURCE_URL", read_only=True)
 
 
 def explain(error: sa.exc.DBAPIError) -> tuple[type[DatabaseError], str]:
