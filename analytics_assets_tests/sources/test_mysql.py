@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -23,7 +24,8 @@ from analytics_assets.days import bounds, span
 from analytics_assets.definitions import build_definitions
 from analytics_assets.defs.checks import ONLY_VIEWS, login_checks
 from analytics_assets.defs.evaluation import open_reader
-from analytics_assets.guard import obeys
+from analytics_assets.guard import Row, obeys
+from analytics_assets.local.server import ROOT
 from analytics_assets.settings import Settings, source_url
 from analytics_assets.sources import OriginRefusedError
 from analytics_assets.sources.hosts import HOSTS, find_host, mysql, open_catalog
@@ -290,6 +292,19 @@ def test_a_datetime_in_utc_is_counted_if_its_name_says_so(maria: MariaHost, read
             assert reader.warnings == []
 
 
+def test_a_date_that_no_calendar_has_is_in_the_same_day_however_it_is_counted(
+    maria: MariaHost, reading: Settings
+) -> None:
+    maria.sql("alter table events.signups modify occurred_at datetime(6); set sql_mode = 'allow_invalid_dates';"
+              " insert into events.signups values ('1', '2026-02-31 12:00:00.5', 'web', '')")  # fmt: skip
+    replace_view(maria, "event_id, occurred_at as occurred_at_utc, source")
+    days = span(date(2026, 2, 26), date(2026, 3, 3))
+    for expected in (days, ()):
+        with open_reader(SIGNUPS, reading, expected) as reader:
+            assert [reader.total(day) for day in days] == [0, 0, 0, 1, 0, 0]
+            assert [len(reader.count(day).rows) for day in days] == [0, 0, 0, 1, 0, 0]
+
+
 def test_a_datetime_of_another_zone_can_be_converted_in_the_view(maria: MariaHost, reading: Settings) -> None:
     maria.sql("alter table events.signups modify occurred_at datetime(6)")
     maria.sql("insert into events.signups values ('1', '2026-03-28 04:59:59', 'web', ''),"
@@ -515,14 +530,21 @@ def test_a_host_out_of_reach_is_said_without_its_address(url: str, cause: str) -
     assert "canary" not in str(refusal.value)
 
 
-def test_a_connection_that_is_killed_is_tried_again(maria: MariaHost, reading: Settings) -> None:
+def test_a_connection_that_is_killed_can_be_tried_again(maria: MariaHost, reading: Settings) -> None:
     kill = "select concat('kill ', id, ';') from information_schema.processlist where user = 'analytics_source_reader'"
     with open_reader(SIGNUPS, reading) as reader:
         assert reader.total(DAY) == 0
         maria.sql(maria.sql(kill))
-        with pytest.raises(UnreachableError, match="it closed the connection"):
-            reader.total(DAY)
-        assert reader.total(DAY) == 0
+        assert reader.total(DAY) == 0  # it was idle
+    with mysql.connect(url_of(maria)) as database, database.connect() as connection:
+        connection.exec_driver_sql("select 1")
+        maria.sql(maria.sql(kill))
+        with pytest.raises(sa.exc.DBAPIError) as refusal:
+            connection.exec_driver_sql("select 1")
+        assert mysql.explain(refusal.value) == (
+            UnreachableError,
+            "the database cannot be reached: it closed the connection",
+        )
 
 
 # --- the login
@@ -804,3 +826,28 @@ def test_a_day_that_cannot_be_read_costs_no_other_of_its_chunk(maria: MariaHost,
                 assert "canary" not in str(refusal.value)
             else:
                 assert [row["count"] for row in reader.count(day).rows] == [2]
+
+
+# --- the documentation
+
+
+def test_the_sql_of_the_page_makes_views_that_are_counted(maria: MariaHost, reading: Settings) -> None:
+    page = (ROOT / "docs/host-databases.md").read_text(encoding="utf-8")
+    views, unlock = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    maria.sql(f"drop database analytics_source; drop database events; drop user {READER}; create database events")
+    maria.sql(
+        "use events; create table signups (event_id binary(16), created_at timestamp(6) null);"
+        " create table profile_visibility_changes (event_id int, changed_at datetime(6));"
+        " create table consent_changes (event_id int, changed_at timestamp, given boolean);"
+    )
+    # A table of the page has a DATETIME here.
+    before, after = views.split("profile_visibility_changes as", 1)
+    maria.sql(f"{before}profile_visibility_changes as{after.replace('as occurred_at,', 'as occurred_at_utc,', 1)}")
+    replace_view(maria, "cast(event_id as uuid) as event_id, created_at as occurred_at, 'web' as source")
+    maria.sql(invoke("grants", "host", "--kind", "mysql")[1] + unlock.replace("'...'", f"'{PASSWORD}'"))
+    maria.sql("insert into events.signups values (unhex('A0EEBC999C0B4EF8BB6D6BB9BD380A11'), '2026-03-28 12:00:00')")
+    found: list[Row] = []
+    for each in FED_BY_VIEWS:
+        with open_reader(metric(each), reading) as reader:
+            found += reader.count(DAY).rows
+    assert [row["event_id"] for row in found] == ["a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import date, datetime
 from functools import cache
 from typing import Any, Final
@@ -16,7 +16,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from analytics_assets.contract import EVENT_ID, SOURCE, SOURCE_SCHEMA, SOURCE_VIEWS, SourceView
-from analytics_assets.database import DatabaseError, UnreachableError
+from analytics_assets.database import DatabaseError, UnreachableError, keep_engine
 from analytics_assets.days import span
 from analytics_assets.guard import Violation
 from analytics_assets.sources.hosts.statements import FIRST, TURNED_ON_RULE, happened
@@ -48,26 +48,27 @@ _MAX_EDGES: Final = 32
 """More days than these minus one are not read at once. A chunk has fewer."""
 
 
-@contextmanager
-def connect(url: str) -> Iterator[sa.Engine]:
-    """Yield an engine with one connection. Each transaction sets the session and begins as READ ONLY.
+def connect(url: str) -> AbstractContextManager[sa.Engine]:
+    """Yield an engine. Each transaction sets the session and begins as READ ONLY.
 
     A pooler may share the session among its clients, so it is set each time.
     """
+    return keep_engine(url, _make_engine, read_only=True)
+
+
+def _make_engine(url: str) -> sa.Engine:
     parameters = {"program_name": "analytics-assets", "connect_timeout": 10}
     in_url = sa.make_url(url).query
     made = sa.create_engine(
         url,
         hide_parameters=True,
         pool_size=1,
-        max_overflow=0,
+        max_overflow=-1,  # a second connection at a time is closed after use
+        pool_pre_ping=True,  # a server may be restarted between two steps
         connect_args={name: value for name, value in parameters.items() if name not in in_url},
     )
     sa.event.listen(made, "begin", _begin)
-    try:
-        yield made
-    finally:
-        made.dispose()
+    return made
 
 
 def _begin(connection: sa.Connection) -> None:
@@ -316,17 +317,20 @@ def table(view: SourceView, types: tuple[str, ...]) -> sa.FromClause:
 
 
 def number(moment: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
-    """Return the number of the day that a moment is in: `interval` returns how many edges are not later."""
-    edges = [sa.bindparam(f"edge_{position}", type_=sa.Integer) for position in range(_MAX_EDGES)]
-    return sa.func.interval(sa.func.unix_timestamp(moment), *edges, type_=sa.Integer).label("number")
+    """Return the number of the day that a moment is in: `interval` returns how many edges are not later.
+
+    Moments and edges are numbers like 20260328230000, in the order of the moments, even of those that no calendar has.
+    """
+    edges = [sa.bindparam(f"edge_{position}", type_=sa.BigInteger) for position in range(_MAX_EDGES)]
+    return sa.func.interval(moment + sa.literal_column("0"), *edges, type_=sa.Integer).label("number")
 
 
 def parameters(edges: Sequence[datetime]) -> dict[str, Any]:
     """Return what the statements need to know of some days. The session is in UTC, so the moments need no zone."""
-    instants = [int(edge.timestamp()) for edge in edges]
-    instants += [instants[-1]] * (_MAX_EDGES - len(instants))  # no moment before the end is in the days after it
     start, end = (edge.replace(tzinfo=None) for edge in (edges[0], edges[-1]))
-    return {"start": start, "end": end} | {f"edge_{position}": edge for position, edge in enumerate(instants)}
+    numbers = [int(f"{edge:%Y%m%d%H%M%S}") for edge in edges]
+    numbers += numbers[-1:] * (_MAX_EDGES - len(numbers))  # no moment before the end is in the days after it
+    return {"start": start, "end": end} | {f"edge_{position}": edge for position, edge in enumerate(numbers)}
 
 
 @cache
