@@ -264,9 +264,9 @@ def _print_draft(operator_url: str | None) -> None:
     url = settings_module.source_url(operator_url, variable) if operator_url else Settings.from_env().source_url
     if url is None:
         raise SettingsError("a draft needs the host application's database: set ANALYTICS_SOURCE_URL or --operator-url")
-    with open_catalog(url, variable) as (_, connection):
+    with open_catalog(url, variable) as (host, connection):
         click.echo(f"-- Database: {place(url)}")
-        click.echo(draft(connection))
+        click.echo(draft(host, connection))
 
 
 @main.command()

@@ -32,7 +32,7 @@ def host_sql(make_database: Callable[[str], sa.URL]) -> Callable[[str], sa.Conne
 
 def drafted(connection: sa.Connection) -> dict[str, str]:
     """View -> its part of the draft, which has been run as it is."""
-    text = draft(connection)
+    text = draft(postgresql, connection)
     connection.exec_driver_sql(text.replace("%", "%%"))
     parts = text.split("\n\n")
     return {view.name: next(part for part in parts if part.startswith(f"-- {view.name}:")) for view in SOURCE_VIEWS}

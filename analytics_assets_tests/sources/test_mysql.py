@@ -18,7 +18,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from analytics_assets.cli import main
-from analytics_assets.contract import EVENT_ID, SOURCE, metric
+from analytics_assets.contract import EVENT_ID, SOURCE, SOURCE_VIEWS, metric
 from analytics_assets.database import DatabaseError, UnreachableError
 from analytics_assets.days import bounds, span
 from analytics_assets.definitions import build_definitions
@@ -28,6 +28,7 @@ from analytics_assets.guard import Row, obeys
 from analytics_assets.local.server import ROOT
 from analytics_assets.settings import Settings, source_url
 from analytics_assets.sources import OriginRefusedError
+from analytics_assets.sources.app_views import find_view_problems
 from analytics_assets.sources.hosts import HOSTS, find_host, mysql, open_catalog
 from analytics_assets.sources.login import Excess
 from analytics_assets_tests.support.host import Host, last_moment, moments
@@ -741,6 +742,39 @@ def test_sources_says_what_is_wrong_with_the_views(maria: MariaHost, tmp_path: P
     assert "  view analytics_source.consent_changes: (view) is missing or is not a view; create it with" in output
     assert "warning: the login of ANALYTICS_SOURCE_URL can read more than the source views: events.consent" in output
     assert "2 problem(s)" in output
+
+
+APPLICATION = """
+drop database analytics_source; drop database events; create database events; use events;
+create table meetups (id int primary key, title text);
+create table `group` (id int primary key, meetup_id int not null, foreign key (meetup_id) references meetups (id));
+create table signups (id int, meetup_id int not null, created_at timestamp not null, channel varchar(9), extra text,
+    foreign key (meetup_id) references meetups (id));
+create table visibility_changes (id int, group_id int, changed_at timestamp null,
+    foreign key (group_id) references `group` (id));
+create table consent_changes (id int, meetup_id int, changed_at datetime, withdrawn tinyint(1), payload json);
+insert into meetups values (1, 'canary');
+"""
+
+
+def test_a_draft_is_sql_that_the_operator_can_run(maria: MariaHost) -> None:
+    maria.sql(APPLICATION)
+    code, output = invoke("sources", "--draft", "--operator-url", maria.url("root", "", "events"))
+    assert code == 0
+    maria.sql(output)
+    with open_catalog(url_of(maria).replace(READER, "root").replace(f":{PASSWORD}", "")) as (host, connection):
+        problems = {view.name: find_view_problems(host, connection, view) for view in SOURCE_VIEWS}
+    missing = "view analytics_source.consent_changes: (view) is missing"
+    assert [str(found).startswith(missing) for found in problems.pop("consent_changes")] == [True]
+    assert problems == {"signups": [], "profile_visibility_changes": []}
+    assert "t.created_at as occurred_at" in output
+    assert "from events.signups t" in output
+    assert "channel (varchar)" in output
+    assert "join events.`group` p on p.id = t.group_id" in output
+    assert "not known: in which time zone the application writes changed_at, which has none; if it is UTC," in output
+    assert "--     convert_tz(t.changed_at, '...', '+00:00') as occurred_at_utc" in output
+    assert "--     not t.withdrawn as turned_on" in output
+    assert "canary" not in output
 
 
 def test_the_grants_give_a_login_that_reads_the_views_and_nothing_else(maria: MariaHost) -> None:

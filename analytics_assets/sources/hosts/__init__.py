@@ -7,7 +7,7 @@ has what `HostDatabase` lists, and `HOSTS` names it by the backend of its URLs. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import date, datetime
 from typing import Any, Final, Protocol
@@ -18,6 +18,7 @@ from analytics_assets.contract import SourceView
 from analytics_assets.database import DatabaseError, redacted_errors, required
 from analytics_assets.guard import Violation
 from analytics_assets.sources.hosts import mysql, postgresql
+from analytics_assets.sources.hosts.drafting import CatalogColumn, Drafting
 from analytics_assets.sources.login import Excess
 
 
@@ -62,6 +63,13 @@ class HostDatabase(Protocol):
 
     def find_readable(self, connection: sa.Connection) -> Sequence[str]:
         """List what the login may read in `analytics_source`, by name."""
+
+    def read_tables(self, connection: sa.Connection) -> Iterable[CatalogColumn]:
+        """List the columns of the application's tables, for a draft of the views. Sorted by table."""
+
+    @property
+    def DRAFTING(self) -> Drafting:
+        """Types and expressions for a draft of the views."""
 
     def find_excess_rights(self, connection: sa.Connection) -> list[Excess]:
         """List what the login can read beyond the source views, with what ends that."""

@@ -14,11 +14,13 @@ from functools import cache
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
 
 from analytics_assets.contract import EVENT_ID, SOURCE, SOURCE_SCHEMA, SOURCE_VIEWS, SourceView
 from analytics_assets.database import DatabaseError, UnreachableError, keep_engine
 from analytics_assets.days import span
 from analytics_assets.guard import Violation
+from analytics_assets.sources.hosts.drafting import CatalogColumn, Drafting
 from analytics_assets.sources.hosts.statements import FIRST, TURNED_ON_RULE, happened
 from analytics_assets.sources.login import SOURCE_READER, Excess
 
@@ -195,6 +197,55 @@ def _readable(connection: sa.Connection) -> list[tuple[str, str]]:
         " and lower(table_schema) not in ('information_schema', 'performance_schema', 'sys') order by 1, 2"
     )
     return [(row.place, row.name) for row in connection.execute(query)]
+
+
+# --- a draft of the views
+
+
+DRAFTING: Final = Drafting(
+    naive="datetime",
+    from_naive="convert_tz({}, '...', '+00:00')",
+    naive_name=_UTC_NAME,
+    naive_hint="; if it is UTC, take the bare column",
+    booleans=("tinyint", "bit"),
+    payloads=("json",),
+    no_source="cast(null as char)",
+)
+
+_TABLES: Final = """
+select c.table_schema as place, c.table_name as name, c.column_name as col, lower(c.data_type) as type,
+    c.is_nullable = 'YES' as nullable, k.referenced_table_schema as to_place, k.referenced_table_name as to_name,
+    k.referenced_column_name as to_col
+from information_schema.columns c
+join information_schema.tables t on t.table_schema = c.table_schema and t.table_name = c.table_name
+left join information_schema.key_column_usage k on k.table_schema = c.table_schema and k.table_name = c.table_name
+    and k.column_name = c.column_name and k.referenced_table_name is not null
+    and not exists (
+        select 1 from information_schema.key_column_usage o
+        where o.table_schema = k.table_schema and o.table_name = k.table_name
+        and o.constraint_name = k.constraint_name and o.ordinal_position > 1)
+where t.table_type = 'BASE TABLE'
+and lower(c.table_schema) not in ('mysql', 'information_schema', 'performance_schema', 'sys', :schema)
+order by c.table_schema, c.table_name, c.ordinal_position
+"""
+
+
+def read_tables(connection: sa.Connection) -> Iterator[CatalogColumn]:
+    """List the columns of every table that the login may read in any database but the system's."""
+    quote = mysql.dialect().identifier_preparer.quote  # with backticks, which every `sql_mode` understands
+    for row in connection.execute(sa.text(_TABLES), {"schema": SOURCE_SCHEMA}):
+        yield CatalogColumn(
+            table=(row.place, row.name),
+            table_sql=f"{quote(row.place)}.{quote(row.name)}",
+            table_name=row.name,
+            protected=False,
+            name=row.col,
+            sql=quote(row.col),
+            type=row.type,
+            nullable=bool(row.nullable),
+            leads_to=(row.to_place, row.to_name) if row.to_name else None,
+            key_sql=quote(row.to_col) if row.to_col else None,
+        )
 
 
 # --- the rights of the login

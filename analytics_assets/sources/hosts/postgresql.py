@@ -6,7 +6,7 @@ not looked at, because a login sees one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import date, datetime
 from functools import cache
@@ -26,6 +26,7 @@ from analytics_assets.contract import (
 )
 from analytics_assets.database import DatabaseError, engine, explain_postgresql, full_match
 from analytics_assets.guard import Violation
+from analytics_assets.sources.hosts.drafting import CatalogColumn, Drafting
 from analytics_assets.sources.hosts.statements import FIRST, TURNED_ON_RULE, happened
 from analytics_assets.sources.login import SOURCE_READER, Excess
 
@@ -128,7 +129,43 @@ def find_readable(connection: sa.Connection) -> Sequence[str]:
     return connection.scalars(query, {"schema": SOURCE_SCHEMA}).all()
 
 
+# --- a draft of the views
+
+
+DRAFTING: Final = Drafting(
+    naive="timestamp without time zone",
+    from_naive="{} at time zone '...'",
+    naive_name="occurred_at",
+    naive_hint="",
+    booleans=("boolean",),
+    payloads=("json", "jsonb", "hstore"),
+    no_source="null::text",
+)
+
+_TABLES: Final = """
+select c.oid as table, format('%I.%I', n.nspname, c.relname) as table_sql, c.relname as table_name,
+    c.relrowsecurity as protected,
+    a.attname as name, quote_ident(a.attname) as sql, format_type(a.atttypid, null) as type,
+    not a.attnotnull as nullable, f.confrelid as leads_to, quote_ident(k.attname) as key_sql
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+left join pg_constraint f on f.contype = 'f' and f.conrelid = c.oid and f.conkey = array[a.attnum]
+left join pg_attribute k on k.attrelid = f.confrelid and k.attnum = f.confkey[1]
+where c.relkind in ('r', 'p') and not c.relispartition and n.nspname !~ '^pg_' and n.nspname <> all(:others)
+order by n.nspname, c.relname, a.attnum
+"""
+
+
+def read_tables(connection: sa.Connection) -> Iterator[CatalogColumn]:
+    """List the columns of every table that is neither the system's nor ours."""
+    others = [SCHEMA, PUBLISHED_SCHEMA, SOURCE_SCHEMA, "information_schema"]
+    for row in connection.execute(sa.text(_TABLES), {"others": others}):
+        yield CatalogColumn(**row._mapping)
+
+
 # --- the rights of the login
+
 
 _VIEWS: Final = {view.name: view.columns for view in SOURCE_VIEWS}
 
