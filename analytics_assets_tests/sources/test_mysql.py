@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from analytics_assets.cli import main
 from analytics_assets.contract import EVENT_ID, SOURCE, SOURCE_VIEWS, metric
@@ -32,7 +33,7 @@ from analytics_assets.sources.app_views import find_view_problems
 from analytics_assets.sources.hosts import HOSTS, find_host, mysql, open_catalog
 from analytics_assets.sources.login import Excess
 from analytics_assets_tests.support.host import Host, last_moment, moments
-from analytics_assets_tests.support.mariadb import PASSWORD, READER, MariaHost, client, mariadb
+from analytics_assets_tests.support.mariadb import PASSWORD, READER, MariaHost, Server, client, mariadb
 from analytics_assets_tests.support.pipeline import Pipeline, everything_said, failures, gate, run_checks
 
 SIGNUPS, CONSENT = metric("event_signups"), metric("consent_changes")
@@ -41,15 +42,15 @@ DAY = date(2026, 3, 28)
 
 
 @pytest.fixture(scope="session")
-def mariadb_socket(make_server_folder: Callable[[], Path]) -> Iterator[Path]:
-    with mariadb(make_server_folder()) as socket:
-        yield socket
+def mariadb_server(make_server_folder: Callable[[], Path]) -> Iterator[Server]:
+    with mariadb(make_server_folder()) as started:
+        yield started
 
 
 @pytest.fixture
-def maria(mariadb_socket: Path) -> Iterator[MariaHost]:
+def maria(mariadb_server: Server) -> Iterator[MariaHost]:
     """An empty host application with correct source views."""
-    with MariaHost.create(mariadb_socket) as made:
+    with MariaHost.create(mariadb_server) as made:
         yield made
 
 
@@ -531,6 +532,32 @@ def test_a_host_out_of_reach_is_said_without_its_address(url: str, cause: str) -
     assert "canary" not in str(refusal.value)
 
 
+def test_a_connection_may_need_tls(maria: MariaHost) -> None:
+    maria.sql(f"alter user {READER} require ssl")
+    verified = maria.tls_url(maria.server.certificate)
+    for url in (verified, verified.partition("?")[0]):  # where the server offers it, it is used in any case
+        with open_reader(SIGNUPS, Settings.from_env({"ANALYTICS_SOURCE_URL": url})) as reader:
+            assert reader.total(DAY) == 0
+    without = Settings.from_env({"ANALYTICS_SOURCE_URL": verified.replace("ssl_ca", "ssl_disabled")})
+    with pytest.raises(UnreachableError, match="the server refuses the login"), open_reader(SIGNUPS, without):
+        pass
+
+
+@pytest.mark.parametrize("authority", ["/nowhere/canary.pem", __file__, DEFAULT_CA_BUNDLE_PATH])
+def test_tls_that_fails_is_named(maria: MariaHost, authority: str) -> None:
+    """The file is missing, is no certificate, or is one of others."""
+    away = Settings.from_env({"ANALYTICS_SOURCE_URL": maria.tls_url(authority)})
+    with pytest.raises(UnreachableError, match="TLS fails; check ssl_ca") as refusal, open_reader(SIGNUPS, away):
+        pass
+    assert "canary" not in str(refusal.value)
+
+
+def test_a_certificate_of_another_name_is_named(maria: MariaHost) -> None:
+    away = Settings.from_env({"ANALYTICS_SOURCE_URL": maria.tls_url(maria.server.certificate, host="localhost")})
+    with pytest.raises(UnreachableError, match="the name in the server's certificate"), open_reader(SIGNUPS, away):
+        pass
+
+
 def test_a_connection_that_is_killed_can_be_tried_again(maria: MariaHost, reading: Settings) -> None:
     kill = "select concat('kill ', id, ';') from information_schema.processlist where user = 'analytics_source_reader'"
     with open_reader(SIGNUPS, reading) as reader:
@@ -788,7 +815,7 @@ def test_the_grants_give_a_login_that_reads_the_views_and_nothing_else(maria: Ma
         " select count(*) from consent_changes"
     )
     assert maria.sql(views, READER, PASSWORD) == "0\n0\n0\n"
-    refused = client(maria.socket, "select count(*) from events.signups", READER, PASSWORD, check=False)
+    refused = client(maria.server, "select count(*) from events.signups", READER, PASSWORD, check=False)
     assert "denied" in refused.stderr
     assert set(maria.sql("show databases", READER, PASSWORD).split()) <= {"analytics_source", "information_schema"}
     assert len(maria.sql("show grants", READER, PASSWORD).splitlines()) == 4

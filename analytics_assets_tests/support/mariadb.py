@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from analytics_assets.sources.hosts.mysql import GRANTS
 from analytics_assets_tests.support.deployment import program
-from analytics_assets_tests.support.processes import PATIENCE, wait_until
+from analytics_assets_tests.support.processes import PATIENCE, free_port, wait_until
 
 READER = "analytics_source_reader"
 PASSWORD = "correct"  # noqa: S105  # of a server that lives in a temporary folder
@@ -50,10 +50,21 @@ create view analytics_source.consent_changes as
 """  # noqa: S608  # built from constants
 
 
+@dataclass(frozen=True)
+class Server:
+    """A MariaDB that listens on a socket, and with TLS on a port of 127.0.0.1."""
+
+    socket: Path
+    port: int
+    certificate: Path
+    """Its own, which signs itself."""
+
+
 @contextmanager
-def mariadb(folder: Path) -> Iterator[Path]:
-    """A server without a network; yields its socket."""
-    data, socket, log = folder / "data", folder / "socket", folder / "log"
+def mariadb(folder: Path) -> Iterator[Server]:
+    """Start a server, which ends with the context."""
+    server = Server(folder / "socket", free_port(), folder / "certificate.pem")
+    data, key, log = folder / "data", folder / "key.pem", folder / "log"
     user = ["--user=root"] if os.getuid() == 0 else []  # root has to say that it means it
     with log.open("wb") as output:
         subprocess.run(
@@ -61,31 +72,38 @@ def mariadb(folder: Path) -> Iterator[Path]:
              "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"],
             stdout=output, stderr=output, check=True, timeout=PATIENCE,
         )  # fmt: skip
-        server = subprocess.Popen(
-            [program("mariadbd"), "--no-defaults", *user, f"--datadir={data}", f"--socket={socket}",
-             "--skip-networking", "--innodb-buffer-pool-size=16M", "--innodb-flush-log-at-trx-commit=0", *_UNHELPFUL],
+        subprocess.run(
+            [program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=db",
+             "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", server.certificate],
+            stdout=output, stderr=output, check=True, timeout=PATIENCE,
+        )  # fmt: skip
+        process = subprocess.Popen(
+            [program("mariadbd"), "--no-defaults", *user, f"--datadir={data}", f"--socket={server.socket}",
+             "--bind-address=127.0.0.1", f"--port={server.port}",
+             f"--ssl-cert={server.certificate}", f"--ssl-key={key}",
+             "--innodb-buffer-pool-size=16M", "--innodb-flush-log-at-trx-commit=0", *_UNHELPFUL],
             stdout=output, stderr=output,
         )  # fmt: skip
         try:
-            wait_until(lambda: answers(socket) or server.poll() is not None)
-            assert server.poll() is None, log.read_text(encoding="utf-8", errors="replace")
-            yield socket
+            wait_until(lambda: answers(server) or process.poll() is not None)
+            assert process.poll() is None, log.read_text(encoding="utf-8", errors="replace")
+            yield server
         finally:
-            server.kill()  # nothing in it is worth an orderly end
-            server.wait(PATIENCE)
+            process.kill()  # nothing in it is worth an orderly end
+            process.wait(PATIENCE)
 
 
-def answers(socket: Path) -> bool:
-    return client(socket, "select 1", check=False).returncode == 0
+def answers(server: Server) -> bool:
+    return client(server, "select 1", check=False).returncode == 0
 
 
 def client(
-    socket: Path, text: str, user: str = "root", password: str = "", *, check: bool = True
+    server: Server, text: str, user: str = "root", password: str = "", *, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run SQL as people do: in the client program."""
     return subprocess.run(
-        [program("mariadb"), "--no-defaults", f"--socket={socket}", f"--user={user}", "--default-character-set=utf8mb4",
-         "--batch", "--skip-column-names"],
+        [program("mariadb"), "--no-defaults", f"--socket={server.socket}", f"--user={user}",
+         "--default-character-set=utf8mb4", "--batch", "--skip-column-names"],
         input=text, env=os.environ | {"MYSQL_PWD": password}, capture_output=True, text=True, check=check,
         timeout=PATIENCE,
     )  # fmt: skip
@@ -95,17 +113,17 @@ def client(
 class MariaHost:
     """The host application's database, as its operator sees it."""
 
-    socket: Path
+    server: Server
     connection: sa.Connection
 
     @classmethod
     @contextmanager
-    def create(cls, socket: Path) -> Iterator[MariaHost]:
-        client(socket, f"{_SCHEMA}{GRANTS}alter user {READER} identified by '{PASSWORD}' account unlock;")
-        engine = sa.create_engine(_url(socket, "root"), isolation_level="AUTOCOMMIT")
+    def create(cls, server: Server) -> Iterator[MariaHost]:
+        client(server, f"{_SCHEMA}{GRANTS}alter user {READER} identified by '{PASSWORD}' account unlock;")
+        engine = sa.create_engine(_url(server, "root"), isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
             connection.exec_driver_sql("set time_zone = '+00:00', sql_mode = ''")
-            yield cls(socket, connection)
+            yield cls(server, connection)
         engine.dispose()
 
     @property
@@ -115,12 +133,16 @@ class MariaHost:
 
     def url(self, user: str = READER, password: str = PASSWORD, database: str = "analytics_source") -> str:
         """URL of a login, as an operator would write it."""
-        url = _url(self.socket, user).set(drivername="mysql", password=password, database=database)
+        url = _url(self.server, user).set(drivername="mysql", password=password, database=database)
         return url.render_as_string(hide_password=False)
+
+    def tls_url(self, authority: str | Path, user: str = READER, host: str = "127.0.0.1") -> str:
+        """URL of the port; who signs the server's certificate is in a file."""
+        return f"mysql://{user}:{PASSWORD}@{host}:{self.server.port}/analytics_source?ssl_ca={authority}"
 
     def sql(self, text: str, user: str = "root", password: str = "") -> str:
         """Run SQL, as the operator unless another is named, and return what the client prints."""
-        return client(self.socket, text, user, password).stdout
+        return client(self.server, text, user, password).stdout
 
     def occur(
         self,
@@ -140,5 +162,5 @@ class MariaHost:
         self.connection.execute(sa.insert(into), rows)
 
 
-def _url(socket: Path, user: str) -> sa.URL:
-    return sa.URL.create("mysql+pymysql", user, host="localhost", query={"unix_socket": str(socket)})
+def _url(server: Server, user: str) -> sa.URL:
+    return sa.URL.create("mysql+pymysql", user, host="localhost", query={"unix_socket": str(server.socket)})

@@ -69,8 +69,16 @@ def _make_engine(url: str) -> sa.Engine:
         pool_pre_ping=True,  # a server may be restarted between two steps
         connect_args={name: value for name, value in parameters.items() if name not in in_url},
     )
+    sa.event.listen(made, "do_connect", _connect)
     sa.event.listen(made, "begin", _begin)
     return made
+
+
+def _connect(dialect: sa.Dialect, _: object, arguments: Sequence[Any], parameters: Mapping[str, Any]) -> Any:
+    try:
+        return dialect.connect(*arguments, **parameters)
+    except OSError:  # only of the files of TLS: what happens on the network is an error of the driver
+        raise dialect.loaded_dbapi.OperationalError(CR_SSL, "") from None
 
 
 def _begin(connection: sa.Connection) -> None:
@@ -81,6 +89,7 @@ def _begin(connection: sa.Connection) -> None:
 # --- errors
 
 
+CR_SSL: Final = 2026
 _CLOSED: Final = "it closed the connection"
 _REFUSED: Final = "the server refuses the login; check user and password in the URL, and from which hosts it may log in"
 _BUSY: Final = "the server has no free connection"
@@ -97,7 +106,7 @@ _CAUSES: Final = {
     **dict.fromkeys((1820, 1862), "the password of the login has expired"),
     1049: "the server has no database of the name in the URL",
     **dict.fromkeys((1053, 1077, 1078, 1079), _STOPPING),
-    2026: _TLS,
+    CR_SSL: _TLS,
     3159: "the server wants TLS; add ssl_ca to the URL",
 }
 """Number of an error that ends a connection, or refuses it -> cause."""
@@ -349,7 +358,7 @@ GRANTS: Final = f"""\
 create user if not exists {SOURCE_READER} account lock;
 revoke all privileges, grant option from {SOURCE_READER};
 {"".join(map(_select, SOURCE_VIEWS))}\
--- Password, and where the pipeline runs on another machine `require ssl` behind it:
+-- Password. Where the pipeline runs on another machine, write `require ssl` before `account`:
 -- alter user {SOURCE_READER} identified by '...' account unlock;
 """
 
