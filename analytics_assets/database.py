@@ -1,15 +1,17 @@
 """Connections to PostgreSQL whose errors name structure, never a value.
 
-Both databases, the host's and the pipeline's own, are opened here. Their SQL belongs to `sources` and `store`.
+The pipeline's own database is opened here, and the host's if it is PostgreSQL; `sources.hosts` opens other kinds. The
+SQL belongs to `sources` and `store`.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -88,7 +90,31 @@ def kept_engines() -> Iterator[None]:
 
 
 @contextmanager
-def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterator[sa.Engine]:
+def keep_engine(url: str, make: Callable[[str], sa.Engine], *, read_only: bool) -> Iterator[sa.Engine]:
+    """Yield an engine that is disposed of at the end, or at the end of `kept_engines`."""
+    kept = _kept.get()
+    if kept is None:
+        made = make(url)
+        try:
+            yield made
+        finally:
+            made.dispose()
+    else:
+        if (url, read_only) not in kept:
+            kept[url, read_only] = make(url)
+        yield kept[url, read_only]
+
+
+def required(url: str | None, variable: str) -> str:
+    """Return the URL of a setting. Raises SettingsError when it is not set."""
+    if url is None:
+        raise SettingsError(
+            f"{variable} is not set: start with `analytics-assets up`, which brings its own PostgreSQL, or set it"
+        )
+    return url
+
+
+def engine(url: str | None, variable: str, *, read_only: bool = False) -> AbstractContextManager[sa.Engine]:
     """Yield an engine that keeps one connection until the end, or until the end of `kept_engines`.
 
     With `read_only`, each transaction begins as READ ONLY and with `row_security` off: a query from which row level
@@ -98,21 +124,7 @@ def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterat
     Raises:
         SettingsError: no URL is known.
     """
-    if url is None:
-        raise SettingsError(
-            f"{variable} is not set: start with `analytics-assets up`, which brings its own PostgreSQL, or set it"
-        )
-    kept = _kept.get()
-    if kept is None:
-        made = _make_engine(url, read_only=read_only)
-        try:
-            yield made
-        finally:
-            made.dispose()
-    else:
-        if (url, read_only) not in kept:
-            kept[url, read_only] = _make_engine(url, read_only=read_only)
-        yield kept[url, read_only]
+    return keep_engine(required(url, variable), partial(_make_engine, read_only=read_only), read_only=read_only)
 
 
 def _make_engine(url: str, *, read_only: bool) -> sa.Engine:
@@ -219,8 +231,12 @@ def place(url: str | None) -> str:
 
 
 @contextmanager
-def redacted_errors(doing: str) -> Iterator[None]:
-    """Turn a driver error into a DatabaseError, without the texts that PostgreSQL fills with data.
+def redacted_errors(
+    doing: str, explain: Callable[[sa.exc.DBAPIError], tuple[type[DatabaseError], str]] | None = None
+) -> Iterator[None]:
+    """Turn a driver error into a DatabaseError, without the texts that the database fills with data.
+
+    `explain` reads the errors of another database than PostgreSQL.
 
     PostgreSQL quotes values freely ("Failing row contains (...)", "invalid input syntax ...: "...""), and a function of
     the host may raise any text. Only the text of an error that our own functions raise is passed on.
@@ -230,9 +246,14 @@ def redacted_errors(doing: str) -> Iterator[None]:
     except sa.exc.DBAPIError as error:
         # `from None` keeps the original out of the context: printing the error would print the original's texts, too.
         # (Raising after the except block does not help, because the `with` statement still handles the original then.)
-        unreachable = error.connection_invalidated or sqlstate(error) is None
-        kind = UnreachableError if unreachable else DatabaseError
-        raise kind(f"{doing}: {_structure(error)}") from None
+        kind, text = (explain or explain_postgresql)(error)
+        raise kind(f"{doing}: {text}") from None
+
+
+def explain_postgresql(error: sa.exc.DBAPIError) -> tuple[type[DatabaseError], str]:
+    """Return the class and the text of the error that replaces one of PostgreSQL's driver."""
+    unreachable = error.connection_invalidated or sqlstate(error) is None
+    return UnreachableError if unreachable else DatabaseError, _structure(error)
 
 
 def sqlstate(error: sa.exc.DBAPIError) -> str | None:

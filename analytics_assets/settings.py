@@ -18,7 +18,8 @@ from analytics_assets.remote import find_url_problem, is_url
 
 VARIABLES: Final = {
     "ANALYTICS_DATABASE_URL": "Where the counts are kept; login `analytics_writer`. Unset: an embedded PostgreSQL.",
-    "ANALYTICS_SOURCE_URL": "The host application's database. Unset: the same as `ANALYTICS_DATABASE_URL`.",
+    "ANALYTICS_SOURCE_URL": "The host application's database: PostgreSQL, MariaDB or MySQL."
+    " Unset: the same as `ANALYTICS_DATABASE_URL`.",
     "DAGSTER_POSTGRES_URL": "Dagster's own storage, a database of its own. Unset: the embedded PostgreSQL.",
     "ANALYTICS_DATA_DIR": "Folder of the embedded PostgreSQL, Dagster's logs and the dumps. Default: `.analytics`.",
     "ANALYTICS_DUMP_DIR": "Folder of the counter dumps, or URL of a shared one. Default: `dumps` in the data folder.",
@@ -31,7 +32,17 @@ VARIABLES: Final = {
 }
 """Name -> meaning; the README's table is tested against it."""
 
-_DATABASE_URLS: Final = ("ANALYTICS_DATABASE_URL", "ANALYTICS_SOURCE_URL", "DAGSTER_POSTGRES_URL")
+_DATABASE_URLS: Final = ("ANALYTICS_DATABASE_URL", "DAGSTER_POSTGRES_URL")
+_POSTGRESQL: Final = "postgresql+psycopg2"
+_MYSQL: Final = "mysql+pymysql"
+_DRIVERS: Final = {
+    **dict.fromkeys(("postgres", "postgresql", _POSTGRESQL), _POSTGRESQL),
+    **dict.fromkeys(("mysql", "mariadb", _MYSQL, "mariadb+pymysql"), _MYSQL),
+}
+"""How a URL may begin -> kind of database and driver.
+
+SQLAlchemy 2.1 reads a bare `postgresql://` as psycopg 3, which dagster-postgres does not install.
+"""
 
 
 class SettingsError(ValueError):
@@ -39,22 +50,34 @@ class SettingsError(ValueError):
 
 
 def database_url(text: str, variable: str) -> str:
-    """Return a PostgreSQL URL that names its driver. Raises SettingsError.
+    """Return a PostgreSQL URL that names its driver. Raises SettingsError."""
+    url = _parse_url(text, variable)
+    if url.drivername != _POSTGRESQL:
+        raise SettingsError(f"{variable} must be a PostgreSQL URL (postgresql://user:password@host:5432/name)")
+    return url.render_as_string(hide_password=False)
 
-    SQLAlchemy 2.1 reads a bare `postgresql://` as psycopg 3, which dagster-postgres does not install.
-    """
+
+def source_url(text: str, variable: str) -> str:
+    """Return the URL of a host application's database, of whatever kind, with its driver. Raises SettingsError."""
+    url = _parse_url(text, variable)
+    if url.drivername not in _DRIVERS:
+        raise SettingsError(
+            f"{variable} must be a URL of PostgreSQL (postgresql://user:password@host:5432/name), MariaDB or MySQL"
+            " (mysql://user:password@host:3306/analytics_source)"
+        )
+    return url.render_as_string(hide_password=False)
+
+
+def _parse_url(text: str, variable: str) -> sa.URL:
     try:
         url = sa.make_url(text)
-        if url.drivername in {"postgres", "postgresql"}:
-            url = url.set(drivername="postgresql+psycopg2")
-        if url.drivername == "postgresql+psycopg2":
+        if url.drivername in _DRIVERS:
+            url = url.set(drivername=_DRIVERS[url.drivername])
             url.get_dialect()().create_connect_args(url)  # hosts and ports among the parameters have to fit
     except (sa.exc.ArgumentError, ValueError):  # ValueError: a port that is not a number, or an @ in the password
         # The text may hold a password, so neither it nor SQLAlchemy's message is shown.
         raise SettingsError(f"{variable} is not a database URL (postgresql://user:password@host:5432/name)") from None
-    if url.drivername != "postgresql+psycopg2":
-        raise SettingsError(f"{variable} must be a PostgreSQL URL (postgresql://user:password@host:5432/name)")
-    return url.render_as_string(hide_password=False)
+    return url
 
 
 def _alert_url(text: str | None) -> str | None:
@@ -91,7 +114,9 @@ class Settings:
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         """Read the settings. An empty variable counts as unset. Raises SettingsError."""
         given = {name: environ[name] for name in VARIABLES if environ.get(name)}
-        urls = {name: database_url(given[name], name) for name in _DATABASE_URLS if name in given}
+        urls: dict[str, str] = {name: database_url(given[name], name) for name in _DATABASE_URLS if name in given}
+        if "ANALYTICS_SOURCE_URL" in given:
+            urls["ANALYTICS_SOURCE_URL"] = source_url(given["ANALYTICS_SOURCE_URL"], "ANALYTICS_SOURCE_URL")
         time_zone = given.get("ANALYTICS_TIMEZONE", "UTC")
         try:
             zoneinfo.ZoneInfo(time_zone)

@@ -188,6 +188,7 @@ def test_every_folder_imports_what_its_extra_installs() -> None:
         "local": ["pipeline", "embedded"],
         "operations": ["pipeline", "alerts"],
         "publication": ["pipeline", "pages"],
+        "sources": ["pipeline", "mysql"],
         "demo": ["pipeline", "embedded", "demo"],
         "remote.py": ["ship"],
         "ship.py": ["ship"],
@@ -261,29 +262,32 @@ def bring_programs(folder: Path, **programs: str) -> subprocess.CompletedProcess
     return run("/bin/sh", ROOT / ".ci/test-programs", cwd=folder, PATH=str(folder))
 
 
+NEEDED = dict.fromkeys(("chromium", "mariadb", "mariadbd", "nginx", "openssl", "pgbouncer"), "")
 APT_GET = 'echo "apt-get $*"'
 ROOT_USER, OTHER_USER = "echo 0", "echo 1000"
 
 
 def test_no_program_is_brought_when_all_are_there(tmp_path: Path) -> None:
-    there = {"chromium": "", "nginx": "", "openssl": "", "pgbouncer": "", "apt-get": APT_GET, "id": ROOT_USER}
-    ended = bring_programs(tmp_path, **there)
+    ended = bring_programs(tmp_path, **NEEDED, **{"apt-get": APT_GET, "id": ROOT_USER})
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 def test_root_on_debian_gets_the_missing_programs(tmp_path: Path) -> None:
-    ended = bring_programs(
-        tmp_path, **{"nginx": "", "openssl": "", "pgbouncer": "", "apt-get": APT_GET, "id": ROOT_USER}
-    )
+    there = {name: "" for name in NEEDED if name not in {"chromium", "mariadb"}}
+    ended = bring_programs(tmp_path, **there, **{"apt-get": APT_GET, "id": ROOT_USER})
     assert (ended.returncode, ended.stderr) == (0, "")
     update, install = ended.stdout.splitlines()
     assert update.startswith("apt-get update")
     assert install.startswith("apt-get install")
-    assert set(install.split()) & {"chromium", "nginx", "openssl", "pgbouncer"} == {"chromium"}
+    assert set(install.split()) & {*NEEDED, "mariadb-client-core", "mariadb-server-core"} == {
+        "chromium",
+        "mariadb-client-core",
+    }
 
 
 def test_others_are_told_the_command(tmp_path: Path) -> None:
-    ended = bring_programs(tmp_path, **{"nginx": "", "pgbouncer": "", "apt-get": APT_GET, "id": OTHER_USER})
+    there = {name: "" for name in NEEDED if name not in {"chromium", "openssl"}}
+    ended = bring_programs(tmp_path, **there, **{"apt-get": APT_GET, "id": OTHER_USER})
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == (
         "The tests need chromium openssl: sudo apt-get install --yes --no-install-recommends chromium openssl"
@@ -292,7 +296,7 @@ def test_others_are_told_the_command(tmp_path: Path) -> None:
 
 
 def test_another_system_is_told_the_names(tmp_path: Path) -> None:
-    ended = bring_programs(tmp_path, nginx="", openssl="", pgbouncer="")
+    ended = bring_programs(tmp_path, **{name: "" for name in NEEDED if name != "chromium"})
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == "The tests need chromium: install them with this system's package manager.\n"
 

@@ -72,7 +72,8 @@ def test_the_driver_is_named(scheme: str) -> None:
         "canary",
         "://canary",
         "db.example/canary",
-        "mysql://writer:canary@db.example/counts",
+        "mysql+mysqldb://writer:canary@db.example/counts",
+        "mysql://writer:secret@db.example:canary/counts",
         "sqlite:///canary.db",
         "postgresql+asyncpg://writer:canary@db.example/counts",
         "postgresql://writer:secret@db.example:canary/counts",
@@ -83,6 +84,15 @@ def test_the_driver_is_named(scheme: str) -> None:
 )
 def test_a_bad_url_is_refused_without_its_password(variable: str, value: str) -> None:
     refuses(variable, value)
+
+
+@pytest.mark.parametrize("scheme", ["mysql", "mariadb", "mysql+pymysql", "mariadb+pymysql"])
+def test_only_the_hosts_database_may_be_mysql(scheme: str) -> None:
+    given = f"{scheme}://reader:p%40ss@db.example:3307/analytics_source?ssl_ca=/ca.pem"
+    expected = "mysql+pymysql://reader:p%40ss@db.example:3307/analytics_source?ssl_ca=%2Fca.pem"
+    assert Settings.from_env({"ANALYTICS_SOURCE_URL": given}).source_url == expected
+    for variable in ("ANALYTICS_DATABASE_URL", "DAGSTER_POSTGRES_URL"):
+        refuses(variable, f"{scheme}://writer:canary@db.example/counts")
 
 
 @pytest.mark.parametrize("value", ["canary", "canary@example.org", "://canary", "mailto://canary json://canary"])

@@ -48,7 +48,7 @@ from analytics_assets.demo.directory import (
     insert,
     profile_row,
 )
-from analytics_assets.store.grants import HOST
+from analytics_assets.sources.hosts.postgresql import GRANTS
 from analytics_assets.telemetry import Telemetry
 
 
@@ -102,7 +102,7 @@ def create_demo_app(connection: sa.Connection) -> None:
     Needs a connection of `engine.connect()`. Running it again changes nothing.
     """
     connection.exec_driver_sql(files("analytics_assets.demo").joinpath("app.sql").read_text(encoding="utf-8"))
-    connection.exec_driver_sql(HOST)
+    connection.exec_driver_sql(GRANTS)
     if connection.scalar(sa.text("select not exists (select from public.events)")):
         founded = datetime(2020, 1, 1, tzinfo=UTC)
         insert(connection, "profiles", [profile_row(ORGANIZER, _person(ORGANIZER), _browser(ORGANIZER), founded)])
