@@ -19,6 +19,7 @@ from analytics_assets.contract import METRICS, SourceView
 from analytics_assets.database import DatabaseError, engine, place, redacted_errors
 from analytics_assets.dictionary import markdown
 from analytics_assets.settings import Settings, SettingsError
+from analytics_assets.ship import ship
 
 if TYPE_CHECKING:
     from dagster import RepositoryDefinition
@@ -245,8 +246,11 @@ def repair_dumps() -> None:
     """
     from analytics_assets.sources.repair import repair_dumps
 
+    settings = Settings.from_env()
+    if settings.dump_url:
+        raise SettingsError("a dump is repaired where it is written: name the web application's folder, and ship again")
     try:
-        repaired = repair_dumps(Settings.from_env().dump_dir)
+        repaired = repair_dumps(settings.dump_dir)
     except OSError:
         raise click.ClickException("cannot read the dump folder: set ANALYTICS_DUMP_DIR to the telemetry's") from None
     for where in repaired.restored:
@@ -485,3 +489,6 @@ def dictionary(write: Path | None) -> None:
         write.write_text(markdown(), encoding="utf-8")
     else:
         click.echo(markdown(), nl=False)
+
+
+main.add_command(ship)

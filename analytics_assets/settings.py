@@ -14,13 +14,14 @@ from typing import Final
 import sqlalchemy as sa
 
 from analytics_assets.contract import RETENTION_DAYS
+from analytics_assets.remote import find_url_problem, is_url
 
 VARIABLES: Final = {
     "ANALYTICS_DATABASE_URL": "Where the counts are kept; login `analytics_writer`. Unset: an embedded PostgreSQL.",
     "ANALYTICS_SOURCE_URL": "The host application's database. Unset: the same as `ANALYTICS_DATABASE_URL`.",
     "DAGSTER_POSTGRES_URL": "Dagster's own storage, a database of its own. Unset: the embedded PostgreSQL.",
     "ANALYTICS_DATA_DIR": "Folder of the embedded PostgreSQL, Dagster's logs and the dumps. Default: `.analytics`.",
-    "ANALYTICS_DUMP_DIR": "Folder of the counter dumps. Default: `dumps` in the data folder.",
+    "ANALYTICS_DUMP_DIR": "Folder of the counter dumps, or URL of a shared one. Default: `dumps` in the data folder.",
     "ANALYTICS_PUBLISH_DIR": "Folder of the pages. Default: `pages` in the data folder.",
     "ANALYTICS_TIMEZONE": "The time zone whose calendar days are counted, an IANA name. Default: `UTC`.",
     "ANALYTICS_OWNS_DAGSTER": "`yes`: only this project uses Dagster's storage, and old records of anything expire."
@@ -75,6 +76,7 @@ class Settings:
     dagster_url: str | None = field(repr=False)
     data_dir: Path
     dump_dir: Path
+    """Where the dumps are unless `dump_url` says where."""
     publish_dir: Path
     time_zone: str
     retention_days: int
@@ -82,6 +84,8 @@ class Settings:
     """Whether nothing else uses Dagster's storage."""
     alert_url: str | None = field(default=None, repr=False)
     """Where alerts go, as Apprise reads it; it may hold a password. None: to the log."""
+    dump_url: str | None = field(default=None, repr=False)
+    """The folder of the dumps of many machines, as fsspec reads it. None: `dump_dir`."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -100,7 +104,11 @@ class Settings:
         if owns not in {"yes", "no"}:
             raise SettingsError("ANALYTICS_OWNS_DAGSTER must be yes or no")
         data_dir = Path(given.get("ANALYTICS_DATA_DIR", ".analytics")).absolute()
-        dump_dir = Path(given.get("ANALYTICS_DUMP_DIR", data_dir / "dumps")).absolute()
+        dumps = given.get("ANALYTICS_DUMP_DIR", str(data_dir / "dumps"))
+        dump_url = dumps if is_url(dumps) else None
+        if dump_url and (problem := find_url_problem(dump_url)):
+            raise SettingsError(f"ANALYTICS_DUMP_DIR {problem}")
+        dump_dir = data_dir / "dumps" if dump_url else Path(dumps).absolute()
         if data_dir.is_relative_to(dump_dir):
             # Retention removes old files from the dump folder.
             raise SettingsError("ANALYTICS_DUMP_DIR must be a folder for the dumps alone, not one above other data")
@@ -115,6 +123,7 @@ class Settings:
             retention_days=int(retention),
             owns_dagster=owns == "yes",
             alert_url=_alert_url(given.get("ANALYTICS_ALERT_URL")),
+            dump_url=dump_url,
         )
 
     def today(self) -> date:
@@ -128,7 +137,7 @@ class Settings:
             "ANALYTICS_SOURCE_URL": self.source_url,
             "DAGSTER_POSTGRES_URL": self.dagster_url,
             "ANALYTICS_DATA_DIR": str(self.data_dir),
-            "ANALYTICS_DUMP_DIR": str(self.dump_dir),
+            "ANALYTICS_DUMP_DIR": self.dump_url or str(self.dump_dir),
             "ANALYTICS_PUBLISH_DIR": str(self.publish_dir),
             "ANALYTICS_TIMEZONE": self.time_zone,
             "ANALYTICS_RETENTION_DAYS": str(self.retention_days),

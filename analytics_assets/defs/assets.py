@@ -40,10 +40,11 @@ from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.publication.publish import publish_closed
 from analytics_assets.settings import Settings
 from analytics_assets.sources.app_views import COLUMN_TYPES
-from analytics_assets.sources.merge import merge_closed_days
+from analytics_assets.sources.merge import merge_dumps
 from analytics_assets.store import open_store
 from analytics_assets.store.counts import read_window
 from analytics_assets.store.gaps import missing_days
+from analytics_assets.store.published import merging
 
 GROUP: Final = "daily_counts"
 PUBLICATION_GROUP: Final = "publication"
@@ -136,8 +137,9 @@ def _published_asset(description: str) -> dg.AssetsDefinition:
             missing = missing_days(store, days_of_run(context.run.tags))
             made = publish_closed(store, days_awaited(context.instance, missing, context.run))
             last_closed = read_window(store).last_closed
-        # The daily job collects a closed day no more, so its dumps may become one.
-        merged = merge_closed_days(settings.dump_dir, last_closed)
+            # The daily job collects a closed day no more, so its dumps may become one.
+            with merging(store):
+                merged = merge_dumps(settings, last_closed)
         # No day is named: Dagster keeps this longer than a day that was published long ago.
         for violation, times in Counter(problem.violation for problem in merged.problems).items():
             context.log.warning("dumps of closed days are not merged: %s (%d times)", violation, times)

@@ -104,6 +104,7 @@ def run(settings: Settings, port: int, app_port: int, *, once: bool) -> bool:
         dagster_url=None,
         data_dir=data_dir,
         dump_dir=data_dir / "dumps",
+        dump_url=None,
         publish_dir=data_dir / "pages",
         owns_dagster=True,
         alert_url=None,
