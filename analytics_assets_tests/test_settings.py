@@ -117,3 +117,18 @@ def refuses(variable: str, value: str) -> None:
 def test_a_dump_folder_above_other_data_is_refused_because_what_is_old_in_it_is_removed(dump_dir: str) -> None:
     with pytest.raises(SettingsError, match="ANALYTICS_DUMP_DIR must be a folder for the dumps alone"):
         Settings.from_env({"ANALYTICS_DATA_DIR": "/srv/analytics", "ANALYTICS_DUMP_DIR": dump_dir})
+
+
+def test_the_dumps_may_be_behind_a_url(tmp_path: Path) -> None:
+    settings = Settings.from_env({"ANALYTICS_DATA_DIR": str(tmp_path), "ANALYTICS_DUMP_DIR": "sftp://user@host/dumps"})
+    assert (settings.dump_url, settings.dump_dir) == ("sftp://user@host/dumps", tmp_path / "dumps")
+    assert Settings.from_env(settings.environment()) == settings
+    assert "user@host" not in repr(settings)
+    assert Settings.from_env({}).dump_url is None
+
+
+@pytest.mark.parametrize("url", ["sftp://user:canary@host/dumps", "s3:///canary", "az://dumps/x?sig=canary"])
+def test_a_url_of_dumps_that_cannot_be_used_is_refused_without_it(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^ANALYTICS_DUMP_DIR ") as refusal:
+        Settings.from_env({"ANALYTICS_DUMP_DIR": url})
+    assert "canary" not in str(refusal.value)
