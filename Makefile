@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
 .PHONY: help install demo up lint check test test-programs supported-python \
-	bench bench-collect bench-dumps bench-runs bench-storage bench-publish bench-telemetry bench-scaling bench-friction bench-load lock clean
+	bench bench-collect bench-dumps bench-ship bench-runs bench-storage bench-publish bench-telemetry bench-scaling bench-friction bench-load lock clean
 # `make -j` must not start slow prerequisites beside those that refuse at once.
 .NOTPARALLEL:
 
@@ -52,6 +52,9 @@ bench-telemetry: .venv/test-installed  ## What counting costs, beside prometheus
 
 bench-dumps: .venv/test-installed  ## What reading a day of counter dumps costs, beside DuckDB without a check.
 	$(BIN)/python benchmarks/dumps.py
+
+bench-ship: .venv/test-installed  ## What reading a day of counter dumps behind a URL costs, beside the local folder.
+	$(BIN)/python benchmarks/ship.py
 
 bench-runs: .venv/test-installed  ## What whole runs cost, beside runs of six empty assets on stock Dagster.
 	$(BIN)/python benchmarks/runs.py
