@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -564,7 +565,9 @@ def test_a_connection_that_is_killed_can_be_tried_again(maria: MariaHost, readin
     with open_reader(SIGNUPS, reading) as reader:
         assert reader.total(DAY) == 0
         maria.sql(maria.sql(kill))
-        assert reader.total(DAY) == 0  # it was idle
+        with suppress(UnreachableError):  # unless it has rested so long that it was tried
+            assert reader.total(DAY) == 0
+        assert reader.total(DAY) == 0
     with mysql.connect(url_of(maria)) as database, database.connect() as connection:
         connection.exec_driver_sql("select 1")
         maria.sql(maria.sql(kill))

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 from analytics_assets.contract import EVENT_ID, SOURCE, SOURCE_SCHEMA, SOURCE_VIEWS, SourceView
-from analytics_assets.database import DatabaseError, UnreachableError, keep_engine
+from analytics_assets.database import DatabaseError, UnreachableError, keep_engine, ping_after_rest
 from analytics_assets.days import span
 from analytics_assets.guard import Violation
 from analytics_assets.sources.hosts.drafting import CatalogColumn, Drafting
@@ -66,9 +66,9 @@ def _make_engine(url: str) -> sa.Engine:
         hide_parameters=True,
         pool_size=1,
         max_overflow=-1,  # a second connection at a time is closed after use
-        pool_pre_ping=True,  # a server may be restarted between two steps
         connect_args={name: value for name, value in parameters.items() if name not in in_url},
     )
+    ping_after_rest(made)
     sa.event.listen(made, "do_connect", _connect)
     sa.event.listen(made, "begin", _begin)
     return made
