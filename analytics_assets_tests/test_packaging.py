@@ -148,6 +148,13 @@ def test_a_missing_extra_is_named(tmp_path: Path, module: str, subcommand: str, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_missing_driver_of_the_hosts_database_is_named(tmp_path: Path) -> None:
+    url = "mysql://canary:canary@127.0.0.1:1/views"
+    ended = run(sys.executable, "-c", WITHOUT, "pymysql", "sources", cwd=tmp_path, ANALYTICS_SOURCE_URL=url)
+    assert (ended.returncode, ended.stdout) == (1, "Source views: views on 127.0.0.1\n")
+    assert is_sentence(ended.stderr, "mysql"), ended.stderr
+
+
 @pytest.mark.parametrize("module", ["sqlalchemy", "sqlalchemy.dialects.postgresql", "dagster"])
 def test_an_extra_that_is_too_old_is_named(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

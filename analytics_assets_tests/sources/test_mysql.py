@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -522,6 +523,7 @@ def test_a_locked_login_is_named(maria: MariaHost, reading: Settings) -> None:
     [
         ("mysql://canary:canary@127.0.0.1:1/canary", "nobody listens at host and port of the URL"),
         ("mysql://canary:canary@canary.invalid/canary", "the host name in the URL is unknown"),
+        ("mysql://canary:canary@tls-canary.invalid/canary", "the host name in the URL is unknown"),
     ],
 )
 def test_a_host_out_of_reach_is_said_without_its_address(url: str, cause: str) -> None:
@@ -563,7 +565,9 @@ def test_a_connection_that_is_killed_can_be_tried_again(maria: MariaHost, readin
     with open_reader(SIGNUPS, reading) as reader:
         assert reader.total(DAY) == 0
         maria.sql(maria.sql(kill))
-        assert reader.total(DAY) == 0  # it was idle
+        with suppress(UnreachableError):  # unless it has rested so long that it was tried
+            assert reader.total(DAY) == 0
+        assert reader.total(DAY) == 0
     with mysql.connect(url_of(maria)) as database, database.connect() as connection:
         connection.exec_driver_sql("select 1")
         maria.sql(maria.sql(kill))
@@ -588,7 +592,7 @@ def nosy(maria: MariaHost) -> Iterator[str]:
     for view in ("signups", "profile_visibility_changes", "consent_changes"):
         maria.sql(f"grant select on analytics_source.{view} to {LOGIN}")
     yield maria.url(LOGIN)
-    maria.sql(f"drop user {LOGIN}; drop role crowd; drop database if exists test")
+    maria.sql(f"drop user {LOGIN}; drop role crowd; drop role if exists crowd2; drop database if exists test")
     maria.sql("delete from mysql.db where user = ''; flush privileges")
 
 
@@ -621,11 +625,16 @@ EXCESSES = {
     "a table for PUBLIC": ("grant select on events.signups to public", "events.signups (select)"),
     "a role": (
         f"grant select on events.consent to crowd; grant crowd to {LOGIN}",
-        "everything that role `crowd` may do",
+        "everything that `crowd` may do",
     ),
     "a default role": (
-        f"grant crowd to {LOGIN}; set default role crowd for {LOGIN}",
-        "everything that role `crowd` may do",
+        f"grant select on events.consent to crowd; grant crowd to {LOGIN}; set default role crowd for {LOGIN}",
+        "everything that `crowd` may do",
+    ),
+    "a role of a role": (
+        "create or replace role crowd2; grant select on events.consent to crowd2; grant crowd2 to crowd;"
+        f" grant crowd to {LOGIN}; set default role crowd for {LOGIN}",
+        "everything that `crowd` may do",
     ),
     "another account": (
         f"grant proxy on root@localhost to {LOGIN}",

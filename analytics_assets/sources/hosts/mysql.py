@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 from analytics_assets.contract import EVENT_ID, SOURCE, SOURCE_SCHEMA, SOURCE_VIEWS, SourceView
-from analytics_assets.database import DatabaseError, UnreachableError, keep_engine
+from analytics_assets.database import DatabaseError, UnreachableError, keep_engine, ping_after_rest
 from analytics_assets.days import span
 from analytics_assets.guard import Violation
 from analytics_assets.sources.hosts.drafting import CatalogColumn, Drafting
@@ -47,7 +47,7 @@ _SESSION: Final = "set time_zone = '+00:00', sql_mode = '', sql_select_limit = 1
 """The time zone that a TIMESTAMP is compared in; the SQL that is understood; no limit to what a statement returns."""
 
 _MAX_EDGES: Final = 32
-"""More days than these minus one are not read at once. A chunk has fewer."""
+"""One more than the days that one statement can tell apart. A chunk has fewer."""
 
 
 def connect(url: str) -> AbstractContextManager[sa.Engine]:
@@ -66,9 +66,9 @@ def _make_engine(url: str) -> sa.Engine:
         hide_parameters=True,
         pool_size=1,
         max_overflow=-1,  # a second connection at a time is closed after use
-        pool_pre_ping=True,  # a server may be restarted between two steps
         connect_args={name: value for name, value in parameters.items() if name not in in_url},
     )
+    ping_after_rest(made)
     sa.event.listen(made, "do_connect", _connect)
     sa.event.listen(made, "begin", _begin)
     return made
@@ -134,8 +134,8 @@ def explain(error: sa.exc.DBAPIError) -> tuple[type[DatabaseError], str]:
     arguments = getattr(error.orig, "args", ())
     code = arguments[0] if arguments and isinstance(arguments[0], int) else None
     if code in {None, 2002, 2003, 2005}:
-        unquoted = re.sub("'[^']*'", "''", str(error.orig))  # a name could contain any of the patterns
-        causes = (cause for pattern, cause in _NO_CONNECTION if re.search(pattern, unquoted, re.IGNORECASE))
+        reason = str(error.orig).partition("' (")[2]  # behind the name of the host, which could fit any of the patterns
+        causes = (cause for pattern, cause in _NO_CONNECTION if re.search(pattern, reason, re.IGNORECASE))
         return UnreachableError, f"the database cannot be reached: {next(causes)}"
     if code in _CAUSES or error.connection_invalidated:
         return UnreachableError, f"the database cannot be reached: {_CAUSES.get(code or 0, _CLOSED)}"
@@ -267,10 +267,11 @@ _GRANT: Final = re.compile(
     r"GRANT (?P<rights>.+?) ON (?P<kind>[A-Z ]+ )?(?P<place>(?:`(?:[^`]|``)*`|\*)(?:\.(?:`(?:[^`]|``)*`|\*))?)"
     r" TO (?P<whom>[`'](?:[^`']|``)*[`'](?:@[`'][^`']*[`'])?|PUBLIC)"
 )
-_ROLE: Final = re.compile(r"GRANT (?P<role>[`'][^ ]+[`']) TO (?P<whom>[^ ]+)")
-_PROXY: Final = re.compile(r"GRANT PROXY ON (?P<account>[^ ]+) TO (?P<whom>[^ ]+)")
+_ROLE: Final = re.compile(r"GRANT (?P<right>)(?P<account>[`'][^ ]+[`']) TO (?P<whom>[^ ]+)")
+_PROXY: Final = re.compile(r"GRANT (?P<right>PROXY ON )(?P<account>[^ ]+) TO (?P<whom>[^ ]+)")
 _RIGHT: Final = re.compile(r"([A-Z][A-Z_ ]*[A-Z])(?: (\((?:`(?:[^`]|``)*`(?:, ?)?)+\)))?")
 
+_EVERYTHING: Final = "*.*"
 _NO_READING: Final = {
     *("USAGE", "INSERT", "UPDATE", "DELETE", "LOCK TABLES", "CREATE TEMPORARY TABLES", "SHOW DATABASES", "SHOW VIEW"),
     *("GRANT OPTION", "CREATE", "DROP", "INDEX"),
@@ -286,42 +287,46 @@ def find_excess_rights(connection: sa.Connection) -> list[Excess]:
         for excess, place in _excess_of(str(line)):
             found.setdefault(excess.what, excess)
             covered.add(place)
-    if "*.*" not in covered:
+    if _EVERYTHING not in covered:  # otherwise the whole server would be listed, too
         for schema, name in _readable(connection):
-            place, everything = f"{_quote(schema)}.{_quote(name)}", f"{_quote(schema)}.*"
             ours = schema == SOURCE_SCHEMA and name in _VIEWS
-            if not ours and not covered & {place, everything}:
+            if not ours and not covered & {f"{_quote(schema)}.{_quote(name)}", f"{_quote(schema)}.*"}:
                 # `show grants` does not tell of the rights of the user without a name, which everybody has.
-                found[place] = Excess(f"{schema}.{name}", "revoke what mysql.db gives everybody (its user is empty).")
+                what, recovery = f"{schema}.{name}", "revoke what mysql.db gives everybody (its user is empty)."
+                found[what] = Excess(what, recovery)
     return [*found.values(), *_unexpected_columns(connection)]
 
 
 def _excess_of(line: str) -> Iterator[tuple[Excess, str]]:
-    """Yield what a line of `show grants` lets the login read without need, and the place it is about."""
-    if role := _ROLE.match(line):
-        name = role["role"]
-        yield Excess(f"everything that role {name} may do", f"revoke {name} from {role['whom']};"), name
-        return
-    if proxy := _PROXY.match(line):
-        account = proxy["account"]
-        yield Excess(f"everything that {account} may do", f"revoke proxy on {account} from {proxy['whom']};"), account
+    """Yield what a line of `show grants` lets the login read without need, and the place that it can read by that."""
+    if other := _ROLE.match(line) or _PROXY.match(line):
+        right, account, whom = other["right"] or "", other["account"], other["whom"]
+        recovery = f"revoke {right}{account} from {whom};"
+        if not _is_role(whom):
+            yield Excess(f"everything that {account} may do", recovery), _EVERYTHING
         return
     if line.startswith("SET DEFAULT ROLE"):
         return
     grant = _GRANT.match(line)
     if grant is None:
-        yield Excess("something by a right that is not known", "see `show grants`, and revoke it."), line
+        yield Excess("something by a right that is not known", "see `show grants`, and revoke it."), _EVERYTHING
         return
-    kind, place, whom = (grant["kind"] or "").strip(), grant["place"], grant["whom"]
+    kind, place, whom = (grant["kind"] or "").lower(), grant["place"], grant["whom"]
     rights = [
-        f"{right} {columns}".strip().lower() if not columns else f"{right.lower()} {columns}"
+        f"{right.lower()} {columns}".strip()
         for right, columns in _RIGHT.findall(grant["rights"])
         if right not in _NO_READING and not (right == "SELECT" and _is_ours(place))
     ]
-    if rights:
-        what = "everything on the server" if place == "*.*" else f"{kind.lower()} {_unquote(place)}".strip()
-        on = f"{kind.lower()} {place}".strip()
-        yield Excess(f"{what} ({', '.join(rights)})", f"revoke {', '.join(rights)} on {on} from {whom};"), place
+    if rights and not _is_role(whom):
+        listed = ", ".join(rights)
+        what = "everything on the server" if place == _EVERYTHING else kind + place.replace("`", "")
+        reads = any(right.startswith(("select", "all ")) for right in rights)
+        yield Excess(f"{what} ({listed})", f"revoke {listed} on {kind}{place} from {whom};"), place if reads else ""
+
+
+def _is_role(whom: str) -> bool:
+    """Whether a line is about a role that is in use, which has a line of its own as what the login may do."""
+    return "@" not in whom and whom != "PUBLIC"
 
 
 def _is_ours(place: str) -> bool:
@@ -330,10 +335,6 @@ def _is_ours(place: str) -> bool:
 
 def _quote(name: str) -> str:
     return "`" + name.replace("`", "``") + "`"
-
-
-def _unquote(place: str) -> str:
-    return place.replace("`", "")
 
 
 def _unexpected_columns(connection: sa.Connection) -> list[Excess]:
