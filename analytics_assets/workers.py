@@ -18,7 +18,7 @@ from dagster_celery.tasks import create_task
 
 from analytics_assets.settings import PAGES_QUEUE, Settings, SettingsError
 
-LOST_AFTER: Final = 900
+LOST_AFTER = 900
 """Seconds after which a step whose worker has vanished with its machine is given to another worker.
 
 Redis cannot tell a vanished worker from a slow one. So a step that takes longer is given away, too, and done twice.
@@ -34,14 +34,12 @@ def make_executor(broker_url: str) -> dg.ExecutorDefinition:
     @dg.executor(name="celery", requirements=dg.multiple_process_executor_requirements())
     def celery(_: dg.InitExecutorContext) -> CeleryExecutor:
         # Not by `configured`: the URL may hold a password, and Dagster stores and shows configuration.
-        return CeleryExecutor(
-            RetryMode.ENABLED, broker=broker_url, backend=broker_url, config_source=_configuration(LOST_AFTER)
-        )
+        return CeleryExecutor(RetryMode.ENABLED, broker=broker_url, backend=broker_url, config_source=_configuration())
 
     return celery
 
 
-def make_worker(broker_url: str, lost_after: int = LOST_AFTER) -> Celery:
+def make_worker(broker_url: str) -> Celery:
     """Return the application of a worker."""
     app = make_app(
         {
@@ -49,7 +47,7 @@ def make_worker(broker_url: str, lost_after: int = LOST_AFTER) -> Celery:
             "backend": broker_url,
             # Before the first step, so that a wrong setting stops the worker and not the step.
             "include": ["analytics_assets.definitions"],
-            "config_source": dict_wrapper(_configuration(lost_after)),
+            "config_source": dict_wrapper(_configuration()),
         }
     )
     # Celery would log what a step returns: its events, which name days.
@@ -92,7 +90,7 @@ def start(app: Celery, *, pages: bool = False) -> None:
     )
 
 
-def _configuration(lost_after: int) -> dict[str, Any]:
+def _configuration() -> dict[str, Any]:
     """Return the configuration of Celery that workers and those who wait for them have in common."""
     return DEFAULT_CONFIG | {
         # A step is done once its result is stored. One whose process was killed goes back to the queue.
@@ -107,8 +105,8 @@ def _configuration(lost_after: int) -> dict[str, Any]:
         "result_backend_always_retry": True,
         "result_backend_max_retries": 60,
         "broker_transport_options": {
-            "visibility_timeout": lost_after,
-            "unacked_restore_interval": max(1, lost_after // 10),
+            "visibility_timeout": LOST_AFTER,
+            "unacked_restore_interval": max(1, LOST_AFTER // 10),
             "unacked_restore_throttle": 1,
         },
         # Results name days. Nobody reads one again after the second in which it came.
