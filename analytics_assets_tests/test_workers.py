@@ -138,22 +138,24 @@ def test_a_killed_worker_and_a_killed_broker_cost_a_retry_not_a_number(
 
 def test_a_backfill_is_one_run_on_one_machine_and_several_with_workers(settings: Settings) -> None:
     assert chunks(settings) == dg.BackfillPolicy.single_run()
-    assert chunks(replace(settings, broker_url="redis://broker")) == dg.BackfillPolicy.multi_run(CHUNK_DAYS)
+    for executor in ("runs", "redis://broker"):
+        assert chunks(replace(settings, executor=executor)) == dg.BackfillPolicy.multi_run(CHUNK_DAYS)
 
 
 def test_retention_stays_on_the_machine_that_has_the_files(settings: Settings) -> None:
-    definitions = Pipeline(replace(settings, broker_url="redis://broker"), dg.DagsterInstance.ephemeral()).definitions()
+    definitions = Pipeline(replace(settings, executor="redis://broker"), dg.DagsterInstance.ephemeral()).definitions()
     assert definitions.resolve_job_def(retention_job.name).executor_def is dg.in_process_executor
     assert definitions.resolve_implicit_global_asset_job_def().executor_def.name == "celery"
 
 
-@pytest.mark.parametrize("missing", ["broker_url", "database_url", "dagster_url"])
+@pytest.mark.parametrize("missing", ["executor", "database_url", "dagster_url"])
 def test_a_worker_without_what_is_shared_is_refused(settings: Settings, missing: str) -> None:
     names = {
-        "broker_url": "ANALYTICS_EXECUTOR",
+        "executor": "ANALYTICS_EXECUTOR",
         "database_url": "ANALYTICS_DATABASE_URL",
         "dagster_url": "DAGSTER_POSTGRES_URL",
     }
-    lacking = replace(settings, **({"broker_url": "redis://broker"} | {missing: None}))  # type: ignore[arg-type]
+    changed = {"executor": "runs"} if missing == "executor" else {"executor": "redis://broker", missing: None}
+    lacking = replace(settings, **changed)
     with pytest.raises(SettingsError, match=f"^{names[missing]} is not set"):
         run_worker(lacking)

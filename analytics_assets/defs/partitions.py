@@ -19,7 +19,7 @@ queued today may run after an outage of that many days.
 
 
 CHUNK_DAYS: Final = 60
-"""Days of one run of a backfill that is spread over workers. Starting a run takes seconds, whatever its days."""
+"""Days of one run of a backfill that is spread over machines. Starting a run takes seconds, whatever its days."""
 
 
 def daily_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
@@ -32,11 +32,11 @@ def daily_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
 
 
 def chunks(settings: Settings) -> dg.BackfillPolicy:
-    """Return how a backfill is divided into runs: one for one machine, several with several workers.
+    """Return how a backfill is divided into runs: one on one machine, several on several.
 
     No two runs of a backfill have a day in common.
     """
-    if settings.broker_url is None:
+    if settings.executor == "in_process":
         return dg.BackfillPolicy.single_run()
     return dg.BackfillPolicy.multi_run(CHUNK_DAYS)
 

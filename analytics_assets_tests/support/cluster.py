@@ -120,7 +120,7 @@ class Cluster:
     @contextmanager
     def open(cls, settings: Settings, folder: Path) -> Iterator[Cluster]:
         broker = Broker(folder / "redis")
-        settings = replace(settings, broker_url=broker.url, data_dir=folder / "main")
+        settings = replace(settings, executor=broker.url, data_dir=folder / "main")
         home = settings.data_dir / "home"
         home.mkdir(parents=True)
         (home / "dagster.yaml").write_text(dagster_yaml())
