@@ -26,6 +26,7 @@ EXTRAS: Final = {
     "pages": {"altair", "jinja2", "markupsafe", "vl_convert"},
     "alerts": {"apprise"},
     "mysql": {"pymysql"},
+    "celery": {"celery", "dagster_celery"},
     "demo": {"jinja2", "starlette"},
     "ship": {"click", "fsspec", "rich"},
 }
@@ -37,6 +38,7 @@ _PURPOSE: Final = {
     "pages": "HTML pages with charts",
     "alerts": "messages about what turns red",
     "mysql": "a host application's database that is MariaDB or MySQL",
+    "celery": "steps on several workers",
     "demo": "the made-up application",
     "ship": "dumps from many machines",
 }

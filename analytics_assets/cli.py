@@ -462,6 +462,21 @@ def serve(port: int) -> None:
 
 
 @main.command()
+@click.option(
+    "--pages", is_flag=True, help="Execute the steps that write the pages, too: on the machine that serves them."
+)
+@_report_errors
+def worker(pages: bool) -> None:
+    """Execute steps of the runs that other machines start, one at a time.
+
+    ANALYTICS_EXECUTOR names the Redis that hands them out. Every other setting has to be the same on all machines.
+    """
+    from analytics_assets.workers import run_worker
+
+    run_worker(Settings.from_env(), pages=pages)
+
+
+@main.command()
 @click.argument("server", type=click.Choice(["analytics", "host"]), required=False)
 @click.option(
     "--kind",

@@ -47,8 +47,7 @@ def build_definitions(settings: Settings, **overrides: Any) -> dg.Definitions:
         "schedules": [make_daily_schedule(settings.time_zone)],
         "sensors": [retention_sensor, publication_sensor, alert_sensor],
         "resources": {"settings": _make_resource(settings)},
-        # The assets are small: a process for each would cost more than the work.
-        "executor": dg.in_process_executor,
+        "executor": _choose_executor(settings),
     }
     definitions = dg.Definitions(**(arguments | overrides))
     documented = asset_descriptions(settings)
@@ -56,6 +55,15 @@ def build_definitions(settings: Settings, **overrides: Any) -> dg.Definitions:
         if tuple(spec.key.path) not in documented:
             raise ContractError(f"asset {spec.key.to_user_string()!r} is not in the contract: declare it there first")
     return definitions
+
+
+def _choose_executor(settings: Settings) -> dg.ExecutorDefinition:
+    if settings.broker_url is None:
+        # The assets are small: a process for each would cost more than the work.
+        return dg.in_process_executor
+    from analytics_assets.workers import make_executor  # of the extra that only workers need
+
+    return make_executor(settings.broker_url)
 
 
 def _make_resource(settings: Settings) -> dg.ResourceDefinition:

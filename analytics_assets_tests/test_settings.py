@@ -32,6 +32,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
             "ANALYTICS_TIMEZONE": "Europe/Berlin",
             "ANALYTICS_RETENTION_DAYS": "30",
             "ANALYTICS_OWNS_DAGSTER": "yes",
+            "ANALYTICS_EXECUTOR": "redis://:secret@broker.example:6379/0",
             "ANALYTICS_ALERT_URL": "mailto://someone:secret@mail.example",
         }
     )
@@ -45,6 +46,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         time_zone="Europe/Berlin",
         retention_days=30,
         owns_dagster=True,
+        executor="redis://:secret@broker.example:6379/0",
         alert_url="mailto://someone:secret@mail.example",
     )
     assert "secret" not in repr(settings)
@@ -98,6 +100,32 @@ def test_only_the_hosts_database_may_be_mysql(scheme: str) -> None:
 @pytest.mark.parametrize("value", ["canary", "canary@example.org", "://canary", "mailto://canary json://canary"])
 def test_a_bad_alert_url_is_refused_without_its_password(value: str) -> None:
     refuses("ANALYTICS_ALERT_URL", value)
+
+
+@pytest.mark.parametrize("value", ["in_process", "runs"])
+def test_without_a_broker_steps_run_in_the_process_of_their_run(value: str) -> None:
+    assert Settings.from_env({}).executor == "in_process"
+    assert Settings.from_env({"ANALYTICS_EXECUTOR": value}).broker_url is None
+
+
+@pytest.mark.parametrize("value", ["redis://broker", "rediss://:secret@broker.example:6379/0"])
+def test_a_broker_is_a_redis(value: str) -> None:
+    assert Settings.from_env({"ANALYTICS_EXECUTOR": value}).broker_url == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "canary",
+        "redis://",
+        "amqp://canary@broker",
+        "redis://broker:canary/0",
+        "redis://broker/0 canary",
+        "redis://[canary",
+    ],
+)
+def test_another_executor_is_refused_without_its_password(value: str) -> None:
+    refuses("ANALYTICS_EXECUTOR", value)
 
 
 @pytest.mark.parametrize("value", ["canary/Berlin", "/canary", "../canary", "America", "Europe/canary\n"])

@@ -32,6 +32,7 @@ from analytics_assets.contract import (
 from analytics_assets.defs.collect import CollectConfig, Results, collect
 from analytics_assets.defs.evaluation import AT_SOURCE
 from analytics_assets.defs.pages import make_core_pages, published_pages
+from analytics_assets.defs.partitions import chunks
 from analytics_assets.defs.retries import HOST_DATABASE, retried
 from analytics_assets.dictionary import asset_descriptions, column_text
 from analytics_assets.operations.runs import days_awaited, days_of_run
@@ -58,7 +59,8 @@ def make_assets(
     """Return every asset, described by its entry in the data dictionary. `checks` are those outside the assets."""
     descriptions = asset_descriptions(settings)
     lines = find_entries(CONTRACT_FILE)
-    metrics = [_metric_asset(m, partitions, descriptions[m.asset,], lines[m.asset]) for m in METRICS]
+    policy = chunks(settings)
+    metrics = [_metric_asset(m, partitions, policy, descriptions[m.asset,], lines[m.asset]) for m in METRICS]
     every_check = [key for definition in (*metrics, *checks) for key in definition.check_keys]
     return [
         *metrics,
@@ -77,7 +79,7 @@ def make_assets(
 
 
 def _metric_asset(
-    metric: Metric, partitions: dg.PartitionsDefinition, description: str, line: int
+    metric: Metric, partitions: dg.PartitionsDefinition, policy: dg.BackfillPolicy, description: str, line: int
 ) -> dg.AssetsDefinition:
     columns = [_table_column(field, field.type) for field in metric.fields]
     reference = dg.LocalFileCodeReference(file_path=str(CONTRACT_FILE), line_number=line)
@@ -88,7 +90,7 @@ def _metric_asset(
         group_name=GROUP,
         deps=[dg.AssetKey(metric.origin.path)],
         partitions_def=partitions,
-        backfill_policy=dg.BackfillPolicy.single_run(),
+        backfill_policy=policy,
         pool=HOST_DATABASE if isinstance(metric.origin, SourceView) else None,
         kinds={"postgres", "sql" if isinstance(metric.origin, SourceView) else "json"},
         owners=[metric.owner],

@@ -24,7 +24,7 @@ from analytics_assets.defs.evaluation import (
     evaluate,
     make_result,
 )
-from analytics_assets.defs.pages import PUBLISHED
+from analytics_assets.defs.pages import ON_PAGES_MACHINE, PUBLISHED
 from analytics_assets.defs.retries import HOST_DATABASE, retried
 from analytics_assets.operations.runs import days_in_progress, days_of_run
 from analytics_assets.publication.audit import find_recoverable
@@ -229,6 +229,7 @@ def login_checks(context: dg.AssetCheckExecutionContext, settings: dg.ResourcePa
 @dg.asset_check(
     asset=PUBLISHED,
     name=SAY_ONLY_WHAT_IS_PUBLISHED,
+    op_tags=ON_PAGES_MACHINE,
     description="Every number in the HTML, CSV and JSON for others than the core team is a sum of published days.",
 )
 @retried

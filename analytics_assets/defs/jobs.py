@@ -91,6 +91,7 @@ def remove_expired_days(
 
 @dg.job(
     name=RETENTION_JOB,
+    executor_def=dg.in_process_executor,  # run logs and pages are on the machine that starts the runs
     tags={PRIORITY_TAG: "2"},
     description="Removes expired days everywhere. With dry_run, the default of a launch by hand, it only looks.",
 )

@@ -12,12 +12,14 @@ from analytics_assets.operations.services import read_check, read_daemons
 from analytics_assets.publication.pages.core import FOLDER, Health
 from analytics_assets.publication.pages.publish import write_core_pages, write_published_pages
 from analytics_assets.publication.pages.writing import Written
-from analytics_assets.settings import Settings
+from analytics_assets.settings import PAGES_QUEUE, Settings
 from analytics_assets.store import open_store
 
 GROUP: Final = "publication"
 CORE: Final = "core_pages"
 PUBLISHED: Final = "published_pages"
+ON_PAGES_MACHINE: Final = {"dagster-celery/queue": PAGES_QUEUE}
+"""With several workers, a step of these tags runs where the folder of the pages is."""
 
 
 def make_core_pages(checks: Iterable[dg.AssetCheckKey]) -> dg.AssetsDefinition:
@@ -29,6 +31,7 @@ def make_core_pages(checks: Iterable[dg.AssetCheckKey]) -> dg.AssetsDefinition:
         group_name=GROUP,
         deps=[*(metric.asset for metric in METRICS), dg.AssetKey(FRICTION_PATH)],
         kinds={"html"},
+        op_tags=ON_PAGES_MACHINE,
         owners=["team:core"],
     )
     @retried
@@ -48,6 +51,7 @@ def make_core_pages(checks: Iterable[dg.AssetCheckKey]) -> dg.AssetsDefinition:
     group_name=GROUP,
     deps=[dg.AssetKey(PUBLISHED_PATH)],
     kinds={"html", "csv", "json"},
+    op_tags=ON_PAGES_MACHINE,
     owners=["team:core"],
 )
 @retried

@@ -18,6 +18,10 @@ queued today may run after an outage of that many days.
 """
 
 
+CHUNK_DAYS: Final = 60
+"""Days of one run of a backfill that is spread over machines. Starting a run takes seconds, whatever its days."""
+
+
 def daily_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
     """Return the partitions of every metric, in the configured time zone: the days kept today, and some before them.
 
@@ -25,6 +29,16 @@ def daily_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
     """
     first = settings.today() - timedelta(days=settings.retention_days + MARGIN_DAYS)
     return dg.DailyPartitionsDefinition(start_date=first.isoformat(), timezone=settings.time_zone)
+
+
+def chunks(settings: Settings) -> dg.BackfillPolicy:
+    """Return how a backfill is divided into runs: one on one machine, several on several.
+
+    No two runs of a backfill have a day in common.
+    """
+    if settings.executor == "in_process":
+        return dg.BackfillPolicy.single_run()
+    return dg.BackfillPolicy.multi_run(CHUNK_DAYS)
 
 
 def range_tags(first: date, last: date) -> dict[str, str]:

@@ -93,7 +93,7 @@ def find_waits(store: Store, awaited: Mapping[str, Collection[date]]) -> dict[st
     waits = {}
     for grain in GRAINS:
         for name, asset in _names(grain):
-            start = _find_next(grain, collected[asset], last_published.get(name), window)
+            start = _find_next(grain, collected[asset], awaited.get(asset, ()), last_published.get(name), window)
             if start and (last := _last_day(grain, start)) <= window.last_closed:
                 late = set(awaited.get(asset, ())) - collected[asset]
                 if found := late.intersection(span(start, last)):
@@ -154,19 +154,25 @@ def _list_due(
     window: Window,
 ) -> Iterator[Period]:
     """Yield the closed periods that come next, until a day of one is awaited."""
-    start = _find_next(grain, collected, last_published, window)
+    start = _find_next(grain, collected, awaited, last_published, window)
     late = set(awaited) - collected
     while start and (last := _last_day(grain, start)) <= window.last_closed and late.isdisjoint(span(start, last)):
         yield Period(name, start, _is_collected(grain, start, collected))
         start = last + timedelta(days=1)
 
 
-def _find_next(grain: Grain, collected: set[date], last_published: date | None, window: Window) -> date | None:
-    """Return the first day of a series' next period. A series begins with its first collected day."""
+def _find_next(
+    grain: Grain, collected: set[date], awaited: Collection[date], last_published: date | None, window: Window
+) -> date | None:
+    """Return the first day of a series' next period.
+
+    A series begins with its first collected day, or with an earlier one that is awaited: the runs of a backfill may
+    end in any order.
+    """
     if last_published is not None:
         start = last_published + timedelta(days=grain.days)
     elif collected:
-        start = min(collected)
+        start = min(collected.union(awaited))
     else:
         return None
     start = max(start, window.first)

@@ -72,6 +72,11 @@ def publish(settings: Settings, day: date | None = None) -> list[Publication]:
         return publish_closed(store) if day is None else fill(store, day)
 
 
+def publish_awaiting(settings: Settings, asset: str, *awaited: date) -> list[Publication]:
+    with open_store(settings) as store:
+        return publish_closed(store, {asset: set(awaited)})
+
+
 def query(settings: Settings, text: str, **parameters: object) -> list[Any]:
     assert settings.database_url
     engine = sa.create_engine(settings.database_url)
@@ -439,3 +444,21 @@ def test_what_has_expired_is_neither_published_nor_kept(pipeline: Pipeline, clos
     set_clock(settings, noon_of(settings, closed + timedelta(days=200)))
     apply_retention(settings, pipeline.instance, MANUAL)
     assert everything(settings) == [[]] * 6
+
+
+def test_a_series_begins_with_the_first_day_of_a_backfill_whose_later_run_ended_first(
+    settings: Settings, closed: date
+) -> None:
+    earlier = closed - timedelta(days=1)
+    collect(settings, SIGNUPS, closed, {"7": 12})
+    assert publish_awaiting(settings, SIGNUPS, earlier) == []
+    assert days(settings) == {}
+    collect(settings, SIGNUPS, earlier, {"7": 12})
+    assert publish_awaiting(settings, SIGNUPS)
+    assert days(settings) == {earlier: "published", closed: "published"}
+
+
+def test_a_day_that_nobody_awaits_any_more_holds_up_no_series(settings: Settings, closed: date) -> None:
+    collect(settings, SIGNUPS, closed, {"7": 12})
+    assert publish_awaiting(settings, SIGNUPS)
+    assert days(settings) == {closed: "published"}

@@ -1,0 +1,184 @@
+"""Several machines on one: a broker, workers that share nothing else, and a daemon that starts the runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import redis
+import yaml
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+
+from analytics_assets.local.processes import stop
+from analytics_assets.local.server import ROOT, dagster_instance
+from analytics_assets.settings import Settings
+from analytics_assets_tests.support.pipeline import ALL, Pipeline
+from analytics_assets_tests.support.processes import free_port, wait_until
+
+PAGE = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
+ENDED = {BulkActionStatus.COMPLETED, BulkActionStatus.COMPLETED_SUCCESS, BulkActionStatus.COMPLETED_FAILED}
+
+
+def dagster_yaml() -> str:
+    """The project's dagster.yaml with the sections of the page in the place of its own."""
+    (block,) = re.findall(r"^```yaml\n# dagster.yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    ours = yaml.safe_load((ROOT / "dagster.yaml").read_text(encoding="utf-8"))
+    return str(yaml.safe_dump(ours | yaml.safe_load(block)))
+
+
+@dataclass
+class Broker:
+    """A Redis of the test, as the page configures it."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        program = shutil.which("redis-server")
+        if program is None:
+            pytest.fail("the tests of several workers need redis-server: run `make test-programs`")
+        self.folder.mkdir(exist_ok=True)
+        options = {"port": self.port, "dir": self.folder, "bind": "127.0.0.1", "appendonly": "yes"}
+        options |= {"appendfsync": "always", "save": ""}
+        command = [program, *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
+        with (self.folder / "redis.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        wait_until(self._answers)
+
+    def kill(self) -> None:
+        """As a crash of its machine would end it."""
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+    def _answers(self) -> bool:
+        client = redis.Redis(port=self.port)
+        try:
+            return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+        finally:
+            client.close()
+
+
+@dataclass
+class Worker:
+    """A worker with a working folder, a data folder and a DAGSTER_HOME of its own."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def log(self) -> str:
+        return (self.folder.parent / f"{self.folder.name}.log").read_text(encoding="utf-8")
+
+    @property
+    def given(self) -> int:
+        """How many steps it was given."""
+        return len(re.findall(r"Task execute_plan\[\S+\] received", self.log))
+
+    @property
+    def done(self) -> int:
+        """How many steps it has done."""
+        return len(re.findall(r"Task execute_plan\[\S+\] succeeded", self.log))
+
+    def kill(self) -> None:
+        """End it and its processes at once, as a power failure would."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@dataclass
+class Cluster:
+    """A main machine with Dagster's daemon, a broker, and workers."""
+
+    settings: Settings
+    folder: Path
+    broker: Broker
+    stack: ExitStack
+    pipeline: Pipeline
+
+    @classmethod
+    @contextmanager
+    def open(cls, settings: Settings, folder: Path) -> Iterator[Cluster]:
+        broker = Broker(folder / "redis")
+        settings = replace(settings, executor=broker.url, data_dir=folder / "main")
+        home = settings.data_dir / "home"
+        home.mkdir(parents=True)
+        (home / "dagster.yaml").write_text(dagster_yaml())
+        with ExitStack() as stack:
+            instance = stack.enter_context(dagster_instance(settings, home))
+            stack.callback(broker.kill)
+            yield cls(settings, folder, broker, stack, Pipeline(settings, instance))
+
+    def start_daemon(self) -> subprocess.Popen[bytes]:
+        """Start what launches runs."""
+        home = self.settings.data_dir / "home"
+        command = [sys.executable, "-m", "dagster._daemon", "run", "--module-name", "analytics_assets.definitions"]
+        return self._start(command, self.settings, home, self.folder / "daemon.log")
+
+    def start_worker(self, name: str, lost_after: int = 900) -> Worker:
+        """Start a worker on a machine of its own, as far as one machine has several."""
+        folder = self.folder / name
+        home = folder / "home"
+        home.mkdir(parents=True)
+        settings = replace(self.settings, data_dir=folder / "data", publish_dir=folder / "data/pages")
+        program = f"from analytics_assets import workers; workers.LOST_AFTER = {lost_after};"
+        program += "from analytics_assets.cli import main; main(['worker'])"
+        return Worker(folder, self._start([sys.executable, "-c", program], settings, home, self.folder / f"{name}.log"))
+
+    def _start(self, command: list[str], settings: Settings, home: Path, log: Path) -> subprocess.Popen[bytes]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("DAGSTER_")}
+        environment |= settings.environment() | {"DAGSTER_HOME": str(home), "PYTHONPATH": str(ROOT)}
+        environment |= {"DAGSTER_EVENT_BATCH_SIZE": "1000", "TMPDIR": str(home)}
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command, env=environment, cwd=home.parent, stdout=output, stderr=output, start_new_session=True
+            )
+        self.stack.callback(stop, process)
+        return process
+
+    def backfill(self, days: Sequence[date], name: str = "all") -> None:
+        """Put a backfill of every metric where the daemon looks for it."""
+        with warnings.catch_warnings():
+            # Dagster calls a function of its own that it has deprecated.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pipeline.instance.add_backfill(
+                PartitionBackfill.from_asset_partitions(
+                    backfill_id=name,
+                    asset_graph=self.pipeline.definitions().resolve_asset_graph(),
+                    partition_names=list(map(str, days)),
+                    asset_selection=[dg.AssetKey(asset) for asset in ALL],
+                    backfill_timestamp=time.time(),
+                    tags={},
+                    dynamic_partitions_store=self.pipeline.instance,
+                    all_partitions=False,
+                    title=None,
+                    description=None,
+                    run_config=None,
+                )
+            )
+
+    def ended(self, name: str = "all") -> bool:
+        backfill = self.pipeline.instance.get_backfill(name)
+        assert backfill
+        assert backfill.status is not BulkActionStatus.FAILED, backfill.error
+        return backfill.status in ENDED
