@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import select
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 import psycopg2.errors
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from analytics_assets.settings import SettingsError
 
@@ -78,13 +80,17 @@ _kept: Final[ContextVar[dict[tuple[str, bool], sa.Engine] | None]] = ContextVar(
 
 @contextmanager
 def kept_engines() -> Iterator[None]:
-    """Keep what `engine` makes until the end: a run logs in to each database once, and compiles a statement once."""
-    engines: dict[tuple[str, bool], sa.Engine] = {}
+    """Keep what `engine` makes until the end: a run logs in to each database once, and compiles a statement once.
+
+    Other threads make their own.
+    """
+    before, engines = _kept.get(), dict[tuple[str, bool], sa.Engine]()
     _kept.set(engines)
     try:
         yield
     finally:
-        _kept.set(None)
+        # Not by a token: Dagster may end a resource in another context than it has begun it in.
+        _kept.set(before)
         for each in engines.values():
             each.dispose()
 
@@ -138,35 +144,58 @@ def _make_engine(url: str, *, read_only: bool) -> sa.Engine:
         execution_options={"postgresql_readonly": True} if read_only else {},
         connect_args={name: value for name, value in parameters.items() if name not in in_url},
     )
-    ping_after_rest(made)
+    try_before_use(made, socket_of_postgresql)
     sa.event.listen(made, "do_execute", _execute_copy)
     if read_only:
         sa.event.listen(made, "begin", lambda connection: connection.exec_driver_sql("set local row_security = off"))
     return made
 
 
+def socket_of_postgresql(connection: Any) -> int:
+    """Return the file descriptor of a connection of psycopg2."""
+    return -1 if connection.closed else int(connection.fileno())
+
+
 _REST: Final = 1
-"""Seconds after which a connection is tried before its next use."""
+"""Seconds after which the server is asked before a connection is used: the network may have lost it silently."""
 
 
-def ping_after_rest(made: sa.Engine) -> None:
-    """Let an engine try a connection that has rested, because its server may have been restarted meanwhile.
+def try_before_use(made: sa.Engine, socket_of: Callable[[Any], int]) -> None:
+    """Let an engine replace a connection that its server has ended, before its next use.
 
-    `pool_pre_ping` tries before every use, which takes as long as many a statement.
+    `pool_pre_ping` asks the server before every use, which takes as long as a short statement. Here the server is asked
+    only after a rest. Before that, a socket that has something to read says that the server has ended the connection:
+    nothing was asked.
+
+    Args:
+        made: the engine.
+        socket_of: returns the file descriptor of a connection of the driver; negative if it is closed.
     """
 
     def note_use(_: object, record: sa.pool.ConnectionPoolEntry) -> None:
         record.info["used"] = monotonic()
 
-    def ping(connection: Any, record: sa.pool.ConnectionPoolEntry, _: object) -> None:
-        if monotonic() - record.info.get("used", monotonic()) > _REST:
-            try:
+    def look(connection: Any, record: sa.pool.ConnectionPoolEntry, _: object) -> None:
+        if "used" not in record.info:
+            return  # just made
+        try:
+            if monotonic() - record.info["used"] > _REST:
                 made.dialect.do_ping(connection)
-            except made.dialect.loaded_dbapi.Error as error:
-                raise sa.exc.DisconnectionError from error
+            elif _has_ended(socket_of(connection)):
+                raise sa.exc.DisconnectionError
+        except made.dialect.loaded_dbapi.Error as error:
+            raise sa.exc.DisconnectionError from error
 
     sa.event.listen(made, "checkin", note_use)
-    sa.event.listen(made, "checkout", ping)
+    sa.event.listen(made, "checkout", look)
+
+
+def _has_ended(descriptor: int) -> bool:
+    if descriptor < 0:
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 _COPIED: Final = "copied_text"
@@ -178,7 +207,7 @@ _ESCAPED: Final = re.compile(r"[\\\t\n\r]")
 def copy_rows(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Hashable]]) -> None:
     """Add rows by `COPY`, many times faster than `insert`. `connection` is one of an engine that was made here.
 
-    The rows have every column of the table: dates, whole numbers, text, None for null.
+    The rows have every column of the table: dates, whole numbers, text, None for null; no True, which is equal to 1.
     """
     names = table.columns.keys()
     lines = map("\t".join, zip(*(_copied([row[name] for row in rows]) for name in names), strict=True))
@@ -191,7 +220,9 @@ def read_rows(connection: sa.Connection, query: sa.Select[*tuple[Any, ...]]) -> 
 
     `connection` is one of an engine that was made here. The values in the query are constants of this package.
     """
-    text = query.compile(connection, compile_kwargs={"literal_binds": True})
+    # Nothing fills parameters in, so no % may be doubled for that.
+    dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # has no annotations
+    text = query.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
     found = io.StringIO()
     connection.exec_driver_sql(f"copy ({text}) to stdout csv header", execution_options={_COPY_TO: found})
     found.seek(0)

@@ -109,11 +109,12 @@ def main() -> int:
                 if undone := find_undone(ready, host, "load", days):
                     problems.append(undone)
     print(f"{len(days)} backfills of a day of {len(ASSETS)} assets: {seconds:.0f} s")
-    slow = sorted(seen.seconds)[int(len(seen.seconds) * 0.95)]
-    print(
-        f"{options.clients} clients, {len(seen.seconds):,} requests: {median(seen.seconds):.2f} s (median),"
-        f" {slow:.2f} s (95 of 100 are faster), {seen.failed} failed"
-    )
+    if seen.seconds:
+        slow = sorted(seen.seconds)[int(len(seen.seconds) * 0.95)]
+        print(
+            f"{options.clients} clients, {len(seen.seconds):,} requests: {median(seen.seconds):.2f} s (median),"
+            f" {slow:.2f} s (95 of 100 are faster), {seen.failed} failed"
+        )
     most = ", ".join(f"{database}: {number}" for database, number in sorted(seen.connections.items()))
     print(f"connections to PostgreSQL at a time, at most: {most} (the pooler allows {POOL} per database and login)")
     for problem in problems:

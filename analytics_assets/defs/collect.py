@@ -81,7 +81,7 @@ def collect(
     settings: Settings,
     config: CollectConfig,
 ) -> Results:
-    """Collect each day of the run separately, so that a bad day does not stop the others.
+    """Collect the days of the run, so that a bad day does not stop the others.
 
     Yields the gate's result and, when every day was stored, the materialization. When a day was not stored, the stored
     days are recorded and checked, and the run fails naming the others.
@@ -184,7 +184,7 @@ def _count_chunk(reader: Reader, waiting: deque[date]) -> dict[date, Counted | D
                 break
         else:
             chunk[day] = counted
-            rows += len(counted.rows)
+            rows += len(counted.rows) + len(counted.problems)
     return chunk
 
 
@@ -205,23 +205,19 @@ def _store_chunk(
             outcome.failed[day] = f"the source breaks the contract, see check {AT_SOURCE}"
         elif isinstance(counted, DatabaseError):
             outcome.failed[day] = str(counted)
-            outcome.out_of_reach = isinstance(counted, UnreachableError)
+            outcome.out_of_reach |= isinstance(counted, UnreachableError)
         else:
             words = counted if isinstance(counted, RemoteError) else type(counted).__name__
             outcome.failed[day] = f"the dumps cannot be read: {words}"
     if not rows:
         return
-    try:
-        stored = replace_days(store, metric, rows, allow_empty=config.allow_empty, allow_decrease=config.allow_decrease)
-    except UnreachableError as error:
-        outcome.failed |= dict.fromkeys(rows, str(error))
-        outcome.out_of_reach = True
-        return
+    stored = replace_days(store, metric, rows, allow_empty=config.allow_empty, allow_decrease=config.allow_decrease)
     for day, result in stored.items():
         if isinstance(result, Stored):
             outcome.stored[day] = result
         else:
             outcome.failed[day] = str(result)
+            outcome.out_of_reach |= isinstance(result, UnreachableError)
 
 
 @contextmanager

@@ -311,7 +311,7 @@ def _ratio(numerator: npt.ArrayLike, denominator: Array) -> Array:
 
 
 def _median(values: Array, known: npt.NDArray[np.int_]) -> Array:
-    """The median of the known values of each series. NaN, also of a series without any, as `nanmedian` warns."""
+    """The median of the known values of each series; NaN for a series without any, of which `nanmedian` would warn."""
     ordered = np.sort(values, axis=0)  # NaN comes last
     middle = np.stack([(known - 1) // 2, known // 2])
     return np.asarray(np.take_along_axis(ordered, middle, axis=0).mean(axis=0))

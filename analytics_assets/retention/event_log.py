@@ -23,7 +23,7 @@ from dagster_postgres.utils import create_pg_engine, pg_url_from_config
 from dagster_shared.record import copy
 
 from analytics_assets.contract import ASSET_PATHS
-from analytics_assets.database import ping_after_rest
+from analytics_assets.database import socket_of_postgresql, try_before_use
 
 EVENTS: Final = SqlEventLogStorageTable
 TAGS: Final = AssetEventTagsTable
@@ -51,7 +51,7 @@ class EventLogStorage(PostgresEventLogStorage):
         self._engine.dispose()
         # A second thread gets its own connection, which is closed after use.
         self._engine = create_pg_engine(postgres_url, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=-1)
-        ping_after_rest(self._engine)
+        try_before_use(self._engine, socket_of_postgresql)
         self._tables: set[str] = set()
         self._columns: set[str] = set()
 
@@ -86,7 +86,8 @@ class EventLogStorage(PostgresEventLogStorage):
     def store_event_batch(self, events: Sequence[dg.EventLogEntry]) -> None:
         """Store materializations, and what is planned, with one statement, whose text does not grow with them.
 
-        The stock storage stores each planned one by itself, with three statements.
+        The stock storage stores each planned one by itself, with three statements. If this fails halfway, Dagster
+        stores each event again by itself, as it does with the stock storage.
         """
         batch = [event for event in events if event.dagster_event_type in _BATCHED]
         super().store_event_batch([event for event in events if event.dagster_event_type not in _BATCHED])

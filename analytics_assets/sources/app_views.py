@@ -41,7 +41,10 @@ RECOVERY: Final = (
 
 
 CHUNK_DAYS: Final = 30
-"""So many days at most are counted by one statement, and are in memory together."""
+"""So many days at most are counted by one statement."""
+
+_ROWS_TOGETHER: Final = 300_000
+"""So many rows are in memory together, if the days are alike: some 150 MB."""
 
 
 @contextmanager
@@ -64,8 +67,8 @@ def open_view(metric: Metric, view: SourceView, settings: Settings, days: Sequen
         groups = _View(host, database, metric, settings.time_zone, partial(host.groups_query, view, types))
         rows = _View(host, database, metric, settings.time_zone, partial(_rows_query, host, view, types))
         yield Reader(
-            count=_by_day(groups, partial(_count_groups, groups), days),
-            total=_by_day(rows, partial(_count_rows, rows), days),
+            count=_by_day(groups, partial(_count_groups, groups), days, size=lambda part: len(part.rows)),
+            total=_by_day(rows, partial(_count_rows, rows), days, size=lambda _: 1),
             outside=lambda: _count_outside(host, database, metric, host.table(view, types), settings),
             warnings=warnings,
         )
@@ -101,22 +104,32 @@ class _View:
 
 
 def _by_day(
-    view: _View, read: Callable[[Sequence[date]], Mapping[date, Part]], days: Sequence[date]
+    view: _View,
+    read: Callable[[Sequence[date]], Mapping[date, Part]],
+    days: Sequence[date],
+    size: Callable[[Part], int],
 ) -> Callable[[date], Part]:
-    """Return a function that reads a day, together with the `days` after it where that is cheaper."""
+    """Return a function that reads a day, together with the `days` after it where that is cheaper.
+
+    `size` returns the rows of a day. As many days are read together as have _ROWS_TOGETHER, if all are like the last.
+    """
     together = list(days)
     ahead: dict[date, Part] = {}
+    length = 1  # of the next chunk: the first day says how many rows a day has
 
     def read_day(day: date) -> Part:
+        nonlocal length
         if day not in ahead and day in together:
             start = together.index(day)
-            chunk, together[:] = together[start : start + CHUNK_DAYS], together[start + CHUNK_DAYS :]
+            chunk, together[:] = together[start : start + length], together[start + length :]
             # If a day cannot be read, each is read by itself: it costs no other.
             with suppress(DatabaseError):
                 if len(chunk) > 1 and view.is_cheaper(chunk):
                     found = read(chunk)
                     ahead.update((each, found[each]) for each in chunk)
-        return ahead.pop(day) if day in ahead else read([day])[day]
+        part = ahead.pop(day) if day in ahead else read([day])[day]
+        length = min(CHUNK_DAYS, max(1, _ROWS_TOGETHER // max(1, size(part))))
+        return part
 
     return read_day
 

@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from datetime import date
 from functools import lru_cache
 from itertools import compress
-from operator import add
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -88,7 +87,7 @@ _BLOCK: Final = 1 << 21
 
 _TAIL: Final = len(f"{MAX_COUNT}}}")
 """In bytes: the count of a line, padded with blanks, and the brace that ends it."""
-_POWERS: Final = 10.0 ** np.arange(_TAIL - 2, -1, -1)
+_POWERS: Final = np.array([10**place for place in reversed(range(_TAIL - 1))], np.float64)
 _SMALLEST: Final = np.append(MAX_COUNT + 1, _POWERS[::-1])
 """The smallest count of so many digits, because it has no leading zero. No count has none."""
 _ZERO: Final = np.uint8(ord("0"))
@@ -382,7 +381,8 @@ def _add_lines(pieces: Sequence[_Piece], heads: _Heads, totals: list[int]) -> It
     sums = np.zeros(len(heads), np.int64)  # at least as many as there are keys
     np.add.at(sums, index[known], counts[known])
     totals += [0] * (len(heads) - len(totals))
-    totals[:] = map(add, totals, sums.tolist())
+    for number in np.flatnonzero(sums).tolist():
+        totals[number] += int(sums[number])
     if not known.all():
         numbered = [
             (piece.dump, number, line)

@@ -1,6 +1,7 @@
 """Daily counts: which days may be written, replacing a day, reading days back.
 
-No other module writes counts. A day is replaced whole, in one transaction: a crash leaves the old day or the new one.
+No other module writes counts. A day is replaced whole, in one transaction, which may have other days, too: a crash
+leaves the old day or the new one.
 """
 
 from __future__ import annotations
@@ -109,24 +110,21 @@ def replace_days(
     itself, so that a bad day costs no other.
 
     Returns what is stored of a day now, or why it is unchanged: it has counts and `rows` is empty without
-    `allow_empty`, or much smaller without `allow_decrease`; or a constraint or the retention period refuses.
-
-    Raises:
-        UnreachableError: the database is out of reach. At most one transaction's days may have been stored.
+    `allow_empty`, or much smaller without `allow_decrease`; or a constraint or the retention period refuses; or the
+    database is out of reach (UnreachableError), where nobody knows whether the last transaction was committed.
     """
     ordered = {day: days[day] for day in sorted(days)}
     try:
         return _replace(store, metric, ordered, allow_empty=allow_empty, allow_decrease=allow_decrease)
-    except UnreachableError:
-        raise
     except DatabaseError as error:
-        if len(ordered) == 1:
-            return dict.fromkeys(ordered, error)
-        alone = [
-            replace_days(store, metric, {day: rows}, allow_empty=allow_empty, allow_decrease=allow_decrease)
-            for day, rows in ordered.items()
-        ]
-        return {day: outcome for each in alone for day, outcome in each.items()}
+        outcomes: dict[date, Stored | DayRefusedError | DatabaseError] = dict.fromkeys(ordered, error)
+        if len(ordered) == 1 or isinstance(error, UnreachableError):
+            return outcomes
+    for day, rows in ordered.items():
+        outcomes |= replace_days(store, metric, {day: rows}, allow_empty=allow_empty, allow_decrease=allow_decrease)
+        if isinstance(outcomes[day], UnreachableError):
+            return outcomes | {later: outcomes[day] for later in ordered if later > day}
+    return outcomes
 
 
 def _replace(

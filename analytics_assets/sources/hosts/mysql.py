@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 from analytics_assets.contract import EVENT_ID, SOURCE, SOURCE_SCHEMA, SOURCE_VIEWS, SourceView
-from analytics_assets.database import DatabaseError, UnreachableError, keep_engine, ping_after_rest
+from analytics_assets.database import DatabaseError, UnreachableError, keep_engine, try_before_use
 from analytics_assets.days import span
 from analytics_assets.guard import Violation
 from analytics_assets.sources.hosts.drafting import CatalogColumn, Drafting
@@ -68,10 +68,15 @@ def _make_engine(url: str) -> sa.Engine:
         max_overflow=-1,  # a second connection at a time is closed after use
         connect_args={name: value for name, value in parameters.items() if name not in in_url},
     )
-    ping_after_rest(made)
+    try_before_use(made, _socket_of)
     sa.event.listen(made, "do_connect", _connect)
     sa.event.listen(made, "begin", _begin)
     return made
+
+
+def _socket_of(connection: Any) -> int:
+    sock = connection._sock  # PyMySQL has no public name for it
+    return -1 if sock is None else int(sock.fileno())
 
 
 def _connect(dialect: sa.Dialect, _: object, arguments: Sequence[Any], parameters: Mapping[str, Any]) -> Any:
