@@ -33,7 +33,7 @@ class DatabaseError(RuntimeError):
 
 
 class UnreachableError(DatabaseError):
-    """The database is out of reach, or has closed the connection."""
+    """The database, or the storage of the dumps, is out of reach, or has closed the connection."""
 
 
 class NotStartedError(DatabaseError):

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from analytics_assets.cli import main
 from analytics_assets.operations import Level
-from analytics_assets.remote import RemoteFolder
+from analytics_assets.remote import Entry, RemoteError, RemoteFolder
 from analytics_assets.retention.sweep import Report, list_own_targets, preview
 from analytics_assets.retention.targets import Amount
 from analytics_assets.ship import sum_counts
@@ -233,12 +233,27 @@ def test_the_commands_look_there(pipeline: Pipeline, s3_url: str, tmp_path: Path
         assert "canary" not in refused.output
 
 
-def test_a_run_says_that_the_storage_is_away(pipeline: Pipeline, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_is_away_for_a_minute_is_tried_again(
+    pipeline: Pipeline, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there = Pipeline(replace(pipeline.settings, dump_url=s3_url), pipeline.instance)
     yesterday = there.settings.today() - timedelta(days=1)
-    RemoteFolder(s3_url).write(f"{yesterday}/{'a' * 32}.ndjson", b"\n")
+    line = f'{{"event_date":"{yesterday}","event_name":"directory_searched","event_id":"7","count":3}}\n'
+    RemoteFolder(s3_url).write(f"{yesterday}/{'a' * 32}.ndjson", line.encode())
+    listed, away = RemoteFolder.list, [True, True]
+
+    def sometimes(self: RemoteFolder, folder: str = "") -> dict[str, Entry]:
+        if away and away.pop():
+            raise RemoteError("it cannot be reached")
+        return listed(self, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteFolder, "list", sometimes)
+        assert there.run(["directory_searches"], yesterday).success
+    assert list(there.stored("directory_searches", yesterday).values()) == [3]
     be_away(monkeypatch)
-    result = there.run(["directory_searches"], yesterday)
-    assert not result.success
-    assert "(ANALYTICS_DUMP_DIR) it cannot be reached or used" in everything_said(pipeline.instance)
-    assert "127.0.0.1:9" not in everything_said(pipeline.instance)
+    assert not there.run(["directory_searches"], yesterday).success
+    said = everything_said(pipeline.instance)
+    assert "(ANALYTICS_DUMP_DIR) it cannot be reached or used: EndpointConnectionError" in said
+    assert "127.0.0.1:9" not in said
+    assert list(there.stored("directory_searches", yesterday).values()) == [3]

@@ -41,6 +41,7 @@ from analytics_assets.contract import (
     CounterDumps,
     Metric,
 )
+from analytics_assets.database import UnreachableError
 from analytics_assets.dump_files import (
     day_of,
     find_replaced,
@@ -55,7 +56,7 @@ from analytics_assets.guard import NOT_AN_OBJECT, UNKNOWN_FIELD, Violation, obey
 from analytics_assets.remote import RemoteError
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
-from analytics_assets.sources.dump_folder import DayFolders, everything, open_folder
+from analytics_assets.sources.dump_folder import DayFolders, NothingThereError, everything, open_folder
 
 NOT_A_DUMP: Final = Violation("(file)", "is not a counter dump; remove it from the day's folder")
 UNREADABLE: Final = Violation(
@@ -119,8 +120,11 @@ def open_dumps(metric: Metric, settings: Settings, run_id: str = "") -> Iterator
     Raises:
         OriginRefusedError: the dump folder does not exist or cannot be read. An empty result would look like a day
             without events.
+        UnreachableError: what is behind the URL is out of reach, also when a day is counted.
     """
-    if problem := find_problem(settings):
+    with _reaching():
+        problem = _find_problem(settings)
+    if problem:
         raise OriginRefusedError([problem], _FOLDER_RECOVERY)
     days = _days_of_run(settings, run_id) if run_id else _Days(settings)
     yield Reader(count=lambda day: days.count(metric, day), total=lambda day: days.total(metric, day))
@@ -138,7 +142,7 @@ class _Days:
     def count(self, metric: Metric, day: date) -> Counted:
         if day in self._counted:
             return self._counted[day][metric.asset]
-        with self._folders.open(day) as folder:
+        with _reaching(), self._folders.open(day) as folder:
             counted = read_day(folder, day)
         size = sum(len(each.rows) + len(each.problems) for each in counted.values())
         if size <= self._room:
@@ -149,11 +153,8 @@ class _Days:
 
     def total(self, metric: Metric, day: date) -> int:
         if day not in self._totals:
-            try:
-                with self._folders.open(day) as folder:
-                    self._totals[day] = _sum_again(folder)
-            except RemoteError as error:
-                raise OriginRefusedError([remote_problem(error)], "Then run the check again.") from None
+            with _reaching(), self._folders.open(day) as folder:
+                self._totals[day] = _sum_again(folder)
         return sum(self._totals[day][name] for name in metric.event_names)
 
 
@@ -165,10 +166,26 @@ def _days_of_run(settings: Settings, run_id: str) -> _Days:
 def find_problem(settings: Settings) -> Problem | None:
     """Return what is wrong with the dump folder, or what is behind its URL, or with the newest day in it."""
     try:
-        with open_folder(settings) as folder:
-            return find_folder_problem(folder)
+        return _find_problem(settings)
     except RemoteError as error:
         return remote_problem(error)
+
+
+def _find_problem(settings: Settings) -> Problem | None:
+    try:
+        with open_folder(settings) as folder:
+            return find_folder_problem(folder)
+    except NothingThereError as error:
+        return remote_problem(error)
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Let a step be tried again when what is behind the URL is out of reach, as when a database is."""
+    try:
+        yield
+    except RemoteError as error:
+        raise UnreachableError(str(remote_problem(error))) from None
 
 
 def remote_problem(error: RemoteError) -> Problem:

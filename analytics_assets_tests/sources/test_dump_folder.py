@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from analytics_assets.database import UnreachableError
 from analytics_assets.dump_files import SHIPPING, is_dump
 from analytics_assets.remote import RemoteError, RemoteFolder
 from analytics_assets.settings import Settings
@@ -124,10 +125,11 @@ def test_a_storage_that_is_away_is_told_without_its_place(
             raise RemoteError("it cannot be reached")
 
         monkeypatch.setattr(RemoteFolder, "list", away)
-        with pytest.raises(RemoteError):
-            reader.count(DAY)
-        with pytest.raises(OriginRefusedError, match=r"\(ANALYTICS_DUMP_DIR\) it cannot be reached"):
-            reader.total(DAY)
+        for read in (reader.count, reader.total):
+            with pytest.raises(UnreachableError, match=r"\(ANALYTICS_DUMP_DIR\) it cannot be reached"):
+                read(DAY)
+    with pytest.raises(UnreachableError), open_dumps(DUMP_FED[0], settings):
+        pass
     assert "it cannot be reached" in str(find_problem(settings))
     assert "it cannot be reached" in str(merge_dumps(settings, DAY).problems)
     assert str(settings.dump_url) not in repr(settings)
