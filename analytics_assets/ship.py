@@ -125,7 +125,12 @@ class Shipper:
             first = today - timedelta(days=self._retention_days - 1)
             folders = dict(sorted(_find_days(self._source)))
             self._memory = {day: self._memory.get(day, _Memory()) for day in folders if day >= first}
-            files = {day: _list_files(folders[day]) for day in self._memory}
+            files = {}
+            for day in self._memory:
+                try:
+                    files[day] = _list_files(folders[day])
+                except OSError as error:
+                    done.problems.append(f"{day}/: cannot be read here: {type(error).__name__}")
             of = sum(map(len, files.values()))
             for day, sizes in files.items():
                 for fate in self._ship_day(day, folders[day], sizes, today):
@@ -155,6 +160,9 @@ class Shipper:
             ship_file = partial(self._ship_file, folder, there)
             for name in filter(is_list, sizes):
                 others.discard(name)
+                if name.removesuffix(LIST) + DUMP in replaced:
+                    fates.append(Fate.MERGED)  # a later list at the target has all that is on it
+                    continue
                 fates.append(ship_file(name))
                 if not isinstance(fates[-1], Fate):
                     # Without its list, what the dump replaces would be counted twice.
@@ -169,7 +177,7 @@ class Shipper:
         except RemoteError as error:
             yield f"{day}/: {error}"
         else:
-            if all(isinstance(fate, Fate) for fate in fates):
+            if all(isinstance(fate, Fate) and fate is not Fate.GONE for fate in fates):
                 memory.settled = sizes
 
     def _ship_file(self, folder: Path, there: Mapping[str, Entry], name: str) -> Fate | str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -254,6 +255,50 @@ def test_a_file_that_cannot_be_shipped_does_not_stop_the_others(
     assert done.problems == [f"{DAY}/{unlucky}: no network"]
     assert str(done) == f"{FILES - 1} shipped, 0 unchanged, 1 problem(s)"
     assert shipped(ship(dumps, target)) == 1
+
+
+def test_a_day_that_cannot_be_read_does_not_stop_the_others(
+    dumps: Path, target: RemoteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in (DAY, TODAY):
+        write_day(dumps, day, files=1)
+    scandir = os.scandir
+
+    def refuse(path: Path) -> Any:
+        if Path(path).name == str(DAY):
+            raise PermissionError("canary")  # root may read everything here
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        done = ship(dumps, target)
+    assert (done.fates, done.problems) == ({Fate.SHIPPED: 1}, [f"{DAY}/: cannot be read here: PermissionError"])
+
+
+def test_a_file_that_vanishes_is_left_to_the_next_round(
+    dumps: Path, target: RemoteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_day(dumps, TODAY - timedelta(days=20), files=1)
+    shipper = Shipper(dumps, target, RETENTION_DAYS)
+
+    def vanish(*_: object) -> None:
+        raise FileNotFoundError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, "write", vanish)
+        assert shipper.ship(TODAY).fates == {Fate.GONE: 1}
+    assert shipped(shipper.ship(TODAY)) == 1
+
+
+def test_a_list_that_a_later_list_has_taken_over_is_not_shipped_again(dumps: Path, target: RemoteFolder) -> None:
+    """The dumps of a machine with a pipeline of its own, merged here and then once more at the target."""
+    write_day(dumps)
+    assert merge_closed_days(dumps, DAY).days == 1
+    (merged,) = (path.name for path in (dumps / str(DAY)).glob("*.ndjson"))
+    target.write(f"{DAY}/{'a' * 32}.merged", f"{merged}\n".encode())
+    target.write(f"{DAY}/{'a' * 32}.ndjson", local(dumps)[merged])
+    assert ship(dumps, target).fates == {Fate.MERGED: 2}
+    assert len(target.list(str(DAY))) == 2
 
 
 def test_many_processes_at_once_ship_what_one_does(dumps: Path, target: RemoteFolder) -> None:
