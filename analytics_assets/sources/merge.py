@@ -54,6 +54,7 @@ from analytics_assets.sources.dump_folder import copy_day, temporary_folder
 
 NOT_CHANGEABLE: Final = Violation("(folder)", "cannot be merged: the pipeline's login may not lock or change it")
 NOT_MERGED: Final = Violation("(folder)", "cannot be merged: the merged dump is not equal to the dumps of the day")
+NOT_COPIED: Final = Violation("(folder)", "cannot be merged: it has changed meanwhile, or TMPDIR has no room for it")
 
 _QUIET_SECONDS: Final = 86_400
 """How long nothing may have changed in a dump that is merged: a process whose clock is wrong may still count in it."""
@@ -93,6 +94,8 @@ def merge_dumps(settings: Settings, last: date) -> Merged:
             replaced, found = _merge_remote(remote, day)
         except RemoteError as error:
             replaced, found = 0, [remote_problem(error)]
+        except OSError:  # it has vanished meanwhile, or the copy does not fit here
+            replaced, found = 0, [Problem(f"{day}/", NOT_COPIED)]
         days += replaced > 0
         dumps += replaced
         problems += found

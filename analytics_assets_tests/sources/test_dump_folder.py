@@ -20,7 +20,7 @@ from analytics_assets.sources import OriginRefusedError, merge
 from analytics_assets.sources.counter_dumps import check_newest_days, find_problem, open_dumps
 from analytics_assets.sources.drops import read_drops
 from analytics_assets.sources.dump_folder import DayFolders, copy_day, everything, open_folder
-from analytics_assets.sources.merge import NOT_MERGED, merge_dumps
+from analytics_assets.sources.merge import NOT_COPIED, NOT_MERGED, merge_dumps
 from analytics_assets.telemetry.dumps import DumpFile
 from analytics_assets_tests.sources.test_merge import DAY, DUMP_FED, FILES, write_day
 from analytics_assets_tests.sources.test_merge import counts as counts_of_folder
@@ -335,6 +335,24 @@ def test_a_merged_dump_that_does_not_arrive_whole_is_taken_back(
         assert [problem.violation for problem in merge_dumps(settings, DAY).problems] == [NOT_MERGED]
     assert names(remote) == before
     assert counts(settings) == expected
+
+
+@pytest.mark.usefixtures("_old")
+def test_a_day_that_cannot_be_copied_is_left_and_told(
+    shipped: tuple[Settings, Counter[Key]], remote: RemoteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, expected = shipped
+    before = names(remote)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "canary")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merge, "copy_day", full)
+        merged = merge_dumps(settings, DAY)
+    assert (merged.days, [problem.violation for problem in merged.problems]) == (0, [NOT_COPIED])
+    assert "canary" not in str(merged)
+    assert (names(remote), counts(settings)) == (before, expected)
 
 
 @pytest.mark.parametrize(
