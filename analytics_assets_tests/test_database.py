@@ -20,6 +20,7 @@ from analytics_assets.database import (
     engine,
     failure_cause,
     kept_engines,
+    read_rows,
     redacted_errors,
 )
 from analytics_assets_tests.support.host import Host
@@ -60,6 +61,22 @@ def test_engines_are_kept_until_the_end_of_a_run(host: Host) -> None:
     wait_until(lambda: host.connection.scalar(alive, {"process": process}) == 0)
     with engine(host.reader_url, "ANALYTICS_SOURCE_URL") as third:
         assert third is not first
+
+
+def test_a_connection_that_the_server_has_just_ended_is_replaced(host: Host) -> None:
+    with engine(host.reader_url, "ANALYTICS_SOURCE_URL") as kept:
+        for _ in range(3):
+            with kept.connect() as connection:
+                process = connection.scalar(sa.text("select pg_backend_pid()"))
+            host.sql(f"select pg_terminate_backend({process}, 10000)")
+            with kept.connect() as connection:
+                assert connection.scalar(sa.text("select pg_backend_pid()")) != process
+
+
+def test_rows_are_read_as_they_are(host: Host) -> None:
+    with engine(host.reader_url, "ANALYTICS_SOURCE_URL") as database, database.connect() as connection:
+        found = read_rows(connection, sa.select(sa.literal("50%, 'so'").label("text"), sa.literal(7).label("number")))
+        assert found.read() == "text,number\n\"50%, 'so'\",7\n"
 
 
 def test_a_connection_that_has_rested_is_tried_before_its_use(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

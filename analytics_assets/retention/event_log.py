@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import dagster as dg
 import sqlalchemy as sa
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationPlanned
 from dagster._core.events import ASSET_EVENTS
 from dagster._core.storage.event_log.schema import (
     AssetCheckExecutionsTable,
@@ -20,7 +21,6 @@ from dagster._core.storage.event_log.schema import (
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.utils import create_pg_engine, pg_url_from_config
-from dagster_shared.record import copy
 
 from analytics_assets.contract import ASSET_PATHS
 from analytics_assets.database import socket_of_postgresql, try_before_use
@@ -116,7 +116,7 @@ class EventLogStorage(PostgresEventLogStorage):
         """
         planned: Any = event.get_dagster_event().event_specific_data
         if tuple(planned.asset_key.path) in ASSET_PATHS:
-            once = copy(planned, partitions_subset=None)
+            once = AssetCheckEvaluationPlanned(asset_key=planned.asset_key, check_name=planned.check_name)
             event = event._replace(dagster_event=event.get_dagster_event()._replace(event_specific_data=once))
         super()._store_asset_check_evaluation_planned(event, event_id)
 

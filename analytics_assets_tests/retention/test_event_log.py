@@ -127,3 +127,18 @@ def test_a_check_of_another_code_location_is_planned_for_each_of_its_partitions(
     ours, stock = map(stored, storages)
     assert len(ours[2]) == 2
     assert ours == stock
+
+
+def test_a_connection_that_the_server_has_just_ended_costs_no_event(
+    storages: tuple[EventLogStorage, PostgresEventLogStorage],
+) -> None:
+    ours, stock = storages
+    for event in EVENTS[:3]:
+        ours.store_event(event)
+        with stock._connect() as connection:
+            ended = sa.text(
+                "select count(pg_terminate_backend(pid, 10000)) from pg_stat_activity where datname = :database"
+            )
+            assert connection.scalar(ended, {"database": ours._engine.url.database})
+    ours.store_event(EVENTS[3])
+    assert len(stored(ours)[0]) == 4

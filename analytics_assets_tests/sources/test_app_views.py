@@ -16,7 +16,7 @@ from analytics_assets.days import span
 from analytics_assets.defs.evaluation import open_reader
 from analytics_assets.guard import obeys
 from analytics_assets.settings import Settings, SettingsError
-from analytics_assets.sources import OriginRefusedError, Reader
+from analytics_assets.sources import OriginRefusedError, Reader, app_views
 from analytics_assets.sources.app_views import CHUNK_DAYS
 from analytics_assets_tests.support.host import Host, last_moment, moments
 from analytics_assets_tests.support.pipeline import Pipeline, everything_said, failures, gate
@@ -599,7 +599,7 @@ def test_days_that_no_index_leads_to_are_one_statement_and_counted_as_one_by_one
 
     with statements() as sent, open_reader(CONSENT, here, asked) as together:
         found = read(together)
-    assert len(executed(sent)) == 2
+    assert len(executed(sent)) == 4  # the first day says how many may be read together
     with statements() as sent, open_reader(CONSENT, here) as one_by_one:
         assert read(one_by_one) == found
     assert len(executed(sent)) == 2 * len(asked)
@@ -612,6 +612,19 @@ def test_no_more_days_than_a_chunk_are_one_statement(host: Host, reading: Settin
     with statements() as sent, open_reader(SIGNUPS, reading, days) as source:
         assert [source.total(day) for day in days] == [1] * len(days)
     assert len(executed(sent)) == 3
+
+
+def test_no_more_rows_than_fit_are_read_together(
+    host: Host, reading: Settings, yesterday: date, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = span(yesterday - timedelta(days=6), yesterday)
+    for day in days:
+        for event_id in ("1", "2"):
+            host.occur("signups", moments(day, "UTC", 1), event_id=event_id)
+    monkeypatch.setattr(app_views, "_ROWS_TOGETHER", 6)
+    with statements() as sent, open_reader(SIGNUPS, reading, days) as source:
+        assert [len(source.count(day).rows) for day in days] == [2] * len(days)
+    assert len(executed(sent)) == 3  # of one, three and three days
 
 
 def test_a_day_that_cannot_be_read_costs_no_other_of_its_chunk(host: Host, reading: Settings, yesterday: date) -> None:
