@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 import pytest
 import sqlalchemy as sa
 from dagster._core.execution.backfill import BulkActionStatus
@@ -121,6 +122,10 @@ def test_a_killed_worker_and_a_killed_broker_cost_a_retry_not_a_number(
             connection.exec_driver_sql("lock table analytics.collected_days in share row exclusive mode")
             cluster.broker.start()  # the last one of all
             wait_until(lambda: killed.given > killed.done and left.given > left.done)
+            before = left.given
+            for child in psutil.Process(left.process.pid).children():
+                child.kill()  # the process of its step
+            wait_until(lambda: left.given > before)
             killed.kill()
             cluster.broker.kill()
             cluster.broker.start()
