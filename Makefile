@@ -5,7 +5,8 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
 .PHONY: help install demo up lint check test test-programs supported-python \
-	bench bench-collect bench-dumps bench-runs bench-storage bench-publish bench-telemetry bench-scaling bench-friction lock clean
+	bench bench-collect bench-dumps bench-ship bench-runs bench-storage bench-publish bench-telemetry bench-scaling \
+	bench-friction bench-load lock clean
 # `make -j` must not start slow prerequisites beside those that refuse at once.
 .NOTPARALLEL:
 
@@ -38,7 +39,7 @@ test: test-programs lint  ## Everything: lint, the definitions, all tests with t
 # `dg` is for projects of another layout.
 VALIDATE := cd .venv && PYTHONWARNINGS=ignore:Function bin/dagster definitions validate --workspace ../workspace.yaml
 
-test-programs:  ## Bring the programs that the tests run (Chromium, nginx, openssl, PgBouncer, Redis), or say what brings them.
+test-programs:  ## Bring the programs that the tests run (Chromium, MariaDB, nginx, openssl, PgBouncer, Redis), or say what brings them.
 	@.ci/test-programs
 
 bench: .venv/test-installed  ## Every benchmark, about half an hour; writes docs/benchmarks.md. QUICK=1 tries small sizes.
@@ -53,6 +54,9 @@ bench-telemetry: .venv/test-installed  ## What counting costs, beside prometheus
 bench-dumps: .venv/test-installed  ## What reading a day of counter dumps costs, beside DuckDB without a check.
 	$(BIN)/python benchmarks/dumps.py
 
+bench-ship: .venv/test-installed  ## What reading a day of counter dumps behind a URL costs, beside the local folder.
+	$(BIN)/python benchmarks/ship.py
+
 bench-runs: .venv/test-installed  ## What whole runs cost, beside runs of six empty assets on stock Dagster.
 	$(BIN)/python benchmarks/runs.py
 
@@ -64,6 +68,9 @@ bench-publish: .venv/test-installed  ## What publishing costs, beside one CREATE
 
 bench-scaling: .venv/test-installed  ## How the cost of collecting grows with rows, events, days, files and keys.
 	$(BIN)/python benchmarks/scaling.py
+
+bench-load: .venv/test-installed test-programs  ## Fifty backfills at once behind PgBouncer, while twenty clients read.
+	$(BIN)/python benchmarks/load.py
 
 bench-friction: .venv/test-installed  ## False alarms and finds of the friction statistic, by simulation; writes docs/friction.md.
 	$(BIN)/python benchmarks/friction.py --write docs/friction.md

@@ -26,7 +26,9 @@ EXTRAS: Final = {
     "pages": {"altair", "jinja2", "markupsafe", "vl_convert"},
     "alerts": {"apprise"},
     "celery": {"celery", "dagster_celery"},
+    "mysql": {"pymysql"},
     "demo": {"jinja2", "starlette"},
+    "ship": {"click", "fsspec", "rich"},
 }
 """Extra -> the modules of it that this package imports."""
 
@@ -36,24 +38,34 @@ _PURPOSE: Final = {
     "pages": "HTML pages with charts",
     "alerts": "messages about what turns red",
     "celery": "steps on several workers",
+    "mysql": "a host application's database that is MariaDB or MySQL",
     "demo": "the made-up application",
+    "ship": "dumps from many machines",
 }
 
 
 def main() -> None:
     """Run the command line; an extra that is missing, or too old, is one sentence instead of a traceback."""
+    command = sys.argv[1:2]
+    extras = EXTRAS
     try:
-        from analytics_assets.cli import main as run
+        if command == ["ship"]:  # a web server installs this extra and not the pipeline
+            extras = {"ship": EXTRAS["ship"]}
+            from analytics_assets.ship import ship
 
-        run()
+            ship.main(sys.argv[2:], prog_name="analytics-assets ship")
+        else:
+            from analytics_assets.cli import main as run
+
+            run()
     except ImportError as error:
         # A web application may have an older SQLAlchemy: then a name in one of its modules is missing.
         package = (error.name or "").partition(".")[0]
-        for extra, modules in EXTRAS.items():
+        for extra, modules in extras.items():
             if package in modules:
                 named = f'the extra "{extra}" ({_PURPOSE[extra]})'
                 sys.stderr.write(f"analytics-assets needs {named}: pip install 'analytics-assets[{extra}]'\n")
-                sys.exit(2 if sys.argv[1:2] == ["status"] else 1)  # of `status`, 1 means a warning
+                sys.exit(2 if command == ["status"] else 1)  # of `status`, 1 means a warning
         raise
 
 

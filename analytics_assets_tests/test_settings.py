@@ -74,7 +74,8 @@ def test_the_driver_is_named(scheme: str) -> None:
         "canary",
         "://canary",
         "db.example/canary",
-        "mysql://writer:canary@db.example/counts",
+        "mysql+mysqldb://writer:canary@db.example/counts",
+        "mysql://writer:secret@db.example:canary/counts",
         "sqlite:///canary.db",
         "postgresql+asyncpg://writer:canary@db.example/counts",
         "postgresql://writer:secret@db.example:canary/counts",
@@ -85,6 +86,15 @@ def test_the_driver_is_named(scheme: str) -> None:
 )
 def test_a_bad_url_is_refused_without_its_password(variable: str, value: str) -> None:
     refuses(variable, value)
+
+
+@pytest.mark.parametrize("scheme", ["mysql", "mariadb", "mysql+pymysql", "mariadb+pymysql"])
+def test_only_the_hosts_database_may_be_mysql(scheme: str) -> None:
+    given = f"{scheme}://reader:p%40ss@db.example:3307/analytics_source?ssl_ca=/ca.pem"
+    expected = "mysql+pymysql://reader:p%40ss@db.example:3307/analytics_source?ssl_ca=%2Fca.pem"
+    assert Settings.from_env({"ANALYTICS_SOURCE_URL": given}).source_url == expected
+    for variable in ("ANALYTICS_DATABASE_URL", "DAGSTER_POSTGRES_URL"):
+        refuses(variable, f"{scheme}://writer:canary@db.example/counts")
 
 
 @pytest.mark.parametrize("value", ["canary", "canary@example.org", "://canary", "mailto://canary json://canary"])
@@ -145,3 +155,18 @@ def refuses(variable: str, value: str) -> None:
 def test_a_dump_folder_above_other_data_is_refused_because_what_is_old_in_it_is_removed(dump_dir: str) -> None:
     with pytest.raises(SettingsError, match="ANALYTICS_DUMP_DIR must be a folder for the dumps alone"):
         Settings.from_env({"ANALYTICS_DATA_DIR": "/srv/analytics", "ANALYTICS_DUMP_DIR": dump_dir})
+
+
+def test_the_dumps_may_be_behind_a_url(tmp_path: Path) -> None:
+    settings = Settings.from_env({"ANALYTICS_DATA_DIR": str(tmp_path), "ANALYTICS_DUMP_DIR": "sftp://user@host/dumps"})
+    assert (settings.dump_url, settings.dump_dir) == ("sftp://user@host/dumps", tmp_path / "dumps")
+    assert Settings.from_env(settings.environment()) == settings
+    assert "user@host" not in repr(settings)
+    assert Settings.from_env({}).dump_url is None
+
+
+@pytest.mark.parametrize("url", ["sftp://user:canary@host/dumps", "s3:///canary", "az://dumps/x?sig=canary"])
+def test_a_url_of_dumps_that_cannot_be_used_is_refused_without_it(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^ANALYTICS_DUMP_DIR ") as refusal:
+        Settings.from_env({"ANALYTICS_DUMP_DIR": url})
+    assert "canary" not in str(refusal.value)

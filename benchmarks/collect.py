@@ -39,9 +39,9 @@ from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.local.server import dagster_home, dagster_instance, databases
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Reader
+from analytics_assets.sources.hosts.postgresql import GRANTS
 from analytics_assets.store import Store, open_store
 from analytics_assets.store.counts import read_window, replace_days
-from analytics_assets.store.grants import HOST
 from analytics_assets.store.inspection import count_row_violations
 
 SIGNUPS: Final = metric("event_signups")
@@ -139,7 +139,7 @@ class Databases:
         self.days = span(last - timedelta(days=days - 1), last)
         for statement in HOST_TABLES:
             self.host.exec_driver_sql(statement)
-        self.host.exec_driver_sql(HOST)
+        self.host.exec_driver_sql(GRANTS)
 
     def add_signups(self, days: Sequence[date], rows: int, events: int) -> None:
         """Make so many sign-ups of so many events, evenly over consecutive days."""

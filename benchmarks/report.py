@@ -41,6 +41,7 @@ BENCHMARKS: Final = {
         "Counting, storing and checking a day of a source view", "--rows 20000 --events 20 --days 5 --rounds 1 --runs 1"
     ),
     "dumps": Benchmark("Reading counter dumps", "--files 3 --keys 50 --small 20 --times 1 --rounds 1"),
+    "ship": Benchmark("Dumps of many machines", "--files 3 --keys 5 --rounds 1"),
     "runs": Benchmark("Whole runs", "--days 3 --rounds 1"),
     "storage": Benchmark("The event log, and removing a day", "--days 3 --rounds 1 --small 10 --large 100"),
     "publish": Benchmark("Publishing", "--events 20 --nightly-events 30 --pages 3 --rounds 1"),
@@ -53,7 +54,7 @@ BENCHMARKS: Final = {
     ),
 }
 PACKAGES: Final = (
-    *("dagster", "dagster-postgres", "sqlalchemy", "psycopg2-binary", "pandas", "duckdb"),
+    *("dagster", "dagster-postgres", "sqlalchemy", "psycopg2-binary", "pandas", "duckdb", "s3fs", "moto"),
     *("prometheus_client", "prometheus-fastapi-instrumentator"),
 )
 

@@ -40,11 +40,12 @@ from analytics_assets.publication.findings import refresh_friction
 from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.publication.publish import publish_closed
 from analytics_assets.settings import Settings
-from analytics_assets.sources.app_views import COLUMN_TYPES
-from analytics_assets.sources.merge import merge_closed_days
+from analytics_assets.sources.hosts import HostDatabase, find_host
+from analytics_assets.sources.merge import merge_dumps
 from analytics_assets.store import open_store
 from analytics_assets.store.counts import read_window
 from analytics_assets.store.gaps import missing_days
+from analytics_assets.store.published import merging
 
 GROUP: Final = "daily_counts"
 PUBLICATION_GROUP: Final = "publication"
@@ -64,7 +65,7 @@ def make_assets(
     return [
         *metrics,
         *((make_core_pages(every_check), published_pages) if INSTALLED else ()),
-        *(_origin_asset(origin, descriptions[origin.path]) for origin in ORIGINS),
+        *(_origin_asset(origin, descriptions[origin.path], find_host(settings.source_url)) for origin in ORIGINS),
         dg.AssetSpec(
             dg.AssetKey(LEDGER_PATH),
             deps=[metric.asset for metric in METRICS],
@@ -138,8 +139,9 @@ def _published_asset(description: str) -> dg.AssetsDefinition:
             missing = missing_days(store, days_of_run(context.run.tags))
             made = publish_closed(store, days_awaited(context.instance, missing, context.run))
             last_closed = read_window(store).last_closed
-        # The daily job collects a closed day no more, so its dumps may become one.
-        merged = merge_closed_days(settings.dump_dir, last_closed)
+            # The daily job collects a closed day no more, so its dumps may become one.
+            with merging(store):
+                merged = merge_dumps(settings, last_closed)
         # No day is named: Dagster keeps this longer than a day that was published long ago.
         for violation, times in Counter(problem.violation for problem in merged.problems).items():
             context.log.warning("dumps of closed days are not merged: %s (%d times)", violation, times)
@@ -181,15 +183,15 @@ def _friction_asset(description: str) -> dg.AssetsDefinition:
     return product_friction
 
 
-def _origin_asset(origin: SourceView | CounterDumps, description: str) -> dg.AssetSpec:
+def _origin_asset(origin: SourceView | CounterDumps, description: str, host: HostDatabase) -> dg.AssetSpec:
     if isinstance(origin, CounterDumps):
         return dg.AssetSpec(dg.AssetKey(origin.path), description=description, group_name=GROUP, kinds={"json", "file"})
-    columns = [_table_column(column, " or ".join(COLUMN_TYPES[column.name])) for column in origin.fields]
+    columns = [_table_column(column, " or ".join(host.COLUMN_TYPES[column.name])) for column in origin.fields]
     return dg.AssetSpec(
         dg.AssetKey(origin.path),
         description=description,
         group_name=GROUP,
-        kinds={"postgres", "view"},
+        kinds={host.KIND, "view"},
         metadata={"dagster/column_schema": dg.TableSchema(columns=columns)},
     )
 

@@ -13,7 +13,7 @@ from typing import Final
 import dagster as dg
 
 from analytics_assets.contract import LEDGER_PATH, PUBLISHED_PATH, SOURCE_VIEWS, Metric, SourceView
-from analytics_assets.database import DatabaseError, engine, redacted_errors
+from analytics_assets.database import DatabaseError
 from analytics_assets.defs.evaluation import (
     DOCUMENTED,
     DOCUMENTED_RECOVERY,
@@ -32,7 +32,7 @@ from analytics_assets.publication.pages.publish import find_untrue_pages
 from analytics_assets.retention.sweep import find_overdue, registry
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.sources.app_views import find_undocumented_views
-from analytics_assets.sources.login import find_excess_rights
+from analytics_assets.sources.hosts import open_catalog
 from analytics_assets.store import Store, open_store
 from analytics_assets.store.counts import read_latest_collected
 from analytics_assets.store.expiry import Cutoff, read_cutoff
@@ -220,12 +220,8 @@ def published_checks(context: dg.AssetCheckExecutionContext, settings: dg.Resour
 @retried
 def login_checks(context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings]) -> Results:
     """Check the login once, from the catalog as it is now. No row is read. The result is the same for every view."""
-    with (
-        redacted_errors("reading the catalog of the host application's database (ANALYTICS_SOURCE_URL)"),
-        engine(settings.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
-        database.connect() as connection,
-    ):
-        result = make_result(ONLY_VIEWS, find_excess_rights(connection), _LOGIN_RECOVERY)
+    with open_catalog(settings.source_url) as (host, connection):
+        result = make_result(ONLY_VIEWS, host.find_excess_rights(connection), _LOGIN_RECOVERY)
     for key in sorted(context.selected_asset_check_keys):
         yield result._replace(asset_key=key.asset_key)
 

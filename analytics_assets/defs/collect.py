@@ -24,6 +24,7 @@ from analytics_assets.defs.evaluation import AT_SOURCE, as_event, bullet_list, e
 from analytics_assets.defs.retries import RETRIES
 from analytics_assets.guard import Row
 from analytics_assets.operations.runs import days_in_progress
+from analytics_assets.remote import RemoteError
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
 from analytics_assets.sources.app_views import CHUNK_DAYS
@@ -206,7 +207,8 @@ def _store_chunk(
             outcome.failed[day] = str(counted)
             outcome.out_of_reach = isinstance(counted, UnreachableError)
         else:
-            outcome.failed[day] = f"the dumps cannot be read: {type(counted).__name__}"
+            words = counted if isinstance(counted, RemoteError) else type(counted).__name__
+            outcome.failed[day] = f"the dumps cannot be read: {words}"
     if not rows:
         return
     try:

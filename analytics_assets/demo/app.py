@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -64,8 +64,8 @@ def create_app() -> Starlette:
     return build_app(DatabaseDirectory(os.environ["DEMO_APP_DATABASE_URL"]), telemetry)
 
 
-def build_app(directory: Directory, telemetry: Telemetry) -> Starlette:
-    """Create the application with the given data and telemetry."""
+def build_app(directory: Directory, telemetry: Telemetry, render: Callable[..., str] = render) -> Starlette:
+    """Create the application with the given data and telemetry. `render` returns the HTML of a page."""
     pages = Pages(directory, telemetry)
 
     @asynccontextmanager
@@ -74,7 +74,7 @@ def build_app(directory: Directory, telemetry: Telemetry) -> Starlette:
         telemetry.close()
         directory.close()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", pages.home),
             Route("/events", pages.events),
@@ -95,6 +95,8 @@ def build_app(directory: Directory, telemetry: Telemetry) -> Starlette:
         exception_handlers={HTTPException: _http_error_page, Exception: _server_error_page},
         lifespan=lifespan,
     )
+    app.state.render = render
+    return app
 
 
 def is_excluded(scope: Scope) -> bool:
@@ -267,11 +269,12 @@ def _directory_page(request: Request, event: Event, attendees: Sequence[Attendee
 
 def _page(request: Request, page: str, title: str, status_code: int = 200, **values: Any) -> Response:
     visitor = {
-        "path_now": request.url.path,
+        "path_now": request.scope["path"],
         "opt_out_signal": _has_opt_out_signal(request),
         "opted_out": COOKIE_OPTED_OUT in request.cookies,
     }
-    return HTMLResponse(render(page, title=title, **{"event": None} | visitor | values), status_code)
+    html = request.app.state.render(page, title=title, **{"event": None} | visitor | values)
+    return HTMLResponse(html, status_code)
 
 
 def _redirect(path: str) -> Response:

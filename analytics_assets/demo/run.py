@@ -1,6 +1,8 @@
 """The demonstration: a made-up application, its activity, a backfill of every retained day, pages, a summary, the UI.
 
-It uses Dagster as people do from the UI: the webserver launches the backfill, and the daemon runs it.
+It uses Dagster as people do from the UI: it requests a backfill, and the daemon runs it. The daemon looks for backfills
+when it starts and then every 30 seconds, so the days that were filled now are requested before it starts, without the
+webserver.
 """
 
 from __future__ import annotations
@@ -9,13 +11,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
+import dagster as dg
 import requests
+from dagster._core.execution.backfill import PartitionBackfill
+from dagster._core.utils import make_new_backfill_id
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -31,6 +36,7 @@ from rich.table import Table
 from analytics_assets.contract import FRICTION_PATH, METRICS, PAGES, PUBLISHED_PATH, SOURCE_VIEWS
 from analytics_assets.database import engine
 from analytics_assets.days import span
+from analytics_assets.definitions import build_definitions
 from analytics_assets.defs.checks import (
     CUTOFF_IS_CERTAIN,
     LEDGER_KEY,
@@ -98,6 +104,7 @@ def run(settings: Settings, port: int, app_port: int, *, once: bool) -> bool:
         dagster_url=None,
         data_dir=data_dir,
         dump_dir=data_dir / "dumps",
+        dump_url=None,
         publish_dir=data_dir / "pages",
         owns_dagster=True,
         alert_url=None,
@@ -107,29 +114,29 @@ def run(settings: Settings, port: int, app_port: int, *, once: bool) -> bool:
             _progress(console) as progress,
             _host_application(settings, progress) as (with_source, app_database_url, filled_days),
             databases(with_source) as ready,
-            _remove_expired_days(ready, progress),
+            _prepare_dagster(ready, filled_days, progress) as requested,
             dagster_dev(ready, port, ready.data_dir / "dagster.log") as dagster,
+            _run_application(ready, app_database_url, app_port) as app,
         ):
+            with _step(progress, "Demo application"):
+                wait_until_ready(app, app_port, name="The application", path="/events")
             with _step(progress, "Dagster webserver and daemon"):
                 wait_until_ready(dagster, port)
-            with _run_application(ready, app_database_url, app_port) as app:
-                with _step(progress, "Demo application"):
-                    wait_until_ready(app, app_port, name="The application", path="/events")
-                webserver = Webserver(f"http://{HOST}:{port}")
-                backfilled = _backfill(webserver, ready, filled_days, progress)
-                with _step(progress, "What is published, friction, pages, and the checks of all of it"):
-                    published = _publish(webserver, anew=backfilled)
-                progress.stop()
-                green = _print_summary(webserver, ready, console) and published
-                _print_pages(ready, console)
-                app_url = f"http://{HOST}:{app_port}"
-                if not once:
-                    console.print(f"Demo application: {app_url} (today's clicks appear tomorrow)")
-                    console.print(f"Dagster UI: {webserver.url} (Ctrl-C stops both)")
-                    _watch({"Dagster": dagster, "The application": app}, ready)
-                _send_sample_requests(app_url)
-                console.print("Sent some requests to the application; today's clicks appear tomorrow.")
-                return green
+            webserver = Webserver(f"http://{HOST}:{port}")
+            backfilled = _backfill(webserver, ready, requested, progress)
+            with _step(progress, "What is published, friction, pages, and the checks of all of it"):
+                published = _publish(webserver, anew=backfilled)
+            progress.stop()
+            green = _print_summary(webserver, ready, console) and published
+            _print_pages(ready, console)
+            app_url = f"http://{HOST}:{app_port}"
+            if not once:
+                console.print(f"Demo application: {app_url} (today's clicks appear tomorrow)")
+                console.print(f"Dagster UI: {webserver.url} (Ctrl-C stops both)")
+                _watch({"Dagster": dagster, "The application": app}, ready)
+            _send_sample_requests(app_url)
+            console.print("Sent some requests to the application; today's clicks appear tomorrow.")
+            return green
     except KeyboardInterrupt:
         console.print("Stopped; the next start continues from here.")
         return not once
@@ -233,14 +240,52 @@ def _step(progress: Progress | _Lines, text: str) -> Iterator[None]:
     progress.update(task, completed=1)
 
 
+class _Requested(NamedTuple):
+    """A backfill of every asset."""
+
+    id: str
+    days: Sequence[date]
+    at: datetime
+
+
 @contextmanager
-def _remove_expired_days(settings: Settings, progress: Progress | _Lines) -> Iterator[None]:
-    """Remove expired days before Dagster starts, because its daemon would do so at an unpredictable time."""
-    with _step(progress, "Retention: remove expired days"), dagster_instance(settings) as instance:
-        _, reports = apply_retention(settings, instance, MANUAL)
-    if any(report.problem for report in reports):
-        raise ServerError("expired days could not be removed; `analytics-assets retention` says why")
-    yield
+def _prepare_dagster(
+    settings: Settings, filled: Sequence[date], progress: Progress | _Lines
+) -> Iterator[list[_Requested]]:
+    """Do what must be done before Dagster starts. Yield the backfill of the days that were filled now, if any.
+
+    Its daemon would remove expired days at an unpredictable time, and look for a new backfill half a minute later.
+    """
+    with dagster_instance(settings) as instance:
+        with _step(progress, "Retention: remove expired days"):
+            _, reports = apply_retention(settings, instance, MANUAL)
+        if any(report.problem for report in reports):
+            raise ServerError("expired days could not be removed; `analytics-assets retention` says why")
+        with open_store(settings) as store:
+            window = read_window(store)
+        days = [day for day in filled if window.has(day)]
+        backfills = [_request_backfill(settings, instance, days)] if days else []
+    yield backfills
+
+
+def _request_backfill(settings: Settings, instance: dg.DagsterInstance, days: Sequence[date]) -> _Requested:
+    """Request a backfill as the webserver does."""
+    now = datetime.now(UTC)
+    backfill = PartitionBackfill.from_asset_partitions(
+        backfill_id=make_new_backfill_id(),
+        asset_graph=build_definitions(settings).resolve_asset_graph(),
+        partition_names=list(map(str, days)),
+        asset_selection=list(map(dg.AssetKey, ASSETS)),
+        backfill_timestamp=now.timestamp(),
+        tags={},
+        dynamic_partitions_store=instance,
+        all_partitions=False,
+        title=None,
+        description=None,
+        run_config=None,
+    )
+    instance.add_backfill(backfill)
+    return _Requested(backfill.backfill_id, days, now)
 
 
 @contextmanager
@@ -265,22 +310,36 @@ def _host_application(settings: Settings, progress: Progress | _Lines) -> Iterat
         yield replace(settings, source_url=reader), owner, missing
 
 
-def _backfill(webserver: Webserver, settings: Settings, filled: list[date], progress: Progress | _Lines) -> bool:
-    """Materialize the retained days that are not materialized or were filled now. Returns whether there were any."""
+def _backfill(
+    webserver: Webserver, settings: Settings, backfills: list[_Requested], progress: Progress | _Lines
+) -> bool:
+    """Materialize the retained days that are not materialized or were filled now. Returns whether there were any.
+
+    `backfills` have been requested. The webserver launches one of the other days.
+    """
     with open_store(settings) as store:
         window = read_window(store)
         kept = span(window.first, window.last)
         done = webserver.materialized_days(ASSETS)
-        days = [day for day in kept if day in filled or any(day not in done[asset] for asset in ASSETS)]
-        already = (len(kept) - len(days)) * len(ASSETS)
+        awaited = {day for backfill in backfills for day in backfill.days}
+        if days := [day for day in kept if day not in awaited and any(day not in done[asset] for asset in ASSETS)]:
+            now = datetime.now(UTC)
+            backfills.append(_Requested(webserver.launch_backfill(ASSETS, days), days, now))
+            awaited.update(days)
+        already = (len(kept) - len(awaited)) * len(ASSETS)
         task = progress.add_task("Backfill: days x assets", total=len(kept) * len(ASSETS))
         progress.update(task, completed=already)
-        if not days:
+        if not backfills:
             return False
-        launched = datetime.now(UTC)
-        backfill = webserver.launch_backfill(ASSETS, days)
-        while webserver.backfill_status(backfill) not in _FINAL_BACKFILL_STATUSES:
-            progress.update(task, completed=already + count_collected_since(store, launched))
+        launched, expected = min(backfill.at for backfill in backfills), len(awaited) * len(ASSETS)
+        while not all(webserver.backfill_status(backfill.id) in _FINAL_BACKFILL_STATUSES for backfill in backfills):
+            collected = count_collected_since(store, launched)
+            progress.update(task, completed=already + collected)
+            # The daemon notices up to 30 seconds later that the last run has ended.
+            if collected >= expected and not any(
+                map(webserver.unfinished_runs, (backfill.id for backfill in backfills))
+            ):
+                break
             time.sleep(0.5)
         return True
 

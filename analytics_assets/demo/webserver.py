@@ -24,6 +24,11 @@ mutation Launch($params: LaunchBackfillParams!) {
 _BACKFILL: Final = """
 query Backfill($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }
 """
+_UNFINISHED: Final = """
+query Unfinished($id: String!) {
+  partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { unfinishedRuns { runId } } }
+}
+"""
 _EXECUTE: Final = """
 mutation Execute($params: ExecutionParams!) {
   launchRun(executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } } }
@@ -84,6 +89,11 @@ class Webserver:
     def backfill_status(self, backfill_id: str) -> str:
         """REQUESTED, COMPLETED_SUCCESS, COMPLETED_FAILED, FAILED, CANCELED or an intermediate status."""
         return str(self.query(_BACKFILL, id=backfill_id)["partitionBackfillOrError"]["status"])
+
+    def unfinished_runs(self, backfill_id: str) -> list[str]:
+        """The ids of a backfill's runs that are queued or in progress."""
+        found = self.query(_UNFINISHED, id=backfill_id)["partitionBackfillOrError"]["unfinishedRuns"]
+        return [str(run["runId"]) for run in found]
 
     def launch_run(self, assets: Sequence[str], checks: Iterable[tuple[str, str]]) -> str:
         """Materialize these assets, none of them partitioned, and execute only these checks. Returns the run's id.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 import dagster as dg
@@ -26,6 +27,7 @@ from dagster_postgres.utils import DagsterPostgresException
 from analytics_assets.contract import METRICS, CounterDumps
 from analytics_assets.database import DatabaseError, NotStartedError, UnreachableError, place, redacted_errors
 from analytics_assets.days import format_range, ranges, span, zone
+from analytics_assets.dump_files import is_drop_file
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Outbox
 from analytics_assets.operations.receiver import ReceiverError, open_receiver
@@ -38,10 +40,12 @@ from analytics_assets.operations.runs import (
     selected_assets,
 )
 from analytics_assets.operations.services import read_check, read_daemons
+from analytics_assets.remote import RemoteError
 from analytics_assets.retention.sweep import read_oldest, registry
 from analytics_assets.settings import Settings, SettingsError
-from analytics_assets.sources.counter_dumps import count_dumps, find_folder_problem
+from analytics_assets.sources.counter_dumps import count_dumps, find_folder_problem, remote_problem
 from analytics_assets.sources.drops import read_drops
+from analytics_assets.sources.dump_folder import NothingThereError, open_folder
 from analytics_assets.store import Store, open_store
 from analytics_assets.store.counts import Window, read_collected_days, read_window
 from analytics_assets.store.expiry import read_cutoff
@@ -442,19 +446,28 @@ def _check_publication(store: Store, settled: Window) -> Line:
 
 def _list_dumps(settings: Settings, kept: _Kept | Line) -> list[Line]:
     today = settings.today()
-    telemetry = _check_drops(settings, span(today - timedelta(days=RECENT_DAYS - 1), today))
+    recent = span(today - timedelta(days=RECENT_DAYS - 1), today)
     dump_fed = [metric.asset for metric in METRICS if isinstance(metric.origin, CounterDumps)]
     # Where nothing was ever collected from dumps, it is no fault that there are none.
     new = isinstance(kept, _Kept) and not any(kept.collected[asset] for asset in dump_fed)
-    if not settings.dump_dir.exists():
-        if new:
-            return [Line("dumps", "dumps of today", Level.OK, "none yet, and no folder"), telemetry]
-        if isinstance(kept, Line):
-            return [_unread("dumps", name, kept) for name in ("dumps of today", "telemetry")]
-    if problem := find_folder_problem(settings.dump_dir):
+    files = before = 0
+    telemetry = Line("dumps", "telemetry", Level.OK, f"dropped nothing in {RECENT_DAYS} days")
+    try:
+        with open_folder(settings, recent, is_drop_file) as folder:
+            nothing = not folder.exists()
+            problem = find_folder_problem(folder)
+            if problem is None:
+                files, before = (count_dumps(folder, day) for day in (today, today - timedelta(days=1)))
+                telemetry = _check_drops(folder, recent)
+    except RemoteError as error:
+        nothing, problem = isinstance(error, NothingThereError), remote_problem(error)
+    if nothing and new:
+        return [Line("dumps", "dumps of today", Level.OK, "none yet, and no folder"), telemetry]
+    if nothing and isinstance(kept, Line):
+        return [_unread("dumps", name, kept) for name in ("dumps of today", "telemetry")]
+    if problem is not None:
         refused = Line("dumps", "dumps of today", Level.RED, str(problem))
         return [refused, _unread("dumps", "telemetry", refused)]
-    files, before = (count_dumps(settings.dump_dir, day) for day in (today, today - timedelta(days=1)))
     if files or before:
         line = Line("dumps", "dumps of today", Level.OK, f"{files} files")
     elif new:
@@ -466,9 +479,9 @@ def _list_dumps(settings: Settings, kept: _Kept | Line) -> list[Line]:
     return [line, telemetry]
 
 
-def _check_drops(settings: Settings, days: Sequence[date]) -> Line:
+def _check_drops(folder: Path, days: Sequence[date]) -> Line:
     """Judge what telemetry has dropped on some days. How much that was, is in the drop files."""
-    drops = read_drops(settings.dump_dir, days)
+    drops = read_drops(folder, days)
     facts = [f"{day}: {reason}" for day, reasons in sorted(drops.counts.items()) for reason in sorted(reasons)]
     facts += map(str, drops.problems)
     if facts:

@@ -75,7 +75,8 @@ def _describe(report: Report) -> str:
 
 
 def _describe_unseen(settings: Settings) -> list[str]:
-    unseen = [] if settings.dump_dir.exists() else ["the counter dumps (ANALYTICS_DUMP_DIR names no folder)"]
+    seen = settings.dump_url or settings.dump_dir.exists()
+    unseen = [] if seen else ["the counter dumps (ANALYTICS_DUMP_DIR names no folder)"]
     if settings.dagster_url is None:
         unseen.append("Dagster's records (DAGSTER_POSTGRES_URL is not set)")
     return [f"- not looked at from here, and removed too: {' and '.join(unseen)}"] if unseen else []

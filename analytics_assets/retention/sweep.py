@@ -11,6 +11,7 @@ from typing import Final
 import dagster as dg
 
 from analytics_assets.database import DatabaseError
+from analytics_assets.remote import RemoteError
 from analytics_assets.retention.dagster_records import (
     CheckEvaluations,
     DagsterStorage,
@@ -29,6 +30,7 @@ from analytics_assets.retention.targets import (
     Pages,
     PublishedCarries,
     PublishedDays,
+    RemoteDumps,
     RetentionTarget,
     TargetError,
 )
@@ -86,13 +88,18 @@ def registry(store: Store, instance: dg.DagsterInstance | DagsterStorage) -> lis
 def list_own_targets(store: Store) -> list[RetentionTarget]:
     """Return the retention targets that are not Dagster's."""
     settings = store.settings
+    dumps: RetentionTarget
+    if settings.dump_url is None:
+        dumps = Files("counter dumps", ("data/dumps",), settings.dump_dir, settings.time_zone, only_days=True)
+    else:
+        dumps = RemoteDumps(settings.dump_url, settings.time_zone)
     return [
         DailyCounts(store),
         CollectedDays(store),
         PublishedDays(store),
         PublishedCarries(store),
         Friction(store),
-        Files("counter dumps", ("data/dumps",), settings.dump_dir, settings.time_zone, only_days=True),
+        dumps,
         Pages(settings.publish_dir),
     ]
 
@@ -182,7 +189,7 @@ def sweep(targets: Sequence[RetentionTarget], before: date, store: Store, run_id
 def _attempt(target: RetentionTarget, action: Callable[[RetentionTarget], Report]) -> Report:
     try:
         return action(target)
-    except (DatabaseError, TargetError) as error:
+    except (DatabaseError, RemoteError, TargetError) as error:
         return Report(target.name, problem=str(error))
     except OSError as error:
         # The text has a path, and a stray file may have any name.

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from itertools import groupby
 from operator import itemgetter
@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from analytics_assets.days import zone
+from analytics_assets.dump_files import day_of, is_of_file_system
 from analytics_assets.folders import lock, remove_empty
+from analytics_assets.remote import RemoteFolder
 from analytics_assets.sources.counter_dumps import FOREIGN_FOLDER, is_foreign, list_entries, parse_day
 from analytics_assets.store import Store, expiry
 
@@ -241,6 +243,56 @@ class Files:
                     with suppress(FileNotFoundError):  # removed meanwhile
                         changed = datetime.fromtimestamp(file.lstat().st_mtime, zone(self.time_zone))
                         yield changed.date(), file
+
+
+@dataclass(frozen=True)
+class RemoteDumps:
+    """The dumps of many machines, behind a URL.
+
+    A file outside of the days belongs to the day of its last change; if the storage does not tell it, the file stays.
+    """
+
+    url: str = field(repr=False)
+    time_zone: str
+    name = "counter dumps"
+    covers = ("data/dumps",)
+
+    def oldest(self) -> date | None:
+        """Return the oldest day that has a folder, or a file elsewhere."""
+        return min(self._entries(RemoteFolder(self.url)).values(), default=None)
+
+    def expired(self, before: date) -> Amount:
+        """Return days, and files."""
+        remote = RemoteFolder(self.url)
+        expired = {name: day for name, day in self._entries(remote).items() if day < before}
+        return Amount(len(set(expired.values())), sum(self._count(remote, name) for name in expired))
+
+    def remove(self, before: date) -> Iterator[Amount]:
+        """Remove day by day, with whatever a day's folder holds."""
+        remote = RemoteFolder(self.url)
+        for name, day in sorted(self._entries(remote).items(), key=itemgetter(1)):
+            if day < before:
+                amount = Amount(1, self._count(remote, name))
+                if day_of(name):
+                    remote.remove_folder(name)
+                else:
+                    remote.remove(name)
+                yield amount
+
+    def _entries(self, remote: RemoteFolder) -> dict[str, date]:
+        entries = {name: entry for name, entry in remote.list().items() if entry.is_file or not is_of_file_system(name)}
+        if any(not entry.is_file and day_of(name) is None for name, entry in entries.items()):
+            raise TargetError(str(FOREIGN_FOLDER))
+        days = {name: day_of(name) for name, entry in entries.items() if not entry.is_file}
+        days |= {
+            name: entry.changed.astimezone(zone(self.time_zone)).date()
+            for name, entry in entries.items()
+            if entry.is_file and entry.changed
+        }
+        return {name: day for name, day in days.items() if day is not None}
+
+    def _count(self, remote: RemoteFolder, name: str) -> int:
+        return len(remote.list(name)) if day_of(name) else 1
 
 
 _DAY_IN_HTML: Final = re.compile(rb"<time datetime='(\d{4}-\d\d-\d\d)'>")

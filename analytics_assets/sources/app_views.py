@@ -11,68 +11,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from functools import cache, partial
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
 from analytics_assets.contract import EVENT_ID, SOURCE, SOURCE_SCHEMA, SOURCE_VIEWS, Metric, SourceView
-from analytics_assets.database import DatabaseError, engine, full_match, redacted_errors
+from analytics_assets.database import DatabaseError, redacted_errors, required
 from analytics_assets.days import bounds, span
 from analytics_assets.guard import Row, Violation, count_violations
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
-from analytics_assets.sources.login import summarize_excess_rights
+from analytics_assets.sources.hosts import HostDatabase, find_host, open_catalog
+from analytics_assets.sources.hosts.statements import FIRST, TURNED_ON_RULE, happened
+from analytics_assets.sources.login import summarize
 
 Part = TypeVar("Part")
-
-COLUMN_TYPES: Final = {
-    "event_id": ("text", "character varying", "uuid", "smallint", "integer", "bigint"),
-    "occurred_at": ("timestamp with time zone",),
-    "source": ("text", "character varying"),
-    "turned_on": ("boolean",),
-}
-"""Column of a source view -> PostgreSQL types it may have."""
-
-_HIDING: Final = """
-with recursive used (oid, reader) as (
-    select c.oid, (select oid from pg_roles where rolname = current_user)
-    from pg_class c
-    where c.relnamespace = to_regnamespace(:schema) and c.relname = :view
-  union
-    select d.refobjid, case
-        when v.relkind = 'v' and v.reloptions::text ~* 'security_invoker=(t|y|on|1)' then used.reader
-        else v.relowner end
-    from used
-    join pg_class v on v.oid = used.oid and v.relkind in ('v', 'm')
-    join pg_rewrite w on w.ev_class = v.oid
-    join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = w.oid
-        and d.refclassid = 'pg_class'::regclass and d.refobjid <> v.oid
-)
-select distinct format('%I.%I', n.nspname, t.relname),
-    case when r.rolname = current_user then 'the pipeline''s login' else 'the owner of the view' end
-from used
-join pg_class t on t.oid = used.oid and t.relrowsecurity
-join pg_namespace n on n.oid = t.relnamespace
-join pg_roles r on r.oid = used.reader and not r.rolsuper and not r.rolbypassrls
-where t.relforcerowsecurity or not pg_has_role(used.reader, t.relowner, 'usage')
-order by 1, 2
-"""
-"""Tables below a view where row level security applies, and to whom.
-
-A query with `row_security` off is an error, but a materialized view has lost the rows when it was refreshed.
-"""
 
 _FIRST_PLAUSIBLE: Final = datetime(1971, 1, 1, tzinfo=UTC)
 """Earlier is the zero of a clock or of a type (1970-01-01, year 1, -infinity), not when something happened."""
 
-_TURNED_ON_RULE: Final = Violation("turned_on", "must be true or false")
 _RULES: Final = {
-    rule.field: rule for rule in (*(Violation(field.name, field.rule) for field in (EVENT_ID, SOURCE)), _TURNED_ON_RULE)
+    rule.field: rule for rule in (*(Violation(field.name, field.rule) for field in (EVENT_ID, SOURCE)), TURNED_ON_RULE)
 }
-_TEXT: Final = ("text", "character varying")
-_FIRST: Final = sa.literal_column("1", sa.Integer).label("number")
 RECOVERY: Final = (
     "The host application's operator corrects the view; `analytics-assets sources` confirms it. Then materialize these"
     " days again."
@@ -91,19 +52,21 @@ def open_view(metric: Metric, view: SourceView, settings: Settings, days: Sequen
         OriginRefusedError: the view is missing, may not be read, or differs from the contract.
         DatabaseError: the database is out of reach.
     """
-    with engine(settings.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database:
-        with _redacted_reading(metric), database.connect() as connection:
-            columns = _read_columns(connection, view)
-            if problems := _find_problems(connection, view, columns):
+    url = required(settings.source_url, "ANALYTICS_SOURCE_URL")
+    host = find_host(url)
+    with host.connect(url) as database:
+        with _redacted_reading(metric, host), database.connect() as connection:
+            columns = host.read_columns(connection, view)
+            if problems := _find_problems(host, connection, view, columns):
                 raise OriginRefusedError(problems, RECOVERY)
-            warnings = summarize_excess_rights(connection)
+            warnings = summarize(host.find_excess_rights(connection))
         types = tuple(columns[name] for name in view.columns)
-        groups = _View(database, metric, settings.time_zone, partial(_groups_query, view, types))
-        rows = _View(database, metric, settings.time_zone, partial(_rows_query, view))
+        groups = _View(host, database, metric, settings.time_zone, partial(host.groups_query, view, types))
+        rows = _View(host, database, metric, settings.time_zone, partial(_rows_query, host, view, types))
         yield Reader(
             count=_by_day(groups, partial(_count_groups, groups), days),
             total=_by_day(rows, partial(_count_rows, rows), days),
-            outside=lambda: _count_outside(database, metric, view, settings),
+            outside=lambda: _count_outside(host, database, metric, host.table(view, types), settings),
             warnings=warnings,
         )
 
@@ -112,6 +75,7 @@ def open_view(metric: Metric, view: SourceView, settings: Settings, days: Sequen
 class _View:
     """A view, and what to read of each day."""
 
+    host: HostDatabase
     database: sa.Engine
     metric: Metric
     time_zone: str
@@ -123,26 +87,17 @@ class _View:
 
         Each call is a transaction: one transaction over 180 days would hold back the host's vacuum.
         """
-        with _redacted_reading(self.metric), self.database.connect() as connection:
-            return connection.execute(self.query(len(days) > 1), self._bounds(days)).all()
+        with _redacted_reading(self.metric, self.host), self.database.connect() as connection:
+            return connection.execute(*self._statement(days)).all()
 
     def is_cheaper(self, days: Sequence[date]) -> bool:
-        """Whether PostgreSQL expects to read these days at once for half the cost of one by one. No row is read.
+        """Whether to read these days at once."""
+        with _redacted_reading(self.metric, self.host), self.database.connect() as connection:
+            return self.host.is_cheaper(connection, days, self._statement)
 
-        With an index on the time both cost the same, but a day by itself needs no number for each of its rows.
-        """
-        with _redacted_reading(self.metric), self.database.connect() as connection:
-            at_once, one = (self._estimate(connection, days[:number]) for number in (len(days), 1))
-        return at_once < len(days) * one / 2
-
-    def _estimate(self, connection: sa.Connection, days: Sequence[date]) -> float:
-        query = self.query(len(days) > 1).compile(connection).construct_expanded_state(self._bounds(days))
-        plan = connection.exec_driver_sql(f"explain (format json) {query.statement}", query.parameters).scalar_one()
-        return float(plan[0]["Plan"]["Total Cost"])
-
-    def _bounds(self, days: Sequence[date]) -> dict[str, Any]:
+    def _statement(self, days: Sequence[date]) -> tuple[sa.Select[*tuple[Any, ...]], dict[str, Any]]:
         edges = [bounds(day, self.time_zone)[0] for day in span(days[0], days[-1] + timedelta(days=1))]
-        return {"start": edges[0], "end": edges[-1], "edges": edges}
+        return self.query(len(days) > 1), self.host.parameters(edges)
 
 
 def _by_day(
@@ -166,68 +121,36 @@ def _by_day(
     return read_day
 
 
-def _redacted_reading(metric: Metric) -> AbstractContextManager[None]:
-    return redacted_errors(f"reading the source of {metric.asset} (ANALYTICS_SOURCE_URL)")
+def _redacted_reading(metric: Metric, host: HostDatabase) -> AbstractContextManager[None]:
+    return redacted_errors(f"reading the source of {metric.asset} (ANALYTICS_SOURCE_URL)", host.explain)
 
 
-def find_view_problems(connection: sa.Connection, view: SourceView) -> list[Problem]:
+def find_view_problems(host: HostDatabase, connection: sa.Connection, view: SourceView) -> list[Problem]:
     """List what is wrong with a view. Only the catalog is read, no row."""
-    return _find_problems(connection, view, _read_columns(connection, view))
+    return _find_problems(host, connection, view, host.read_columns(connection, view))
 
 
-def _read_columns(connection: sa.Connection, view: SourceView) -> dict[str, str]:
-    """Return the types of the view's columns by their names; nothing when there is no such view."""
-    found = connection.execute(
-        sa.text(
-            "select a.attname as name, format_type(a.atttypid, null) as type from pg_class c"
-            " join pg_namespace n on n.oid = c.relnamespace and n.nspname = :schema"
-            " join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
-            " where c.relname = :view and c.relkind in ('v', 'm')"
-        ),
-        {"schema": SOURCE_SCHEMA, "view": view.name},
-    )
-    return {row.name: row.type for row in found}
-
-
-def _find_problems(connection: sa.Connection, view: SourceView, columns: Mapping[str, str]) -> list[Problem]:
-    violations = _view_violations(connection, view, columns)
+def _find_problems(
+    host: HostDatabase, connection: sa.Connection, view: SourceView, columns: Mapping[str, str]
+) -> list[Problem]:
+    violations = host.find_violations(connection, view, columns)
+    if columns:
+        violations += _column_violations(host, view, columns)
     return [Problem(f"view {SOURCE_SCHEMA}.{view.name}", violation) for violation in violations]
 
 
-def _view_violations(connection: sa.Connection, view: SourceView, columns: Mapping[str, str]) -> list[Violation]:
-    parameters = {"schema": SOURCE_SCHEMA, "view": view.name}
-    if not columns:
-        expected = ", ".join(view.columns)
-        return [Violation("(view)", f"is missing or is not a view; create it with the columns {expected}")]
-    readable = sa.text(
-        "select has_schema_privilege(:schema, 'usage')"
-        " and has_table_privilege(format('%I.%I', cast(:schema as text), cast(:view as text)), 'select')"
-    )
-    if not connection.scalar(readable, parameters):
-        return [Violation("(view)", "cannot be read; grant usage on its schema and select on it")]
+def _column_violations(host: HostDatabase, view: SourceView, columns: Mapping[str, str]) -> list[Violation]:
     unexpected = sorted(columns.keys() - set(view.columns))
     violations = [Violation(name, "is an unexpected column; remove it from the view") for name in unexpected]
-    violations += [
-        Violation(
-            "(view)",
-            f"reads {table}, where row level security hides rows from {reader}; give the view an owner who sees every"
-            " row (the table's owner, or a role with bypassrls), and no security_invoker",
-        )
-        for table, reader in connection.execute(sa.text(_HIDING), parameters)
-    ]
     for name in view.columns:
+        expected = host.COLUMN_TYPES[name]
         if name not in columns:
             violations.append(Violation(name, "is a missing column; add it to the view"))
-        elif columns[name] not in COLUMN_TYPES[name]:
-            violations.append(Violation(name, f"has type {columns[name]}; {_describe_cast(name)}"))
+        elif columns[name] not in expected:
+            way_out = host.CASTS.get(name, "cast it in the view")
+            rule = f"has type {columns[name]}; expected: {' or '.join(expected)} ({way_out})"
+            violations.append(Violation(name, rule))
     return violations
-
-
-def _describe_cast(column: str) -> str:
-    expected = COLUMN_TYPES[column]
-    if column == "occurred_at":
-        return f"expected: {expected[0]} (convert a naive timestamp in the view: at time zone '...')"
-    return f"expected: {' or '.join(expected)} (cast it in the view)"
 
 
 def find_undocumented_views(settings: Settings) -> list[str]:
@@ -237,25 +160,10 @@ def find_undocumented_views(settings: Settings) -> list[str]:
         DatabaseError: the database is out of reach.
         SettingsError: no URL is known.
     """
-    with (
-        redacted_errors("listing the source views (ANALYTICS_SOURCE_URL)"),
-        engine(settings.source_url, "ANALYTICS_SOURCE_URL", read_only=True) as database,
-        database.connect() as connection,
-    ):
-        readable = connection.scalars(
-            sa.text(
-                "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace and n.nspname = :schema"
-                " where c.relkind in ('r', 'p', 'v', 'm', 'f') and has_schema_privilege(n.oid, 'usage')"
-                " and has_any_column_privilege(c.oid, 'select') order by 1"
-            ),
-            {"schema": SOURCE_SCHEMA},
-        ).all()
+    with open_catalog(settings.source_url) as (host, connection):
+        readable = host.find_readable(connection)
     documented = {view.name for view in SOURCE_VIEWS}
     return [f"{SOURCE_SCHEMA}.{name}" for name in readable if name not in documented]
-
-
-def _table_of(view: SourceView) -> sa.TableClause:
-    return sa.table(view.name, *(sa.column(name) for name in view.columns), schema=SOURCE_SCHEMA)
 
 
 def _count_groups(view: _View, days: Sequence[date]) -> dict[date, Counted]:
@@ -283,75 +191,21 @@ def _count_rows(view: _View, days: Sequence[date]) -> dict[date, int]:
     return {day: counts.get(number, 0) for number, day in enumerate(span(days[0], days[-1]), start=1)}
 
 
-def _happened(table: sa.TableClause) -> sa.ColumnElement[bool]:
-    # A half-open range on the bare column lets PostgreSQL use the host's index.
-    return (table.c.occurred_at >= sa.bindparam("start")) & (table.c.occurred_at < sa.bindparam("end"))
-
-
-def _number(table: sa.TableClause) -> sa.ColumnElement[int]:
-    edges = sa.bindparam("edges", type_=postgresql.ARRAY(sa.DateTime(timezone=True)))
-    return sa.func.width_bucket(table.c.occurred_at, edges, type_=sa.Integer).label("number")
-
-
-def _breaks_rule(event_id: sa.ColumnElement[Any], type_: str) -> sa.ColumnElement[bool]:
-    if type_ in _TEXT:
-        return event_id.op("!~")(full_match(EVENT_ID.pattern or ""))
-    # What PostgreSQL prints of these types fits the pattern, except for a sign. A regular expression takes longer.
-    return sa.false() if type_ == "uuid" else event_id < 0
-
-
-@cache
-def _groups_query(view: SourceView, types: tuple[str, ...], several: bool) -> sa.Select[*tuple[Any, ...]]:
-    """Return the statement that counts: what is refused by its rule, everything else by its values.
-
-    `types` are those of the view's columns. The innermost groups are those of the bare columns, so that a rule is
-    evaluated per group and not per row.
-    """
-    table = _table_of(view)
-    # Otherwise a collation of the host may take a refused value and an allowed one for the same.
-    keys = {
-        name: table.c[name].collate("C") if type_ in _TEXT else table.c[name]
-        for name, type_ in zip(view.columns, types, strict=True)
-        if name != "occurred_at"
-    }
-    number = _number(table) if several else _FIRST
-    groups = (
-        sa.select(number, *(key.label(name) for name, key in keys.items()), sa.func.count().label("rows"))
-        .where(_happened(table))
-        .group_by(*keys.values(), *([number] if several else []))
-        .subquery()
-    )
-    switch = groups.c.turned_on if view.switch else sa.true()
-    texts = [sa.cast(groups.c[name], sa.Text).label(name) for name in ("event_id", "source")]
-    event_id, source = texts
-    refused = sa.case(
-        (event_id.is_(None) | _breaks_rule(groups.c.event_id, types[view.columns.index("event_id")]), EVENT_ID.name),
-        (source.not_in(SOURCE.choices or ()), SOURCE.name),
-        (switch.is_(None), _TURNED_ON_RULE.field),
-    )
-    # `offset 0` keeps PostgreSQL from evaluating the rules again wherever the outer query says `refused`.
-    classified = sa.select(
-        groups.c.number, refused.label("refused"), switch.label("turned_on"), *texts, groups.c.rows
-    ).offset(0)
-    found = classified.subquery()
-    allowed = [sa.case((found.c.refused.is_(None), found.c[name])) for name in ("turned_on", "event_id", "source")]
-    key = (found.c.number, found.c.refused, *allowed)
-    return sa.select(*key, sa.cast(sa.func.sum(found.c.rows), sa.BigInteger)).group_by(*key)
-
-
-@cache
-def _rows_query(view: SourceView, several: bool) -> sa.Select[*tuple[Any, ...]]:
+def _rows_query(
+    host: HostDatabase, view: SourceView, types: tuple[str, ...], several: bool
+) -> sa.Select[*tuple[Any, ...]]:
     """Return the statement that only counts rows, for the comparison with what is stored."""
-    table = _table_of(view)
+    table = host.table(view, types)
     if several:
-        number = _number(table)
-        return sa.select(number, sa.func.count()).where(_happened(table)).group_by(number)
-    return sa.select(_FIRST, sa.func.count()).select_from(table).where(_happened(table))
+        number = host.number(table.c.occurred_at)
+        return sa.select(number, sa.func.count()).where(happened(table)).group_by(number)
+    return sa.select(FIRST, sa.func.count()).select_from(table).where(happened(table))
 
 
-def _count_outside(database: sa.Engine, metric: Metric, view: SourceView, settings: Settings) -> list[Problem]:
+def _count_outside(
+    host: HostDatabase, database: sa.Engine, metric: Metric, table: sa.FromClause, settings: Settings
+) -> list[Problem]:
     """Count the rows that no day has, by the reason, and those that no day will have soon."""
-    table = _table_of(view)
     moment = table.c.occurred_at
     _, horizon = bounds(settings.today() + timedelta(days=1), settings.time_zone)
     conditions = {
@@ -359,12 +213,12 @@ def _count_outside(database: sa.Engine, metric: Metric, view: SourceView, settin
         f"is before {_FIRST_PLAUSIBLE.year}": moment < _FIRST_PLAUSIBLE,
         "is later than tomorrow": moment >= horizon,
     }
-    sums = [sa.func.count().filter(condition) for condition in conditions.values()]
-    # The conditions are repeated behind `where`, so that PostgreSQL can use the host's index.
+    sums = [sa.func.count(sa.case((condition, 1))) for condition in conditions.values()]
+    # The conditions are repeated behind `where`, so that the database can use the host's index.
     query = sa.select(*sums).select_from(table).where(sa.or_(*conditions.values()))
-    with _redacted_reading(metric), database.connect() as connection:
+    with _redacted_reading(metric, host), database.connect() as connection:
         counted = connection.execute(query).one()
-    where = f"view {SOURCE_SCHEMA}.{view.name}"
+    where = f"view {'.'.join(metric.origin.path)}"
     return [
         Problem(where, Violation("occurred_at", rule), rows)
         for rule, rows in zip(conditions, counted, strict=True)

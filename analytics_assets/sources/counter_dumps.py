@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,8 +33,6 @@ from pydantic_core import from_json
 
 from analytics_assets.contract import (
     COUNT,
-    DROP_FILE_PATTERN,
-    DUMP_FILE_PATTERN,
     EVENT_DATE,
     EVENT_NAME,
     MAX_COUNT,
@@ -44,10 +41,21 @@ from analytics_assets.contract import (
     CounterDumps,
     Metric,
 )
+from analytics_assets.dump_files import (
+    day_of,
+    find_replaced,
+    is_drop_file,
+    is_dump,
+    is_list,
+    is_of_file_system,
+    is_unfinished,
+)
 from analytics_assets.folders import lock_shared
 from analytics_assets.guard import NOT_AN_OBJECT, UNKNOWN_FIELD, Violation, obeys, row_violations
+from analytics_assets.remote import RemoteError
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
+from analytics_assets.sources.dump_folder import DayFolders, everything, open_folder
 
 NOT_A_DUMP: Final = Violation("(file)", "is not a counter dump; remove it from the day's folder")
 UNREADABLE: Final = Violation(
@@ -69,20 +77,10 @@ FOREIGN_FOLDER: Final = Problem(
     ),
 )
 
-_DAY_FOLDER: Final = re.compile(r"\d{4}-\d\d-\d\d")
-_OF_FILE_SYSTEM: Final = re.compile(r"lost\+found|\..*")
-"""`lost+found` is in the root of a file system, and `.snapshot` or `.zfs` where a storage keeps snapshots."""
-
 _FOLDER_RECOVERY: Final = "`analytics-assets sources` says when it is right."
 
 MAX_LINE: Final = 4096
 """In bytes. A line of a dump never crosses a page of this size, so a longer line is not parsed."""
-
-_is_dump: Final = re.compile(DUMP_FILE_PATTERN).fullmatch
-_is_drop_file: Final = re.compile(DROP_FILE_PATTERN).fullmatch
-
-_is_merge_file: Final = re.compile(r"[0-9a-f]{32}\.merg(ed|ing)").fullmatch
-"""The list of a merged dump, and a merged dump that is being written."""
 
 _BLOCK: Final = 1 << 21
 """In bytes, of a file that are read at once."""
@@ -122,18 +120,17 @@ def open_dumps(metric: Metric, settings: Settings, run_id: str = "") -> Iterator
         OriginRefusedError: the dump folder does not exist or cannot be read. An empty result would look like a day
             without events.
     """
-    folder = settings.dump_dir
-    if problem := find_folder_problem(folder):
+    if problem := find_problem(settings):
         raise OriginRefusedError([problem], _FOLDER_RECOVERY)
-    days = _days_of_run(folder, run_id) if run_id else _Days(folder)
+    days = _days_of_run(settings, run_id) if run_id else _Days(settings)
     yield Reader(count=lambda day: days.count(metric, day), total=lambda day: days.total(metric, day))
 
 
 class _Days:
     """The days of one run. It forgets nothing, so it takes no further days when it is full."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, settings: Settings) -> None:
+        self._folders = DayFolders(settings)
         self._counted: dict[date, dict[str, Counted]] = {}
         self._totals: dict[date, Counter[str]] = {}
         self._room = _SHARED_ROWS
@@ -141,7 +138,8 @@ class _Days:
     def count(self, metric: Metric, day: date) -> Counted:
         if day in self._counted:
             return self._counted[day][metric.asset]
-        counted = read_day(self._folder / day.isoformat(), day)
+        with self._folders.open(day) as folder:
+            counted = read_day(folder, day)
         size = sum(len(each.rows) + len(each.problems) for each in counted.values())
         if size <= self._room:
             self._counted[day] = counted
@@ -151,13 +149,31 @@ class _Days:
 
     def total(self, metric: Metric, day: date) -> int:
         if day not in self._totals:
-            self._totals[day] = _sum_again(self._folder / day.isoformat())
+            try:
+                with self._folders.open(day) as folder:
+                    self._totals[day] = _sum_again(folder)
+            except RemoteError as error:
+                raise OriginRefusedError([remote_problem(error)], "Then run the check again.") from None
         return sum(self._totals[day][name] for name in metric.event_names)
 
 
 @lru_cache(maxsize=1)
-def _days_of_run(folder: Path, run_id: str) -> _Days:
-    return _Days(folder)
+def _days_of_run(settings: Settings, run_id: str) -> _Days:
+    return _Days(settings)
+
+
+def find_problem(settings: Settings) -> Problem | None:
+    """Return what is wrong with the dump folder, or what is behind its URL, or with the newest day in it."""
+    try:
+        with open_folder(settings) as folder:
+            return find_folder_problem(folder)
+    except RemoteError as error:
+        return remote_problem(error)
+
+
+def remote_problem(error: RemoteError) -> Problem:
+    """Return an error of the storage behind the URL as a problem."""
+    return Problem("dump folder", Violation("(ANALYTICS_DUMP_DIR)", str(error)))
 
 
 def find_folder_problem(folder: Path) -> Problem | None:
@@ -195,7 +211,7 @@ def list_entries(folder: Path) -> list[Path]:
     Raises:
         OSError: the folder does not exist or cannot be read.
     """
-    return sorted(path for path in folder.iterdir() if not (_OF_FILE_SYSTEM.fullmatch(path.name) and path.is_dir()))
+    return sorted(path for path in folder.iterdir() if not (is_of_file_system(path.name) and path.is_dir()))
 
 
 def is_foreign(path: Path) -> bool:
@@ -205,12 +221,7 @@ def is_foreign(path: Path) -> bool:
 
 def parse_day(path: Path) -> date | None:
     """Return the day of a day's folder, None for anything else, such as a link."""
-    if path.is_symlink() or not path.is_dir() or not _DAY_FOLDER.fullmatch(path.name):
-        return None
-    try:
-        return date.fromisoformat(path.name)
-    except ValueError:
-        return None
+    return None if path.is_symlink() or not path.is_dir() else day_of(path.name)
 
 
 def check_newest_days(settings: Settings) -> tuple[list[date], list[Problem]]:
@@ -218,19 +229,23 @@ def check_newest_days(settings: Settings) -> tuple[list[date], list[Problem]]:
 
     Returns the days that were parsed, and what collecting refuses of them or of the folder.
     """
-    folder, today = settings.dump_dir, str(settings.today())
-    if problem := find_folder_problem(folder):
+    if problem := find_problem(settings):
         return [], [problem]
-    names = {path.name for path in folder.iterdir() if obeys(EVENT_DATE, path.name)}
-    newest_finished = max((name for name in names if name < today), default=today)
-    days = sorted(date.fromisoformat(name) for name in {newest_finished, today} & names)
+    today, days = str(settings.today()), list[date]()
     try:
-        problems = [
-            problem
-            for day in days
-            for counted in read_day(folder / str(day), day).values()
-            for problem in counted.problems
-        ]
+        with open_folder(settings) as folder:
+            names = {path.name for path in folder.iterdir() if obeys(EVENT_DATE, path.name)}
+        newest_finished = max((name for name in names if name < today), default=today)
+        days = sorted(date.fromisoformat(name) for name in {newest_finished, today} & names)
+        with open_folder(settings, days, everything) as folder:
+            problems = [
+                problem
+                for day in days
+                for counted in read_day(folder / str(day), day).values()
+                for problem in counted.problems
+            ]
+    except RemoteError as error:
+        problems = [remote_problem(error)]
     except OSError:
         problems = [Problem("dump folder", UNREADABLE)]
     return days, list(dict.fromkeys(problems))
@@ -288,14 +303,7 @@ def read_replaced(folder: Path, dumps: Collection[str], lists: Iterable[str]) ->
         OSError: a list cannot be read.
         ValueError: it has something else than names of dumps.
     """
-    replaced: set[str] = set()
-    for path in (Path(folder, name) for name in lists):
-        if path.suffix == ".merged" and path.with_suffix(".ndjson").name in dumps:
-            names = path.read_bytes().decode("ascii").split("\n")
-            if names.pop() or not names or not all(map(_is_dump, names)):
-                raise ValueError
-            replaced |= set(names)
-    return replaced
+    return find_replaced({*dumps, *lists}, lambda name: Path(folder, name).read_bytes())
 
 
 class _Heads(dict[bytes, int]):
@@ -434,11 +442,11 @@ def list_dumps(folder: Path) -> tuple[list[str], int, list[Problem]]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 is_file = entry.is_file(follow_symlinks=False)
-                if is_file and _is_dump(entry.name):
+                if is_file and is_dump(entry.name):
                     names.append(entry.name)
-                elif is_file and _is_merge_file(entry.name):
+                elif is_file and is_list(entry.name):
                     lists.append(entry.name)
-                elif not (is_file and _is_drop_file(entry.name)):
+                elif not (is_file and (is_drop_file(entry.name) or is_unfinished(entry.name))):
                     others += 1
     except FileNotFoundError:
         return [], 0, []

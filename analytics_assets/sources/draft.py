@@ -7,14 +7,15 @@ cannot know is a comment instead of SQL. The operator of the host application re
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 import sqlalchemy as sa
 
-from analytics_assets.contract import METRICS, PUBLISHED_SCHEMA, SCHEMA, SOURCE_SCHEMA, SourceView
-from analytics_assets.sources.app_views import COLUMN_TYPES
+from analytics_assets.contract import METRICS, SOURCE_SCHEMA, SourceView
+from analytics_assets.sources.hosts import HostDatabase
+from analytics_assets.sources.hosts.drafting import CatalogColumn
 
 _NAMES: Final = {
     "signups": (
@@ -40,33 +41,7 @@ _SIDE: Final = "source|channel|origin|admin|staff|orga|_by(_id)?$"
 _ON: Final = "given|granted|accepted|consented|agreed|enabled|turned_on|opted_?in|visible"
 _OFF: Final = "withdrawn|revoked|declined|disabled|turned_off|opted_?out|hidden|(^|_)not_"
 
-_NAIVE: Final = "timestamp without time zone"
 _UNKNOWN: Final = "..."
-
-_COLUMNS: Final = """
-select c.oid, format('%I.%I', n.nspname, c.relname) as table_sql, c.relname as table, c.relrowsecurity as protected,
-    a.attname as column, quote_ident(a.attname) as column_sql, format_type(a.atttypid, null) as type,
-    not a.attnotnull as nullable, f.confrelid as leads_to, quote_ident(k.attname) as key_sql
-from pg_class c
-join pg_namespace n on n.oid = c.relnamespace
-join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-left join pg_constraint f on f.contype = 'f' and f.conrelid = c.oid and f.conkey = array[a.attnum]
-left join pg_attribute k on k.attrelid = f.confrelid and k.attnum = f.confkey[1]
-where c.relkind in ('r', 'p') and not c.relispartition and n.nspname !~ '^pg_' and n.nspname <> all(:others)
-order by n.nspname, c.relname, a.attnum
-"""
-
-
-@dataclass(frozen=True)
-class _Column:
-    name: str
-    sql: str
-    type: str
-    nullable: bool
-    leads_to: int | None
-    """The table that its foreign key leads to."""
-    key_sql: str | None
-    """The column there."""
 
 
 @dataclass
@@ -75,16 +50,16 @@ class _Table:
     words: str
     """The name in lower case, without separators."""
     protected: bool
-    columns: list[_Column] = field(default_factory=list)
+    columns: list[CatalogColumn] = field(default_factory=list)
 
-    def find(self, pattern: str, *types: str) -> list[_Column]:
+    def find(self, pattern: str, *types: str) -> list[CatalogColumn]:
         """Return the columns whose name contains the pattern, of one of the types if any are given."""
         found = [column for column in self.columns if re.search(pattern, column.name, re.IGNORECASE)]
         return [column for column in found if not types or column.type in types]
 
 
-_Tables = dict[int, _Table]
-"""By the table's oid."""
+_Tables = dict[Hashable, _Table]
+"""By what the catalog identifies them by."""
 
 
 @dataclass
@@ -95,13 +70,17 @@ class _Proposal:
     because: str
     select: dict[str, str]
     """Column of the view -> expression."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Column of the view -> its name there, if it is another."""
     joins: str = ""
     unclear: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     """What only a person can tell, and the view cannot do without."""
 
     def text(self, view: SourceView) -> str:
-        columns = ",\n    ".join(f"{self.select.get(name, _UNKNOWN)} as {name}" for name in view.columns)
+        columns = ",\n    ".join(
+            f"{self.select.get(name, _UNKNOWN)} as {self.names.get(name, name)}" for name in view.columns
+        )
         sql = f"create view {SOURCE_SCHEMA}.{view.name} as\nselect\n    {columns}\nfrom {self.table} t{self.joins};"
         comments = [self.because, *(f"unclear: {text}" for text in self.unclear)]
         if self.unknown:
@@ -110,14 +89,14 @@ class _Proposal:
         return _comment(comments) + ("" if self.unknown else f"\n{sql}")
 
 
-def draft(connection: sa.Connection) -> str:
+def draft(host: HostDatabase, connection: sa.Connection) -> str:
     """Return SQL that creates the source views, to be reviewed. Comments say why, and what is unclear or not known."""
-    tables = _read_tables(connection)
+    tables = _read_tables(host, connection)
     views = []
     for metric in METRICS:
         if isinstance(view := metric.origin, SourceView):
             title = _comment([f"{view.name}: {metric.question}"])
-            views.append(f"{title}\n{_propose(view, tables).text(view)}")
+            views.append(f"{title}\n{_propose(host, view, tables).text(view)}")
     return "\n\n".join(
         [
             _comment(["A draft of the source views, from names and types alone. No row was read: review every line."]),
@@ -132,19 +111,18 @@ def _comment(lines: Iterable[str]) -> str:
     return "\n".join(f"-- {line}" for line in lines)
 
 
-def _read_tables(connection: sa.Connection) -> _Tables:
-    others = [SCHEMA, PUBLISHED_SCHEMA, SOURCE_SCHEMA, "information_schema"]
+def _read_tables(host: HostDatabase, connection: sa.Connection) -> _Tables:
     tables: _Tables = {}
-    for row in connection.execute(sa.text(_COLUMNS), {"others": others}):
-        if not (row.table_sql.isprintable() and row.column.isprintable()):
+    for column in host.read_tables(connection):
+        if not (column.table_sql.isprintable() and column.name.isprintable()):
             continue  # a line feed in a name would end a comment
-        words = re.sub("[^a-z0-9]", "", row.table.lower())
-        table = tables.setdefault(row.oid, _Table(row.table_sql, words, row.protected))
-        table.columns.append(_Column(row.column, row.column_sql, row.type, row.nullable, row.leads_to, row.key_sql))
+        words = re.sub("[^a-z0-9]", "", column.table_name.lower())
+        table = tables.setdefault(column.table, _Table(column.table_sql, words, column.protected))
+        table.columns.append(column)
     return tables
 
 
-def _propose(view: SourceView, tables: _Tables) -> _Proposal:
+def _propose(host: HostDatabase, view: SourceView, tables: _Tables) -> _Proposal:
     """Return the proposal whose table is named best, and in which least is not known."""
     names = _NAMES.get(view.name, (view.name.replace("_", "").removesuffix("s"),))
     ranked = [
@@ -152,12 +130,12 @@ def _propose(view: SourceView, tables: _Tables) -> _Proposal:
         for rank, name in enumerate(names)
         for table in tables.values()
         if re.search(name if view.name in _STATES else f"{name}s?$", table.words)
-        for proposal in [_from_table(view, table, tables, f'its name contains "{name}"')]
+        for proposal in [_from_table(host, view, table, tables, f'its name contains "{name}"')]
     ]
     ranked.sort(key=lambda entry: entry[:2])
     best = [proposal for *place, proposal in ranked if place == list(ranked[0][:2])]
     if not best:
-        return _from_log(view, tables)
+        return _from_log(host, view, tables)
     others = [proposal.table for *_, proposal in ranked if proposal.table != best[0].table]
     if len(best) > 1:
         best[0].unknown.append(f"which table is meant; as likely: {', '.join(p.table for p in best[1:])}")
@@ -166,30 +144,30 @@ def _propose(view: SourceView, tables: _Tables) -> _Proposal:
     return best[0]
 
 
-def _from_table(view: SourceView, table: _Table, tables: _Tables, why: str) -> _Proposal:
+def _from_table(host: HostDatabase, view: SourceView, table: _Table, tables: _Tables, why: str) -> _Proposal:
     changes = view.name in _STATES
-    proposal = _Proposal(table.sql, f"from {table.sql}, because {why}", {"source": "null::text"})
+    proposal = _Proposal(table.sql, f"from {table.sql}, because {why}", {"source": host.DRAFTING.no_source})
     proposal.unclear.append("does each row stand for one occurrence? The name only suggests it")
     if changes and not re.search(_CHANGES, table.words):
         proposal.unknown.append("does it keep a row per change? Where a row is updated in place, changes are lost")
-    _add_event(proposal, table, tables)
-    _add_moment(proposal, table, ("changed", *_CREATED) if changes else (*_HAPPENED, *_CREATED))
+    _add_event(host, proposal, table, tables)
+    _add_moment(host, proposal, table, ("changed", *_CREATED) if changes else (*_HAPPENED, *_CREATED))
     if view.switch:
-        _add_switch(proposal, table)
+        _add_switch(host, proposal, table)
     if columns := table.find(_SIDE):
         proposal.unclear.append(f"source (web, admin or null) could follow from {_listed(columns)}")
     if columns := table.find(_SOFT_DELETED):
         proposal.unclear.append(
             f"{_listed(columns)} may mark rows as deleted; a row that happened still counts, so none is left out"
         )
-    if columns := table.find("", "json", "jsonb", "hstore"):
+    if columns := table.find("", *host.DRAFTING.payloads):
         proposal.unclear.append(f"the payload in {_listed(columns)} may hold what no column has; it is not used")
     if table.protected:
         proposal.unclear.append(f"row level security on {table.sql}: the owner of the view must see every row")
     return proposal
 
 
-def _add_event(proposal: _Proposal, table: _Table, tables: _Tables) -> None:
+def _add_event(host: HostDatabase, proposal: _Proposal, table: _Table, tables: _Tables) -> None:
     """Add event_id: a foreign key to the table of events, a column named like one, or a key one table further."""
     events = {oid for oid, found in tables.items() if re.search(f"{_EVENTS}s?$", found.words)}
     keys = [column for column in table.columns if column.leads_to in events]
@@ -200,7 +178,7 @@ def _add_event(proposal: _Proposal, table: _Table, tables: _Tables) -> None:
     further = [
         (column, parent, key)
         for column in table.columns
-        if not keys and (parent := tables.get(column.leads_to or 0))
+        if not keys and (parent := tables.get(column.leads_to))
         for key in parent.columns
         if key.leads_to in events
     ]
@@ -216,19 +194,21 @@ def _add_event(proposal: _Proposal, table: _Table, tables: _Tables) -> None:
         choices = _listed(keys) if keys else ", ".join(f"{c.sql} in {p.sql}" for _, p, c in further)
         proposal.unknown.append(f"which column is the event{f'; candidates: {choices}' if choices else ''}")
         return
-    if key.type not in COLUMN_TYPES["event_id"]:
+    if key.type not in host.COLUMN_TYPES["event_id"]:
         proposal.unknown.append(f"how {key.sql} ({key.type}) becomes an integer or a UUID")
-    elif key.type in {"text", "character varying"}:
+    elif key.type in host.COLUMN_TYPES["source"]:
         proposal.unclear.append(f"{key.sql} is text: only integers and UUIDs are counted")
     if key.nullable:
         proposal.unclear.append(f"{key.sql} may be null: such a row is refused, with its day")
     proposal.select["event_id"] = expression
 
 
-def _add_moment(proposal: _Proposal, table: _Table, names: Iterable[str]) -> None:
+def _add_moment(host: HostDatabase, proposal: _Proposal, table: _Table, names: Iterable[str]) -> None:
     """Add occurred_at: the column with a time zone that is named best."""
-    named = [column for name in names for column in table.find(f"{name}(_|$)", *COLUMN_TYPES["occurred_at"], _NAIVE)]
-    zoned = [column for column in named if column.type != _NAIVE]
+    drafting = host.DRAFTING
+    types = (*host.COLUMN_TYPES["occurred_at"], drafting.naive)
+    named = [column for name in names for column in table.find(f"{name}(_|$)", *types)]
+    zoned = [column for column in named if column.type != drafting.naive]
     if zoned:
         moment = zoned[0]
         proposal.select["occurred_at"] = f"t.{moment.sql}"
@@ -236,17 +216,20 @@ def _add_moment(proposal: _Proposal, table: _Table, names: Iterable[str]) -> Non
             proposal.unclear.append(f"{moment.sql} may be null: such a row is in no day, and a warning names it")
     elif named:
         moment = named[0]
-        proposal.select["occurred_at"] = f"t.{moment.sql} at time zone '{_UNKNOWN}'"
-        proposal.unknown.append(f"in which time zone the application writes {moment.sql}, which has none")
+        proposal.select["occurred_at"] = drafting.from_naive.format(f"t.{moment.sql}")
+        proposal.names["occurred_at"] = drafting.naive_name
+        proposal.unknown.append(
+            f"in which time zone the application writes {moment.sql}, which has none{drafting.naive_hint}"
+        )
     else:
-        columns = table.find("", *COLUMN_TYPES["occurred_at"], _NAIVE, "date")
+        columns = table.find("", *types, "date")
         candidates = f"; candidates: {_listed(columns)}" if columns else ": no column has a time"
         proposal.unknown.append(f"when it happened{candidates}")
 
 
-def _add_switch(proposal: _Proposal, table: _Table) -> None:
+def _add_switch(host: HostDatabase, proposal: _Proposal, table: _Table) -> None:
     """Add turned_on, from the one boolean column whose name has a direction."""
-    on, off = (table.find(pattern, "boolean") for pattern in (_ON, _OFF))
+    on, off = (table.find(pattern, *host.DRAFTING.booleans) for pattern in (_ON, _OFF))
     if len(on) + len(off) != 1 and not (len(off) == 1 and on == off):
         proposal.unknown.append("which column says whether it was turned on or off")
     elif off:
@@ -256,25 +239,27 @@ def _add_switch(proposal: _Proposal, table: _Table) -> None:
         proposal.select["turned_on"] = f"t.{on[0].sql}"
 
 
-def _from_log(view: SourceView, tables: _Tables) -> _Proposal:
+def _from_log(host: HostDatabase, view: SourceView, tables: _Tables) -> _Proposal:
     """Return a proposal from a general log, if there is one. Names do not tell which of its rows are meant."""
     logs = [table for table in tables.values() if re.search(_LOGS, table.words) and table.find(_ACTION)]
     if logs:
-        proposal = _from_table(view, logs[0], tables, "no table is named after it, and this one is a log")
+        proposal = _from_table(host, view, logs[0], tables, "no table is named after it, and this one is a log")
         action = logs[0].find(_ACTION)[0]
         proposal.unknown.insert(0, f"which values of {action.sql} mean it")
         proposal.joins += f"\nwhere t.{action.sql} in ('{_UNKNOWN}')"
         if logs[1:]:
             proposal.unclear.append(f"other logs: {', '.join(table.sql for table in logs[1:])}")
     else:
-        proposal = _Proposal(_UNKNOWN, "no table is named after it, and none is a log", {"source": "null::text"})
+        proposal = _Proposal(
+            _UNKNOWN, "no table is named after it, and none is a log", {"source": host.DRAFTING.no_source}
+        )
         proposal.unknown.append("where the application keeps it; without a row per occurrence, it has to begin to")
     if pattern := _STATES.get(view.name):
-        states = [f"{c.sql} in {t.sql}" for t in tables.values() for c in t.find(pattern, "boolean")]
+        states = [f"{c.sql} in {t.sql}" for t in tables.values() for c in t.find(pattern, *host.DRAFTING.booleans)]
         if states:
             proposal.unclear.append(f"these hold only the present state, not the changes: {', '.join(states)}")
     return proposal
 
 
-def _listed(columns: Iterable[_Column]) -> str:
+def _listed(columns: Iterable[CatalogColumn]) -> str:
     return ", ".join(f"{column.sql} ({column.type})" for column in columns)

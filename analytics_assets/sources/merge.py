@@ -13,6 +13,10 @@ dump that is copied into the folder once more is not counted once more. What arr
 and merged the next time.
 
 The folder of the day is locked, so that no reader of the pipeline sees a step and no two merges meet.
+
+Behind a URL nothing can be locked or renamed. There a copy of the day is merged, and its changes are made in an order
+that is as safe: the list, then its dump, then the deletions. The caller lets no two merges meet, and `dump_folder` says
+how a reader notices one.
 """
 
 from __future__ import annotations
@@ -23,14 +27,17 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from analytics_assets.contract import COUNT, EVENT_DATE, EVENT_NAME, MAX_COUNT
+from analytics_assets.dump_files import DUMP, LIST, day_of, is_dump, is_list
 from analytics_assets.folders import lock
 from analytics_assets.guard import Violation
+from analytics_assets.remote import RemoteError, RemoteFolder
+from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, Problem
 from analytics_assets.sources.counter_dumps import (
     DUMP_FED,
@@ -40,14 +47,20 @@ from analytics_assets.sources.counter_dumps import (
     parse_day,
     read_files,
     read_replaced,
+    remote_problem,
     sum_files,
 )
+from analytics_assets.sources.dump_folder import copy_day, temporary_folder
 
 NOT_CHANGEABLE: Final = Violation("(folder)", "cannot be merged: the pipeline's login may not lock or change it")
 NOT_MERGED: Final = Violation("(folder)", "cannot be merged: the merged dump is not equal to the dumps of the day")
 
 _QUIET_SECONDS: Final = 86_400
 """How long nothing may have changed in a dump that is merged: a process whose clock is wrong may still count in it."""
+
+_REMOTE_QUIET: Final = timedelta(days=30)
+"""The same behind a URL. A machine that has lost the network ships what it has counted when the network is back, and
+what is merged by then is not counted again."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,31 @@ class Merged:
     """How many dumps were replaced."""
     problems: tuple[Problem, ...] = ()
     """Days that were left as they are. The dumps of such a day are counted as before."""
+
+
+def merge_dumps(settings: Settings, last: date) -> Merged:
+    """Merge the dumps of every day up to and including `last`, as `merge_closed_days` does, also behind a URL.
+
+    There, no other process may merge at the same time, and nothing may have changed in a dump for 30 days.
+    """
+    if settings.dump_url is None:
+        return merge_closed_days(settings.dump_dir, last)
+    days = dumps = 0
+    problems: list[Problem] = []
+    try:
+        remote = RemoteFolder(settings.dump_url)
+        names = remote.list()
+    except RemoteError as error:
+        return Merged(problems=(remote_problem(error),))
+    for day in sorted(day for day in map(day_of, names) if day is not None and day <= last):
+        try:
+            replaced, found = _merge_remote(remote, day)
+        except RemoteError as error:
+            replaced, found = 0, [remote_problem(error)]
+        days += replaced > 0
+        dumps += replaced
+        problems += found
+    return Merged(days, dumps, tuple(problems))
 
 
 def merge_closed_days(dump_dir: Path, last: date) -> Merged:
@@ -114,6 +152,36 @@ def _merge(folder: Path, day: date) -> tuple[int, list[Problem]]:
     _sync(folder)
     _remove_left(folder)
     return len(names), []
+
+
+def _merge_remote(remote: RemoteFolder, day: date) -> tuple[int, list[Problem]]:
+    """Merge a copy of a day, and make the same changes behind the URL. Returns as `_merge`."""
+    entries = remote.list(str(day))
+    dumps = {name: entry for name, entry in entries.items() if is_dump(name)}
+    changes = [entry.changed for name, entry in dumps.items() if name.removesuffix(DUMP) + LIST not in entries]
+    quiet = datetime.now(UTC) - _REMOTE_QUIET
+    if len(dumps) < 2 or any(changed is None or changed > quiet for changed in changes):
+        return 0, []
+    with temporary_folder() as copy:
+        folder = copy_day(remote, day, copy)
+        replaced, problems = _merge(folder, day)
+        names = set(os.listdir(folder))
+        versions = {name: entry.version for name, entry in remote.list(str(day)).items()}
+        if problems or any(versions.get(name) != entry.version for name, entry in dumps.items()):
+            return 0, problems  # a machine has shipped meanwhile
+        made = names - entries.keys()
+        for name in sorted(made, key=lambda name: bool(is_dump(name))):
+            remote.write(f"{day}/{name}", (folder / name).read_bytes())
+        for name in made:
+            if remote.read(f"{day}/{name}") != (folder / name).read_bytes():
+                for each in sorted(made, key=lambda name: bool(is_list(name))):
+                    remote.remove(f"{day}/{each}")
+                return 0, [Problem(f"{day}/", NOT_MERGED)]
+    gone = {name for name in entries if is_dump(name) or is_list(name)} - names
+    for of_kind in (is_dump, is_list):  # the lists last, as below
+        with remote.in_parallel() as executor:
+            list(executor.map(lambda name: remote.remove(f"{day}/{name}"), filter(of_kind, gone)))
+    return replaced, []
 
 
 def _remove_left(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import sqlalchemy as sa
 
+from analytics_assets.database import read_rows
 from analytics_assets.store.tables import COUNTS, FRICTION
 
 _EVENTS = COUNTS["daily_event_counts"].c
@@ -25,7 +26,7 @@ def read_event_counts(connection: sa.Connection, event_name: str) -> pd.DataFram
         .where(_EVENTS.event_name == event_name)
         .group_by(_EVENTS.event_date, _EVENTS.event_id)
     )
-    return pd.read_sql_query(query, connection)
+    return _read(connection, query)
 
 
 def read_responses(connection: sa.Connection) -> pd.DataFrame:
@@ -37,7 +38,14 @@ def read_responses(connection: sa.Connection) -> pd.DataFrame:
         _sum(_RESPONSES.count, "requests"),
         _sum(errors, "errors"),
     ).group_by(_RESPONSES.event_date, _RESPONSES.endpoint)
-    return pd.read_sql_query(query, connection)
+    return _read(connection, query)
+
+
+def _read(connection: sa.Connection, query: sa.Select[*tuple[Any, ...]]) -> pd.DataFrame:
+    # An event of the name "NA" is no missing value.
+    return pd.read_csv(
+        read_rows(connection, query), dtype={"series": str}, parse_dates=["event_date"], keep_default_na=False
+    )
 
 
 def replace_friction(connection: sa.Connection, days: Sequence[date], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,15 +1,16 @@
-"""Who may do what in the two databases, as SQL.
+"""Who may do what in the analytics database, as SQL.
 
-`setup.init_db` runs the part for the analytics database, and `analytics-assets grants` prints both parts. Nothing else
-grants anything. Each text may be run again at any time and holds no password. It also revokes every other right from
-the roles it names and from PUBLIC. It holds no percent sign, because the driver would take it for a parameter.
+`setup.init_db` runs it. `analytics-assets grants` prints it, and the part for the host's database, which is with its
+kind of database in `sources.hosts`. Nothing else grants anything. Each text may be run again at any time and holds no
+password. It also revokes every other right from the roles it names and from PUBLIC. It holds no percent sign, because
+the driver would take it for a parameter.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from analytics_assets.contract import PUBLISHED_SCHEMA, SCHEMA, SOURCE_SCHEMA, SOURCE_VIEWS, TABLES, SourceView
+from analytics_assets.contract import PUBLISHED_SCHEMA, SCHEMA, TABLES
 from analytics_assets.store.tables import (
     COLLECTED_DAYS,
     COLLECTED_SINCE,
@@ -27,7 +28,6 @@ OWNER: Final = "analytics_owner"
 WRITER: Final = "analytics_writer"
 READER: Final = "analytics_reader"
 PUBLISHED_READER: Final = "published_reader"
-SOURCE_READER: Final = "analytics_source_reader"
 
 
 def _role(name: str, login: str) -> str:
@@ -103,27 +103,4 @@ ANALYTICS: Final = f"""\
 {ROLES}{RIGHTS}\
 -- Passwords, in psql, which sends them hashed: \\password {WRITER}, \\password {READER},
 -- \\password {PUBLISHED_READER}
-"""
-
-
-def _select(view: SourceView) -> str:
-    return f"grant select on {SOURCE_SCHEMA}.{view.name} to {SOURCE_READER};  -- {', '.join(view.columns)}\n"
-
-
-HOST: Final = f"""\
--- The host application's database. Run this when the views exist.
-{_role(SOURCE_READER, "login")}\
-do $$ begin
-    execute 'grant connect on database ' || quote_ident(current_database()) || ' to {SOURCE_READER}';
-end $$;
-revoke all on schema {SOURCE_SCHEMA} from public, {SOURCE_READER};
-revoke all on all tables in schema {SOURCE_SCHEMA} from public, {SOURCE_READER};
-grant usage on schema {SOURCE_SCHEMA} to {SOURCE_READER};
-{"".join(map(_select, SOURCE_VIEWS))}\
--- Password, in psql: \\password {SOURCE_READER}
--- By default every login may create temporary tables, may connect to the server's other databases, and before
--- PostgreSQL 15 may create tables in schema public. Revoke that where nothing relies on it:
--- do $$ begin execute 'revoke temporary on database ' || quote_ident(current_database()) || ' from public'; end $$;
--- revoke create on schema public from public;
--- revoke connect on database ... from public;
 """

@@ -92,6 +92,14 @@ def publishing(store: Store) -> Iterator[sa.Connection]:
         yield connection
 
 
+@contextmanager
+def merging(store: Store) -> Iterator[None]:
+    """Let no two pipelines merge dumps at once, on whichever machines they run. Raises DatabaseError."""
+    with store.transaction("waiting for another merge of dumps") as connection:
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext("analytics merge"))))
+        yield
+
+
 def read_collected(connection: sa.Connection) -> dict[str, set[date]]:
     """Return the days of each metric that are collected."""
     found: dict[str, set[date]] = defaultdict(set)

@@ -118,7 +118,7 @@ class Telemetry:
 
     Raises:
         zoneinfo.ZoneInfoNotFoundError: the time zone does not exist.
-        TelemetryError: the source does not exist.
+        TelemetryError: the source does not exist, or the folder is a URL.
         FileNotFoundError: the path is relative, and the working directory no longer exists.
     """
 
@@ -134,6 +134,10 @@ class Telemetry:
     ) -> None:
         if source is not None and source not in (SOURCE.choices or ()):
             raise TelemetryError(f"{SOURCE.name} {SOURCE.rule}")
+        if "://" in os.fspath(dump_dir):
+            raise TelemetryError(
+                "the dump folder is a URL: name a folder of this machine; `analytics-assets ship` copies it to the URL"
+            )
         # Absolute from the start: the application may change its working directory.
         self._dump_dir = Path(dump_dir).absolute()
         self._recreate = partial(
@@ -248,11 +252,12 @@ class Telemetry:
                         line = None
                     dump = self._dump
                     if line is not None and dump is not None:
-                        digit = (line.count + 1) % 10
+                        count = line.count + 1
+                        digit = count % 10
                         if digit and times is _ONCE:  # `is`, because True and 1.0 equal 1
                             # Nine of ten counts end here. A method for it would take a tenth of their time.
                             dump.map[line.end - 1] = _ZERO + digit
-                            line.count += 1
+                            line.count = count
                         else:
                             _add_to_line(dump, line, times)
                         return

@@ -27,8 +27,8 @@ from analytics_assets.settings import Settings
 from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.database import as_superuser
 from analytics_assets_tests.support.host import Host
-from analytics_assets_tests.support.pipeline import ALL, Pipeline, note_collected
-from analytics_assets_tests.support.processes import free_port, wait_until
+from analytics_assets_tests.support.pipeline import ALL, Pipeline, hurry, note_collected
+from analytics_assets_tests.support.processes import PATIENCE, free_port, wait_until
 from analytics_assets_tests.support.receivers import mail_server, mail_url, text_of, webhook, webhook_url
 
 
@@ -275,6 +275,11 @@ def test_a_healthy_installation_is_all_ok_and_a_change_is_told(
     job = build_definitions(settings).resolve_job_def(daily_metrics_job.name)
     assert job.execute_in_process(instance=pipeline.instance, tags=range_tags(days[0], yesterday)).success
     log = tmp_path / "up.log"
+
+    def told() -> bool:
+        hurry(pipeline.instance, alert_sensor.name)
+        return "analytics red: dumps: dumps of today" in [each["title"] for each in taken]
+
     with webhook(port) as taken, up(settings, free_port(), log):
         first = " ".join(log.read_text().split())
         assert "Before this start:" in first
@@ -285,6 +290,6 @@ def test_a_healthy_installation_is_all_ok_and_a_change_is_told(
 
         settings.dump_dir.rename(settings.data_dir / "away")
         assert read_command(settings)[0] == 2
-        wait_until(lambda: "analytics red: dumps: dumps of today" in [each["title"] for each in taken], seconds=240)
+        wait_until(told, seconds=2 * PATIENCE)
         assert sum("dumps" in each["title"] for each in taken) == 1
     assert "canary" not in log.read_text()

@@ -24,7 +24,7 @@ from analytics_assets.store.tables import DAILY_NAMES
 from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.clock import clock_at, noon_of
 from analytics_assets_tests.support.host import Host
-from analytics_assets_tests.support.pipeline import ALL, Pipeline, failures
+from analytics_assets_tests.support.pipeline import ALL, Pipeline, failures, hurry
 from analytics_assets_tests.support.processes import PATIENCE, free_port, wait_until
 
 BROKEN, BROKEN_NAME = "event_signups", "event_signup"
@@ -229,6 +229,10 @@ def test_the_real_daemon_publishes_after_a_failed_daily_run(pipeline: Pipeline, 
     def of_the_sensor() -> list[dg.DagsterRun]:
         return list(instance.get_runs(dg.RunsFilter(tags={SENSOR_NAME_TAG: publication_sensor.name})))
 
+    def published_after_it() -> bool:
+        hurry(instance, publication_sensor.name)
+        return any(run.is_finished for run in of_the_sensor())
+
     with dagster_dev(pipeline.settings, port, pipeline.settings.data_dir / "dagster.log") as process:
         wait_until_ready(process, port)
         wait_until(evaluated)
@@ -240,7 +244,7 @@ def test_the_real_daemon_publishes_after_a_failed_daily_run(pipeline: Pipeline, 
         tags = [{"key": key, "value": value} for key, value in range_tags(days[0], days[-1]).items()]
         params = {"selector": selector, "runConfigData": "{}", "executionMetadata": {"tags": tags}}
         launched = Webserver(f"http://{HOST}:{port}").query(LAUNCH, params=params)["launchRun"]["run"]["runId"]
-        wait_until(lambda: any(run.is_finished for run in of_the_sensor()), seconds=2 * PATIENCE)
+        wait_until(published_after_it, seconds=2 * PATIENCE)
     (run,) = of_the_sensor()
     assert run.job_name == publication_job.name
     assert run.status is dg.DagsterRunStatus.SUCCESS

@@ -12,6 +12,7 @@ from analytics_assets.cli import main
 from analytics_assets.contract import SOURCE_VIEWS
 from analytics_assets.sources.app_views import find_view_problems
 from analytics_assets.sources.draft import draft
+from analytics_assets.sources.hosts import postgresql
 from analytics_assets_tests.support.host import Host
 
 EVENTS = "create table meetups (id int primary key, title text);"
@@ -31,7 +32,7 @@ def host_sql(make_database: Callable[[str], sa.URL]) -> Callable[[str], sa.Conne
 
 def drafted(connection: sa.Connection) -> dict[str, str]:
     """View -> its part of the draft, which has been run as it is."""
-    text = draft(connection)
+    text = draft(postgresql, connection)
     connection.exec_driver_sql(text.replace("%", "%%"))
     parts = text.split("\n\n")
     return {view.name: next(part for part in parts if part.startswith(f"-- {view.name}:")) for view in SOURCE_VIEWS}
@@ -40,7 +41,7 @@ def drafted(connection: sa.Connection) -> dict[str, str]:
 def test_an_application_whose_names_say_it_all_gets_every_view(host_sql: Callable[[str], sa.Connection]) -> None:
     with host_sql(Path(demo.__file__).with_name("app.sql").read_text().split("create schema")[0]) as connection:
         parts = drafted(connection)
-        assert [problem for view in SOURCE_VIEWS for problem in find_view_problems(connection, view)] == []
+        assert [problem for view in SOURCE_VIEWS for problem in find_view_problems(postgresql, connection, view)] == []
     assert "t.created_at as occurred_at" in parts["signups"]
     assert "channel (text)" in parts["signups"]
     assert "cancelled_at (timestamp with time zone) may mark rows as deleted" in parts["signups"]
@@ -110,7 +111,7 @@ def test_what_is_unclear_is_said_and_what_is_not_known_is_no_sql(
 ) -> None:
     with host_sql(EVENTS + tables) as connection:
         part = drafted(connection)["signups"]
-        problems = find_view_problems(connection, SOURCE_VIEWS[0])
+        problems = find_view_problems(postgresql, connection, SOURCE_VIEWS[0])
     assert said in part
     assert ("\ncreate view analytics_source.signups" in part) is is_sql
     assert ("-- not known: " in part) is not is_sql

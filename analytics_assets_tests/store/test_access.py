@@ -19,7 +19,8 @@ from click.testing import CliRunner
 
 from analytics_assets.cli import main
 from analytics_assets.settings import Settings
-from analytics_assets.store.grants import OWNER, PUBLISHED_READER, READER, SOURCE_READER, WRITER
+from analytics_assets.sources.login import SOURCE_READER
+from analytics_assets.store.grants import OWNER, PUBLISHED_READER, READER, WRITER
 from analytics_assets.store.setup import init_db
 from analytics_assets_tests.support.database import SYSTEM, rights
 from analytics_assets_tests.support.host import Host

@@ -10,7 +10,7 @@ from datetime import date, datetime, timedelta
 import sqlalchemy as sa
 
 from analytics_assets.days import bounds
-from analytics_assets.store.grants import HOST
+from analytics_assets.sources.hosts.postgresql import GRANTS
 
 _SCHEMA = """
 create table signups (event_id text, occurred_at timestamptz, source text, email text default 'canary@example.org');
@@ -36,7 +36,7 @@ class Host:
     def create(cls, url: sa.URL) -> Iterator[Host]:
         engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
-            connection.exec_driver_sql(_SCHEMA + HOST)
+            connection.exec_driver_sql(_SCHEMA + GRANTS)
             yield cls(url, connection)
         engine.dispose()
 

@@ -13,11 +13,21 @@ pytestmark = pytest.mark.server
 ROOT = Path(__file__).parents[2]
 LEANEST = "ours / leanest peer"
 COMPARISONS = {
-    "views": ["count", "prometheus_client"],
+    "views": ["count", "prometheus_client", "the least that counts"],
     "responses": ["count_response", "prometheus_client"],
     "flatness": ["1 keys", "10 keys", "100 keys", "1000 keys", "2000 keys"],
-    "asgi": ["CountResponses", "fastapi-instrumentator", "starlette-exporter"],
-    "asgi-multiprocess": ["CountResponses", "fastapi-instrumentator", "starlette-exporter"],
+    "asgi": [
+        "CountResponses",
+        "fastapi-instrumentator",
+        "starlette-exporter",
+        "the least middleware that counts",
+    ],
+    "asgi-multiprocess": [
+        "CountResponses",
+        "fastapi-instrumentator",
+        "starlette-exporter",
+        "the least middleware that counts",
+    ],
     "django": ["count_responses", "django-prometheus"],
     "django-multiprocess": ["count_responses", "django-prometheus"],
 }

@@ -1,0 +1,148 @@
+"""Where the dumps are: the dump folder itself, or a temporary copy of what ANALYTICS_DUMP_DIR names by a URL.
+
+The copy has the same layout, so that whoever reads dumps reads either. It goes when it has been read: each reading asks
+the storage again, also the one that a comparison makes.
+
+Nothing can be locked there, and many names are listed in pages, not at one moment. So a day is listed before and after
+it was copied, and copied once more when a name has vanished or a list of merged dumps has appeared.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Final
+
+from analytics_assets.dump_files import day_of, is_drop_file, is_dump, is_list, is_unfinished
+from analytics_assets.remote import Entry, RemoteError, RemoteFolder
+from analytics_assets.settings import Settings
+
+_ATTEMPTS: Final = 5
+"""How often a day is copied that changes meanwhile."""
+
+
+class NothingThereError(RemoteError):
+    """Nothing is behind the URL: nothing was shipped yet, or it is another URL."""
+
+
+Contents = Callable[[str], object]
+"""Whether the content of a file is needed, by its name. The copy of any other file is empty."""
+
+
+def everything(_name: str) -> bool:
+    """Need every content."""
+    return True
+
+
+def nothing(_name: str) -> bool:
+    """Need no content."""
+    return False
+
+
+class DayFolders:
+    """The folders of days, for one run: it connects to the storage once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._remote: RemoteFolder | None = None
+
+    @contextmanager
+    def open(self, day: date) -> Iterator[Path]:
+        """Yield the folder of a day, which may be missing.
+
+        Raises:
+            RemoteError: the storage behind the URL cannot be read.
+        """
+        if self._settings.dump_url is None:
+            yield self._settings.dump_dir / day.isoformat()
+            return
+        self._remote = self._remote or RemoteFolder(self._settings.dump_url)
+        with temporary_folder() as copy:
+            yield copy_day(self._remote, day, copy)
+
+
+@contextmanager
+def open_folder(settings: Settings, days: Iterable[date] = (), contents: Contents = nothing) -> Iterator[Path]:
+    """Yield the dump folder.
+
+    A copy has the names of `days` and of the newest day, the contents that are needed, every list of merged dumps of
+    these days, and any other day as an empty folder.
+
+    Raises:
+        RemoteError: nothing is behind the URL, or it cannot be read.
+    """
+    if settings.dump_url is None:
+        yield settings.dump_dir
+        return
+    remote = RemoteFolder(settings.dump_url)
+    with temporary_folder() as copy:
+        entries = remote.list()
+        if not entries:
+            raise NothingThereError("nothing is there: name the TARGET of `analytics-assets ship`, and ship once")
+        for name in (name for name, entry in entries.items() if not entry.is_file):
+            # A folder that is no day is refused, or left alone, by its name.
+            (copy / (name if re.fullmatch(r"[\w.+-]{1,200}", name) and set(name) != {"."} else "other")).mkdir(
+                exist_ok=True
+            )
+        there = {day for name in entries if (day := day_of(name)) is not None}
+        for day in {*days, max(there, default=date.max)} & there:
+            copy_day(remote, day, copy, contents)
+        yield copy
+
+
+def copy_day(remote: RemoteFolder, day: date, into: Path, contents: Contents = everything) -> Path:
+    """Copy a day, with the times of its files' last changes. Returns its folder, which is missing where it is there.
+
+    Raises:
+        RemoteError: the storage cannot be read, or the day has changed again and again.
+    """
+    folder = into / day.isoformat()
+    for _ in range(_ATTEMPTS):
+        before = remote.list(str(day))
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            if before:
+                _copy(remote, before, folder, contents)
+        except FileNotFoundError:
+            continue
+        after = remote.list(str(day))
+        finished = {name for name in before if not is_unfinished(name)}
+        if finished <= after.keys() and _lists(before) == _lists(after) and bool(before) == bool(after):
+            return folder
+    raise RemoteError("a day was changed each time that it was read: try again")
+
+
+def _lists(names: Iterable[str]) -> set[str]:
+    return set(filter(is_list, names))
+
+
+def _copy(remote: RemoteFolder, entries: dict[str, Entry], folder: Path, contents: Contents) -> None:
+    folder.mkdir()
+    ours = {name: entry for name, entry in entries.items() if entry.is_file and _is_ours(name)}
+    wanted = [name for name, entry in ours.items() if entry.size and (is_list(name) or contents(name))]
+    for name in ours.keys() - wanted:
+        (folder / name).touch()
+    for name, content in zip(wanted, remote.read_all(f"{folder.name}/{name}" for name in wanted), strict=True):
+        (folder / name).write_bytes(content)
+    for name, entry in ours.items():
+        if entry.changed is not None:
+            os.utime(folder / name, (entry.changed.timestamp(),) * 2)
+    for number in range(sum(not is_unfinished(name) for name in entries.keys() - ours.keys())):
+        (folder / f"other {number}").touch()  # the names may hold anything
+
+
+def _is_ours(name: str) -> bool:
+    return bool(is_dump(name) or is_drop_file(name) or is_list(name))
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a folder for a copy. It goes afterwards."""
+    with tempfile.TemporaryDirectory(prefix="analytics-dumps-") as name:
+        yield Path(name)

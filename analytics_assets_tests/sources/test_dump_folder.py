@@ -1,0 +1,392 @@
+"""Dumps behind a URL: read, compared, merged and judged as in a folder, also while somebody else changes them."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analytics_assets.dump_files import SHIPPING, is_dump
+from analytics_assets.remote import RemoteError, RemoteFolder
+from analytics_assets.settings import Settings
+from analytics_assets.ship import Shipper
+from analytics_assets.sources import OriginRefusedError, merge
+from analytics_assets.sources.counter_dumps import check_newest_days, find_problem, open_dumps
+from analytics_assets.sources.drops import read_drops
+from analytics_assets.sources.dump_folder import DayFolders, copy_day, everything, open_folder
+from analytics_assets.sources.merge import NOT_MERGED, merge_dumps
+from analytics_assets.telemetry.dumps import DumpFile
+from analytics_assets_tests.sources.test_merge import DAY, DUMP_FED, FILES, write_day
+from analytics_assets_tests.sources.test_merge import counts as counts_of_folder
+
+Key = tuple[object, ...]
+
+
+@pytest.fixture(params=["s3", "file"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    if request.param == "s3":
+        url = request.getfixturevalue("s3_url")
+    else:
+        (tmp_path / "share").mkdir()
+        url = f"file://{tmp_path}/share"
+    return Settings.from_env({"ANALYTICS_DUMP_DIR": url, "ANALYTICS_DATA_DIR": str(tmp_path / "data")})
+
+
+@pytest.fixture
+def dumps(tmp_path: Path) -> Path:
+    return tmp_path / "dumps"
+
+
+@pytest.fixture
+def remote(settings: Settings) -> RemoteFolder:
+    return RemoteFolder(str(settings.dump_url))
+
+
+@pytest.fixture
+def _old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was shipped counts as quiet for long enough."""
+    monkeypatch.setattr(merge, "_REMOTE_QUIET", timedelta(days=-1))
+    monkeypatch.setattr(merge, "_QUIET_SECONDS", -86_400)
+
+
+def ship(dumps: Path, remote: RemoteFolder) -> None:
+    assert Shipper(dumps, remote, 180).ship(DAY + timedelta(days=1)).problems == []
+
+
+def counts(settings: Settings, day: date = DAY) -> Counter[Key]:
+    """The counts that are read of a day, which are also what it is compared with."""
+    found: Counter[Key] = Counter()
+    for metric in DUMP_FED:
+        with open_dumps(metric, settings, os.urandom(8).hex()) as reader:
+            read = reader.count(day)
+            assert read.problems == []
+            assert reader.total(day) == sum(row["count"] for row in read.rows)
+        for row in read.rows:
+            found[(metric.asset, *(value for name, value in row.items() if name != "count"))] += row["count"]
+    return found
+
+
+def names(remote: RemoteFolder, day: date = DAY) -> set[str]:
+    return set(remote.list(str(day)))
+
+
+def test_the_same_is_counted_as_in_a_folder(settings: Settings, remote: RemoteFolder, dumps: Path) -> None:
+    for day in (DAY, DAY + timedelta(days=1)):
+        write_day(dumps, day)
+    ship(dumps, remote)
+    for day in (DAY, DAY + timedelta(days=1)):
+        assert counts(settings, day) == counts_of_folder(dumps, day)
+    assert counts(settings, DAY - timedelta(days=1)) == {}
+    assert find_problem(settings) is None
+
+
+def test_each_reading_asks_the_storage_again(settings: Settings, remote: RemoteFolder, dumps: Path) -> None:
+    write_day(dumps, files=2)
+    ship(dumps, remote)
+    with open_dumps(DUMP_FED[0], settings, "run") as reader:
+        total = sum(row["count"] for row in reader.count(DAY).rows)
+        for name in names(remote):
+            remote.remove(f"{DAY}/{name}")
+        assert reader.total(DAY) == 0
+        assert total > 0
+
+
+def test_nothing_of_a_copy_stays(settings: Settings, remote: RemoteFolder, dumps: Path) -> None:
+    write_day(dumps)
+    ship(dumps, remote)
+    with DayFolders(settings).open(DAY) as day, open_folder(settings, [DAY], everything) as folder:
+        assert {path.name for path in day.iterdir()} == {path.name for path in (folder / str(DAY)).iterdir()}
+    assert not day.exists()
+    assert not folder.exists()
+
+
+def test_where_nothing_was_shipped_is_told(settings: Settings) -> None:
+    words = "dump folder: (ANALYTICS_DUMP_DIR) nothing is there: name the TARGET of `analytics-assets ship`"
+    assert str(find_problem(settings)).startswith(words)
+    assert str(check_newest_days(settings)[1][0]).startswith(words)
+    with pytest.raises(OriginRefusedError, match="nothing is there"), open_dumps(DUMP_FED[0], settings):
+        pass
+
+
+def test_a_storage_that_is_away_is_told_without_its_place(
+    settings: Settings, remote: RemoteFolder, dumps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_day(dumps)
+    ship(dumps, remote)
+    with open_dumps(DUMP_FED[0], settings) as reader:
+
+        def away(*_: object) -> None:
+            raise RemoteError("it cannot be reached")
+
+        monkeypatch.setattr(RemoteFolder, "list", away)
+        with pytest.raises(RemoteError):
+            reader.count(DAY)
+        with pytest.raises(OriginRefusedError, match=r"\(ANALYTICS_DUMP_DIR\) it cannot be reached"):
+            reader.total(DAY)
+    assert "it cannot be reached" in str(find_problem(settings))
+    assert "it cannot be reached" in str(merge_dumps(settings, DAY).problems)
+    assert str(settings.dump_url) not in repr(settings)
+
+
+def test_foreign_names_are_refused_as_in_a_folder(settings: Settings, remote: RemoteFolder, dumps: Path) -> None:
+    write_day(dumps)
+    ship(dumps, remote)
+    remote.write(f"{DAY}/{'a' * 32}{SHIPPING}", b"half a li")
+    assert counts(settings)
+    remote.write(f"{DAY}/canary.ndjson", b"x")
+    days, problems = check_newest_days(settings)
+    assert (days, len(problems)) == ([DAY], 1)
+    assert "is not a counter dump" in str(problems)
+    assert "canary" not in str(problems)
+    remote.remove(f"{DAY}/canary.ndjson")
+    assert check_newest_days(settings) == ([DAY], [])
+    for name, refused in (("lost+found", False), (".snapshot", False), ("canary $", True)):
+        remote.write(f"{name}/x", b"x")
+        assert (find_problem(settings) is not None) == refused
+    assert "has a folder that is not a day" in str(find_problem(settings))
+
+
+def test_drop_files_are_read_there(settings: Settings, remote: RemoteFolder, dumps: Path) -> None:
+    write_day(dumps, files=1)
+    drops = DumpFile(dumps, str(DAY), ".drops")
+    drops.append({"event_date": str(DAY), "reason": "refused"}, 3)
+    drops.close()
+    ship(dumps, remote)
+    with open_folder(settings, [DAY], lambda name: not is_dump(name)) as folder:
+        assert read_drops(folder, [DAY]).counts == {DAY: {"refused": 3}}
+        assert [path.stat().st_size for path in folder.glob("*/*.ndjson")] == [0]
+
+
+# --- merging
+
+
+@pytest.mark.usefixtures("_old")
+def test_a_closed_day_becomes_one_dump_there_and_shipping_again_changes_nothing(
+    settings: Settings, remote: RemoteFolder, dumps: Path
+) -> None:
+    for day in (DAY, DAY + timedelta(days=1)):
+        write_day(dumps, day)
+    ship(dumps, remote)
+    expected = counts(settings)
+    merged = merge_dumps(settings, DAY)
+    assert (merged.days, merged.dumps, merged.problems) == (1, FILES, ())
+    after = names(remote)
+    assert {Path(name).suffix for name in after} == {".ndjson", ".merged"}
+    assert len(after) == 2
+    for _ in range(2):
+        ship(dumps, remote)
+        assert names(remote) == after
+        assert counts(settings) == expected
+    assert merge_dumps(settings, DAY).days == 0
+    assert len(names(remote, DAY + timedelta(days=1))) == FILES
+    write_day(dumps, files=1)  # a machine that was away
+    ship(dumps, remote)
+    assert counts(settings) == counts_of_folder(dumps)
+    assert merge_dumps(settings, DAY).dumps == 2
+    assert len(names(remote)) == 2
+    ship(dumps, remote)
+    assert counts(settings) == counts_of_folder(dumps)
+
+
+def test_only_what_has_been_quiet_for_a_month_is_merged(tmp_path: Path, dumps: Path) -> None:
+    """A machine without network ships what it has counted when the network is back."""
+    (tmp_path / "share").mkdir()
+    settings = replace(Settings.from_env({}), dump_url=f"file://{tmp_path}/share")
+    write_day(dumps)
+    ship(dumps, RemoteFolder(str(settings.dump_url)))
+    paths = list((tmp_path / "share" / str(DAY)).iterdir())
+    for days, merged in ((29, 0), (31, 1)):
+        for path in paths:
+            assert merge_dumps(settings, DAY).days == 0
+            os.utime(path, (time.time() - days * 86_400,) * 2)
+        assert merge_dumps(settings, DAY).days == merged
+
+
+in_steps = pytest.mark.parametrize("settings", ["file"], indirect=True)
+"""The steps are the same on each storage, and many."""
+
+OPERATIONS = ("list", "read", "write", "remove")
+
+
+class Interrupt:
+    """Does something before one of the operations on a storage, counted over all of its users."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, step: int, action: Callable[[], object]) -> None:
+        self.steps = 0
+        self.done = False
+        for operation in OPERATIONS:
+            patch.setattr(RemoteFolder, operation, self._around(getattr(RemoteFolder, operation), step, action))
+
+    def _around(self, call: Callable[..., Any], step: int, action: Callable[[], object]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
+            if not self.done:
+                self.steps += 1
+                if self.steps == step:
+                    self.done = True
+                    action()
+            return call(*arguments)
+
+        return counted
+
+
+@pytest.fixture
+def shipped(settings: Settings, remote: RemoteFolder, dumps: Path) -> tuple[Settings, Counter[Key]]:
+    write_day(dumps, files=3)
+    ship(dumps, remote)
+    return settings, counts(settings)
+
+
+@pytest.mark.usefixtures("_old")
+@in_steps
+def test_a_reader_reads_the_same_while_a_merge_takes_place(
+    shipped: tuple[Settings, Counter[Key]], remote: RemoteFolder, dumps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole merge between any two steps of a reader."""
+    settings, expected = shipped
+    for step in range(1, 200):
+        remote.remove_folder(str(DAY))
+        ship(dumps, remote)
+        with monkeypatch.context() as patch:
+            interrupt = Interrupt(patch, step, lambda: merge_dumps(settings, DAY))
+            assert counts(settings) == expected, step
+        if not interrupt.done:
+            break
+        assert len(names(remote)) == 2
+    assert step > 10
+
+
+@pytest.mark.usefixtures("_old")
+@pytest.mark.parametrize("killed", [False, True])
+@in_steps
+def test_any_moment_of_a_merge_reads_the_same(
+    shipped: tuple[Settings, Counter[Key]],
+    remote: RemoteFolder,
+    dumps: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: bool,
+) -> None:
+    """A whole reading between any two steps of a merge, which then goes on or is over."""
+    settings, expected = shipped
+
+    def read() -> None:
+        assert counts(settings) == expected
+        if killed:
+            raise KeyboardInterrupt
+
+    seen = set()
+    for step in range(1, 200):
+        remote.remove_folder(str(DAY))
+        ship(dumps, remote)
+        with monkeypatch.context() as patch:
+            interrupt = Interrupt(patch, step, read)
+            try:
+                merge_dumps(settings, DAY)
+            except KeyboardInterrupt:
+                assert killed
+        seen.add(tuple(sorted({Path(name).suffix for name in names(remote)})))
+        assert counts(settings) == expected, step
+        ship(dumps, remote)
+        merge_dumps(settings, DAY)
+        assert counts(settings) == expected, step
+        assert len([name for name in names(remote) if is_dump(name)]) == 1
+        if not interrupt.done:
+            break
+    assert step > 5
+    assert seen == ({(".ndjson",), (".merged", ".ndjson")} if killed else {(".merged", ".ndjson")})
+
+
+@pytest.mark.usefixtures("_old")
+def test_a_day_that_changes_while_it_is_merged_is_left(
+    shipped: tuple[Settings, Counter[Key]], remote: RemoteFolder, dumps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, expected = shipped
+    (name, *_), before = sorted(names(remote)), names(remote)
+    content = remote.read(f"{DAY}/{name}")
+    grown = content[:-2].rstrip(b"0123456789 ") + b"999}\n"
+    assert len(grown) != len(content) or grown != content
+    original = merge._merge
+
+    def meanwhile(folder: Path, day: date) -> Any:
+        result = original(folder, day)
+        remote.write(f"{DAY}/{name}", grown)
+        return result
+
+    monkeypatch.setattr(merge, "_merge", meanwhile)
+    assert merge_dumps(settings, DAY).days == 0
+    assert names(remote) == before
+    assert counts(settings) != expected
+
+
+@pytest.mark.usefixtures("_old")
+def test_a_merged_dump_that_does_not_arrive_whole_is_taken_back(
+    shipped: tuple[Settings, Counter[Key]], remote: RemoteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, expected = shipped
+    before, write = names(remote), RemoteFolder.write
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteFolder, "write", lambda self, path, content: write(self, path, content[:-5]))
+        assert [problem.violation for problem in merge_dumps(settings, DAY).problems] == [NOT_MERGED]
+    assert names(remote) == before
+    assert counts(settings) == expected
+
+
+@pytest.mark.parametrize(
+    "missed",
+    [
+        {".merged"},  # the dump was made after the first page of names, the list before it is on that page
+        {".merged", "merged"},  # the deletions were made before the last page, the merged dump after its own
+    ],
+)
+@pytest.mark.usefixtures("_old")
+@in_steps
+def test_names_that_do_not_fit_together_are_listed_again(
+    shipped: tuple[Settings, Counter[Key]], remote: RemoteFolder, monkeypatch: pytest.MonkeyPatch, missed: set[str]
+) -> None:
+    """A storage lists many names in pages, and not at one moment."""
+    settings, expected = shipped
+    originals = {f"{DAY}/{name}": remote.read(f"{DAY}/{name}") for name in names(remote)}
+    assert merge_dumps(settings, DAY).days == 1
+    (merged,) = (name for name in names(remote) if is_dump(name))
+    if "merged" not in missed:
+        for path, content in originals.items():
+            remote.write(path, content)
+    listed, torn = RemoteFolder.list, [1]
+
+    def in_pages(self: RemoteFolder, folder: str = "") -> Any:
+        found = listed(self, folder)
+        if folder == str(DAY) and torn:
+            torn.clear()
+            gone = {name for name in found if Path(name).suffix in missed or ("merged" in missed and name == merged)}
+            return {name: entry for name, entry in found.items() if name not in gone}
+        return found
+
+    for metric in DUMP_FED:
+        with open_dumps(metric, settings, os.urandom(8).hex()) as reader:
+            torn.append(1)
+            with monkeypatch.context() as patch:
+                patch.setattr(RemoteFolder, "list", in_pages)
+                total = sum(row["count"] for row in reader.count(DAY).rows)
+            assert not torn
+            assert total == sum(count for (asset, *_), count in expected.items() if asset == metric.asset)
+
+
+@in_steps
+def test_a_day_that_never_stays_the_same_is_told(
+    shipped: tuple[Settings, Counter[Key]], remote: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = [0]
+    listed = RemoteFolder.list
+
+    def changing(self: RemoteFolder, folder: str = "") -> Any:
+        calls[0] += 1
+        found = listed(self, folder)
+        return found if calls[0] % 2 else dict(list(found.items())[1:])
+
+    monkeypatch.setattr(RemoteFolder, "list", changing)
+    with pytest.raises(RemoteError, match="a day was changed each time that it was read"):
+        copy_day(remote, DAY, tmp_path)

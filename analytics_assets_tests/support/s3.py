@@ -1,0 +1,112 @@
+"""A real server of S3 on loopback, and a proxy in front of it that cuts connections."""
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from random import Random
+
+import pytest
+import requests
+from s3fs import S3FileSystem
+
+from analytics_assets.local.processes import stop
+from analytics_assets_tests.support.processes import free_port, wait_until
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "canary-key",
+    "AWS_SECRET_ACCESS_KEY": "canary-secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+def environment(port: int) -> dict[str, str]:
+    """What the library of S3 reads."""
+    return CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+
+
+def forget_sessions() -> None:
+    """Let the library read the environment again."""
+    S3FileSystem.clear_instance_cache()
+
+
+def be_away(patch: pytest.MonkeyPatch) -> None:
+    """Let nobody listen where the server is looked for."""
+    patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    patch.setenv("AWS_MAX_ATTEMPTS", "1")
+    forget_sessions()
+
+
+def answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+@contextmanager
+def s3_server() -> Iterator[int]:
+    """Start a server of S3 without any bucket. Yields its port."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: answers(port))
+            yield port
+        finally:
+            stop(process)
+
+
+def make_bucket(port: int, name: str) -> None:
+    with requests.Session() as session:
+        session.trust_env = False  # loopback never goes through a proxy
+        session.put(f"http://127.0.0.1:{port}/{name}", timeout=60).raise_for_status()
+
+
+@dataclass
+class CuttingProxy:
+    """Passes connections on, and cuts some of them after some bytes, by a generator with a seed."""
+
+    port_behind: int
+    share: float
+    """Of the connections, is cut."""
+    random: Random = field(default_factory=lambda: Random(1))  # noqa: S311  # no secret
+    cut: int = 0
+
+    @contextmanager
+    def running(self) -> Iterator[int]:
+        """Yield the port to connect to."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+            try:
+                yield listener.getsockname()[1]
+            finally:
+                with suppress(OSError):
+                    listener.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                cut_after = self.random.randrange(0, 2000) if self.random.random() < self.share else None
+                behind = socket.create_connection(("127.0.0.1", self.port_behind))
+                for source, sink in ((client, behind), (behind, client)):
+                    threading.Thread(target=self._pass, args=(source, sink, cut_after), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, cut_after: int | None) -> None:
+        passed = 0
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if cut_after is not None and passed + len(data) > cut_after:
+                    sink.sendall(data[: cut_after - passed])
+                    self.cut += 1
+                    break
+                sink.sendall(data)
+                passed += len(data)
+        for each in (source, sink):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+                each.close()
