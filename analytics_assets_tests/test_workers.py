@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 import pytest
 import sqlalchemy as sa
-from dagster._core.execution.backfill import BulkActionStatus
 
 from analytics_assets.days import span
 from analytics_assets.defs.jobs import retention_job
@@ -69,7 +69,7 @@ def step_starts(cluster: Cluster) -> Counter[tuple[str, str | None]]:
     instance = cluster.pipeline.instance
     return Counter(
         (run.run_id, entry.step_key)
-        for run in instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": "all"}))
+        for run in cluster.runs()
         for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_START)
     )
 
@@ -86,15 +86,12 @@ def test_two_workers_store_what_one_machine_stores_and_keep_nothing(
     fill(host, settings, days)
     with Cluster.open(settings, tmp_path / "cluster") as cluster:
         cluster.broker.start()
+        cluster.backfill(days)
         cluster.start_daemon()
         workers = [cluster.start_worker(name) for name in ("one", "two")]
-        cluster.backfill(days)
-        wait_until(cluster.ended, seconds=3 * PATIENCE)
-        backfill = cluster.pipeline.instance.get_backfill("all")
-        assert backfill
-        assert backfill.status is BulkActionStatus.COMPLETED_SUCCESS
+        wait_until(lambda: cluster.collected(days), seconds=3 * PATIENCE)
         found = cells(cluster.pipeline)
-        runs = cluster.pipeline.instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": "all"}))
+        runs = cluster.runs()
         assert sorted(day for run in runs for day in days_of_run(run.tags)) == days, "every day in one run"
         assert max(len(days_of_run(run.tags)) for run in runs) == CHUNK_DAYS
         assert set(step_starts(cluster).values()) == {1}
@@ -114,21 +111,22 @@ def test_a_killed_worker_and_a_killed_broker_cost_a_retry_not_a_number(
     engine = sa.create_engine(admin_url(settings))
     with Cluster.open(settings, tmp_path / "cluster") as cluster:
         killed, left = (cluster.start_worker(name, lost_after=20) for name in ("killed", "left"))
-        cluster.start_daemon()
         cluster.backfill(days)
+        cluster.start_daemon()
         with engine.begin() as connection:
             # Nobody gets further than counting, until both are at work.
             connection.exec_driver_sql("lock table analytics.collected_days in share row exclusive mode")
             cluster.broker.start()  # the last one of all
             wait_until(lambda: killed.given > killed.done and left.given > left.done)
+            before = left.given
+            for child in psutil.Process(left.process.pid).children():
+                child.kill()  # the process of its step
+            wait_until(lambda: left.given > before)
             killed.kill()
             cluster.broker.kill()
             cluster.broker.start()
         engine.dispose()
-        wait_until(cluster.ended, seconds=3 * PATIENCE)
-        backfill = cluster.pipeline.instance.get_backfill("all")
-        assert backfill
-        assert backfill.status is BulkActionStatus.COMPLETED_SUCCESS
+        wait_until(lambda: cluster.collected(days), seconds=3 * PATIENCE)
         assert max(step_starts(cluster).values()) > 1
         assert files(left.folder) == []
         found = cells(cluster.pipeline)

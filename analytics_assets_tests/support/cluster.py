@@ -20,16 +20,17 @@ import dagster as dg
 import pytest
 import redis
 import yaml
-from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+from dagster._core.execution.backfill import PartitionBackfill
 
 from analytics_assets.local.processes import stop
 from analytics_assets.local.server import ROOT, dagster_instance
+from analytics_assets.operations.runs import days_of_run
 from analytics_assets.settings import Settings
 from analytics_assets_tests.support.pipeline import ALL, Pipeline
 from analytics_assets_tests.support.processes import free_port, wait_until
 
 PAGE = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
-ENDED = {BulkActionStatus.COMPLETED, BulkActionStatus.COMPLETED_SUCCESS, BulkActionStatus.COMPLETED_FAILED}
+BACKFILL = "all"
 
 
 def dagster_yaml() -> str:
@@ -156,14 +157,14 @@ class Cluster:
         self.stack.callback(stop, process)
         return process
 
-    def backfill(self, days: Sequence[date], name: str = "all") -> None:
-        """Put a backfill of every metric where the daemon looks for it."""
+    def backfill(self, days: Sequence[date]) -> None:
+        """Put a backfill of every metric where the daemon looks for it, when it starts and every half minute."""
         with warnings.catch_warnings():
             # Dagster calls a function of its own that it has deprecated.
             warnings.simplefilter("ignore", DeprecationWarning)
             self.pipeline.instance.add_backfill(
                 PartitionBackfill.from_asset_partitions(
-                    backfill_id=name,
+                    backfill_id=BACKFILL,
                     asset_graph=self.pipeline.definitions().resolve_asset_graph(),
                     partition_names=list(map(str, days)),
                     asset_selection=[dg.AssetKey(asset) for asset in ALL],
@@ -177,8 +178,13 @@ class Cluster:
                 )
             )
 
-    def ended(self, name: str = "all") -> bool:
-        backfill = self.pipeline.instance.get_backfill(name)
-        assert backfill
-        assert backfill.status is not BulkActionStatus.FAILED, backfill.error
-        return backfill.status in ENDED
+    def runs(self) -> list[dg.DagsterRun]:
+        """The runs of the backfill."""
+        return list(self.pipeline.instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": BACKFILL})))
+
+    def collected(self, days: Sequence[date]) -> bool:
+        """Whether every day was in a run that has succeeded."""
+        runs = self.runs()
+        assert not [run for run in runs if run.status is dg.DagsterRunStatus.FAILURE]
+        succeeded = [run for run in runs if run.status is dg.DagsterRunStatus.SUCCESS]
+        return {day for run in succeeded for day in days_of_run(run.tags)} == set(days)
