@@ -15,10 +15,12 @@ import pytest
 import sqlalchemy as sa
 
 from analytics_assets.days import span
-from analytics_assets.defs.jobs import retention_job
+from analytics_assets.defs.checks import SAY_ONLY_WHAT_IS_PUBLISHED
+from analytics_assets.defs.jobs import daily_metrics_job, retention_job
+from analytics_assets.defs.pages import CORE, PUBLISHED
 from analytics_assets.defs.partitions import CHUNK_DAYS, chunks
 from analytics_assets.operations.runs import days_of_run
-from analytics_assets.settings import Settings, SettingsError
+from analytics_assets.settings import PAGES_QUEUE, Settings, SettingsError
 from analytics_assets.workers import run_worker
 from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.cluster import Cluster
@@ -144,6 +146,13 @@ def test_retention_stays_on_the_machine_that_has_the_files(settings: Settings) -
     definitions = Pipeline(replace(settings, executor="redis://broker"), dg.DagsterInstance.ephemeral()).definitions()
     assert definitions.resolve_job_def(retention_job.name).executor_def is dg.in_process_executor
     assert definitions.resolve_implicit_global_asset_job_def().executor_def.name == "celery"
+
+
+def test_only_steps_about_pages_wait_for_the_machine_that_has_them(settings: Settings) -> None:
+    definitions = Pipeline(settings, dg.DagsterInstance.ephemeral()).definitions()
+    nodes = definitions.resolve_job_def(daily_metrics_job.name).graph.nodes
+    queued = {node.name for node in nodes if node.definition.tags.get("dagster-celery/queue") == PAGES_QUEUE}
+    assert queued == {CORE, PUBLISHED, f"{PUBLISHED}_{SAY_ONLY_WHAT_IS_PUBLISHED}"}
 
 
 @pytest.mark.parametrize("missing", ["executor", "database_url", "dagster_url"])
