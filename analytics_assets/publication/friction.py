@@ -270,9 +270,15 @@ def _score_drop(window: Array) -> tuple[Array, Mask]:
     history, count = sums[:-1], sums[-1]
     known = _number_of(~np.isnan(history))
     expected, n = _median(history, known), known.astype(np.float64)
+    spread = 1 + _ratio(1.0, n)
+    z = deviation(count, expected, spread)
+    found = (n >= MIN_DROP_WEEKS) & (z < -DROP_Z) & (expected - count >= DROP_SHORTFALL) & _is_open(window)
+    # phi is at least 1, so what is no drop with 1 is none at all. Most series are left out here.
+    some = np.flatnonzero(found)
+    weeks, sums = weeks[..., some], sums[:, some]
     phi = np.maximum(fit(weeks[:-1], pseudo=PSEUDO_DAYS).phi, fit(sums[:-1, np.newaxis]).phi)
-    z = deviation(count, expected, phi * (1 + _ratio(1.0, n)))
-    return z, (n >= MIN_DROP_WEEKS) & (z < -DROP_Z) & (expected - count >= DROP_SHORTFALL) & _is_open(window)
+    z[some] = deviation(count[some], expected[some], phi * spread[some])
+    return z, found & (z < -DROP_Z)
 
 
 def _score_error_spike(errors: Array, requests: Array) -> tuple[Array, Mask]:

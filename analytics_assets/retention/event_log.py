@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import dagster as dg
 import sqlalchemy as sa
-from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationPlanned
 from dagster._core.events import ASSET_EVENTS
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.event_log.schema import (
     AssetCheckExecutionsTable,
     AssetEventTagsTable,
@@ -86,14 +87,13 @@ class EventLogStorage(PostgresEventLogStorage):
     def store_event_batch(self, events: Sequence[dg.EventLogEntry]) -> None:
         """Store materializations, and what is planned, with one statement, whose text does not grow with them.
 
-        The stock storage stores each planned one by itself, with three statements. If this fails halfway, Dagster
-        stores each event again by itself, as it does with the stock storage.
+        The stock storage stores each planned one by itself, with three statements.
         """
         batch = [event for event in events if event.dagster_event_type in _BATCHED]
         super().store_event_batch([event for event in events if event.dagster_event_type not in _BATCHED])
         if not batch:
             return
-        checks = []
+        plans: list[dict[str, Any]] = []
         with self.index_transaction() as connection:
             insert = EVENTS.insert().returning(EVENTS.c.id, sort_by_parameter_order=True)
             ids = connection.scalars(insert, list(map(self._event_to_row, batch))).all()
@@ -102,23 +102,39 @@ class EventLogStorage(PostgresEventLogStorage):
                 if event.dagster_event_type in ASSET_EVENTS:
                     newest[event.get_dagster_event().asset_key] = event, number
                 else:
-                    checks.append((event, number))
+                    plans += self._plan_check(event, number)
             self._store_asset_event_tags(connection, batch, ids)  # has none of a check
             for event, number in newest.values():  # the row of an asset has its newest event
                 self._store_asset_event(connection, event, number)
-        for event, number in checks:
-            self.store_asset_check_event(event, number)
+            if plans:
+                connection.execute(EXECUTIONS.insert(), plans)
 
     def _store_asset_check_evaluation_planned(self, event: dg.EventLogEntry, event_id: int | None) -> None:
-        """Plan a check of ours once per run, because none has partitions.
+        with self.index_connection() as connection:
+            connection.execute(EXECUTIONS.insert(), self._plan_check(event, event_id))
+
+    def _plan_check(self, event: dg.EventLogEntry, event_id: int | None) -> list[dict[str, Any]]:
+        """Return the rows of a planned check: one per partition. A check of ours has one row, because it has none.
 
         Dagster (1.13) plans one without partitions for each partition of the run, and no evaluation ends these plans.
         """
         planned: Any = event.get_dagster_event().event_specific_data
-        if tuple(planned.asset_key.path) in ASSET_PATHS:
-            once = AssetCheckEvaluationPlanned(asset_key=planned.asset_key, check_name=planned.check_name)
-            event = event._replace(dagster_event=event.get_dagster_event()._replace(event_specific_data=once))
-        super()._store_asset_check_evaluation_planned(event, event_id)
+        ours = tuple(planned.asset_key.path) in ASSET_PATHS
+        subset = None if ours else planned.partitions_subset
+        written = datetime.fromtimestamp(event.timestamp, UTC).replace(tzinfo=None)  # as Dagster stores it
+        return [
+            {
+                "asset_key": planned.asset_key.to_string(),
+                "check_name": planned.check_name,
+                "partition": partition,
+                "run_id": event.run_id,
+                "execution_status": AssetCheckExecutionRecordStatus.PLANNED.value,
+                "evaluation_event": dg.serialize_value(event),
+                "evaluation_event_timestamp": written,
+                "evaluation_event_storage_id": event_id,
+            }
+            for partition in (subset.get_partition_keys() if subset else [None])
+        ]
 
     def wipe_asset_partitions(self, asset_key: dg.AssetKey, partition_keys: Sequence[str]) -> None:
         """Remove every record of these partitions of one asset."""

@@ -243,8 +243,15 @@ def count_collected_since(store: Store, moment: datetime) -> int:
         return connection.scalar(query) or 0
 
 
+def on_days(table: sa.Table, days: Sequence[date]) -> sa.ColumnElement[bool]:
+    """Return the condition that selects the rows of some days. A range is planned faster than a list."""
+    column = table.c.event_date
+    first, last = min(days, default=date.max), max(days, default=date.min)
+    return column.between(first, last) if (last - first).days + 1 == len(set(days)) else column.in_(days)
+
+
 def belongs_to(metric: Metric, days: Sequence[date]) -> sa.ColumnElement[bool]:
     """Return the condition that selects the metric's rows of some days."""
     table = COUNTS[metric.table]
-    of_days = table.c.event_date.in_(days)
+    of_days = on_days(table, days)
     return of_days & table.c.event_name.in_(metric.event_names) if "event_name" in table.c else of_days

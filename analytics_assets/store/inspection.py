@@ -21,6 +21,7 @@ from analytics_assets.guard import Violation
 from analytics_assets.settings import Settings
 from analytics_assets.store import Store
 from analytics_assets.store.comments import Name, read_comments
+from analytics_assets.store.counts import on_days
 from analytics_assets.store.tables import COLLECTED_DAYS, COUNTS, NAMES_OF, obeys
 
 
@@ -73,7 +74,7 @@ def count_row_violations(store: Store, metric: Metric, days: Sequence[date]) -> 
     vocabulary belongs to no metric, so every metric of the table reports it.
     """
     table = COUNTS[metric.table]
-    of_days: sa.ColumnElement[bool] = table.c.event_date.in_(days)
+    of_days = on_days(table, days)
     if EVENT_NAME.name in table.c:
         name = table.c.event_name
         stray = name.is_(None) | name.not_in(vocabulary(metric.table))
