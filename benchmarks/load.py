@@ -214,7 +214,10 @@ def read_on(webserver: Webserver, seen: Seen, stop: threading.Event) -> None:
 def observe(server: sa.URL, seen: Seen, stop: threading.Event) -> None:
     """Note how many connections the pooler has, until the end."""
     # The pooler comes by the server's socket, as this does, but this is in another database.
-    query = sa.text("select datname, count(*) from pg_stat_activity where datname = any(:databases) group by 1")
+    query = sa.text(
+        "select datname, count(*) from pg_stat_activity"
+        " where datname = any(:databases) and backend_type = 'client backend' group by 1"
+    )
     with disposed(server.set(database="postgres").render_as_string(hide_password=False)) as direct:
         while not stop.wait(0.2):
             with direct.connect() as connection:
