@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -59,6 +59,8 @@ def find_url_problem(url: str) -> str | None:
         return "must not hold a password: the library of its protocol reads credentials from the environment"
     if not is_url(url) or parts.query or parts.fragment or "::" in url or re.search(r"\s", url):
         return "is not a URL of a folder (s3://bucket/folder)"
+    if parts.scheme == "file" and parts.netloc:
+        return "names a host: the path of a share comes after three slashes (file:///mnt/share)"
     if parts.scheme != "file" and not parts.hostname:
         return "names no bucket or host (s3://bucket/folder)"
     return None
@@ -165,11 +167,6 @@ class RemoteFolder:
     def in_parallel(self) -> ThreadPoolExecutor:
         """Return an executor for as many transfers at once as the protocol takes."""
         return ThreadPoolExecutor(self._parallel)
-
-    def read_all(self, paths: Iterable[str]) -> Iterator[bytes]:
-        """Yield the contents of files in their order. Raises as `read`."""
-        with self.in_parallel() as executor:
-            yield from executor.map(self.read, paths)
 
     def _path(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root

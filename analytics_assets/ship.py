@@ -223,10 +223,12 @@ class Shipper:
     def _remove_expired(self, day: date, folder: Path, today: date, there: Mapping[str, Entry]) -> list[str]:
         """Remove a day from this machine that has expired by this clock and by the pipeline's. Return problems.
 
-        The pipeline's retention removes it at the target first. A target without any day says nothing.
+        The pipeline's retention removes it at the target first, and everything before it. Without an older day there, a
+        day that is missing at the target may be one that was never shipped.
         """
         expired = day < today - timedelta(days=self._retention_days)
-        if expired and str(day) not in there and any(map(day_of, there)):
+        kept = [each for each in map(day_of, there) if each is not None]
+        if expired and kept and day < min(kept):
             try:
                 shutil.rmtree(folder)
             except OSError as error:
@@ -326,16 +328,22 @@ def ship(target: str, source: str, every: int | None, retention_days: int, time_
             done = Round(problems=[f"target: {error}"])
         except OSError as error:
             done = Round(problems=[f"--from: cannot be read or locked: {type(error).__name__}"])
-        click.echo(f"{show(target)}: {done}")
-        for problem in done.problems[:_MAX_LINES]:
-            click.echo(f"  {problem}", err=True)
-        if len(done.problems) > _MAX_LINES:
-            click.echo(f"  and {len(done.problems) - _MAX_LINES} more", err=True)
+        if done.problems:
+            shipper = None  # a connection that was lost, or a damaged list that was restored, is not noticed otherwise
+        _tell(target, done)
         if last:
             break
         leave.wait(every)
     if done.problems:
         raise click.ClickException("not everything is at the target; running it again continues")
+
+
+def _tell(target: str, done: Round) -> None:
+    click.echo(f"{show(target)}: {done}")
+    for problem in done.problems[:_MAX_LINES]:
+        click.echo(f"  {problem}", err=True)
+    if len(done.problems) > _MAX_LINES:
+        click.echo(f"  and {len(done.problems) - _MAX_LINES} more", err=True)
 
 
 def _note(leave: threading.Event, _signum: int, _frame: FrameType | None) -> None:

@@ -18,10 +18,11 @@ from dagster_celery.tasks import create_task
 
 from analytics_assets.settings import PAGES_QUEUE, Settings, SettingsError
 
-LOST_AFTER = 900
+LOST_AFTER = 3600
 """Seconds after which a step whose worker has vanished with its machine is given to another worker.
 
-Redis cannot tell a vanished worker from a slow one. So a step that takes longer is given away, too, and done twice.
+Redis cannot tell a vanished worker from a slow one. So a step that takes longer is given away, too, and again after as
+long: it is done several times at once.
 """
 
 _TASKS_PER_PROCESS: Final = 50
@@ -30,6 +31,7 @@ _TASKS_PER_PROCESS: Final = 50
 
 def make_executor(broker_url: str) -> dg.ExecutorDefinition:
     """Return the executor that hands each step to a worker."""
+    broker_url = _verified(broker_url)
 
     @dg.executor(name="celery", requirements=dg.multiple_process_executor_requirements())
     def celery(_: dg.InitExecutorContext) -> CeleryExecutor:
@@ -41,6 +43,7 @@ def make_executor(broker_url: str) -> dg.ExecutorDefinition:
 
 def make_worker(broker_url: str) -> Celery:
     """Return the application of a worker."""
+    broker_url = _verified(broker_url)
     app = make_app(
         {
             "broker": broker_url,
@@ -53,6 +56,13 @@ def make_worker(broker_url: str) -> Celery:
     # Celery would log what a step returns: its events, which name days.
     create_task(app, resultrepr_maxsize=0)
     return app
+
+
+def _verified(broker_url: str) -> str:
+    """Return the URL with the parameter that Celery demands of TLS. Certificates are verified unless it says no."""
+    if not broker_url.startswith("rediss://") or "ssl_cert_reqs=" in broker_url:
+        return broker_url
+    return f"{broker_url}{'&' if '?' in broker_url else '?'}ssl_cert_reqs=required"
 
 
 def run_worker(settings: Settings, *, pages: bool = False) -> None:
@@ -69,6 +79,8 @@ def run_worker(settings: Settings, *, pages: bool = False) -> None:
     }.items():
         if url is None:
             raise SettingsError(f"{name} is not set: workers share the databases that the URLs name")
+    if settings.dump_url is None and settings.dump_dir == settings.data_dir / "dumps":
+        raise SettingsError("ANALYTICS_DUMP_DIR is not set: workers share the folder of the dumps, or its URL")
     # By default, Dagster writes the events of a range run one by one.
     os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
     start(make_worker(settings.broker_url), pages=pages)

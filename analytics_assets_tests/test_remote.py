@@ -36,7 +36,7 @@ def test_what_was_written_is_listed_read_and_removed(url: str) -> None:
         "b.ndjson": (True, 3),
     }
     assert all(entry.changed for entry in listed.values())
-    assert list(folder.read_all(f"2026-11-22/{name}" for name in listed)) == [b"three", b"two"]
+    assert [folder.read(f"2026-11-22/{name}") for name in listed] == [b"three", b"two"]
     folder.remove("2026-11-22/a.ndjson")
     folder.remove("2026-11-22/a.ndjson")
     assert list(folder.list("2026-11-22")) == ["b.ndjson"]
@@ -155,6 +155,7 @@ def test_fsspec_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None
         ("http://[canary", "is not a URL of a folder"),
         ("/var/canary", "is not a URL of a folder"),
         ("s3:///dumps", "names no bucket or host"),
+        ("file://canary/share/dumps", "names a host"),
     ],
 )
 def test_a_url_that_cannot_be_one_is_told_without_it(url: str, problem: str | None) -> None:

@@ -223,6 +223,14 @@ def test_a_day_leaves_this_machine_once_it_has_expired_by_both_clocks(dumps: Pat
     assert {path.name for path in dumps.iterdir()} == {str(TODAY), str(last_kept)}
 
 
+def test_a_wrong_clock_removes_nothing_that_was_never_shipped(dumps: Path, target: RemoteFolder) -> None:
+    for day in (TODAY - timedelta(days=1), TODAY):
+        write_day(dumps, day, files=1)
+    target.write(f"{TODAY - timedelta(days=1)}/{'a' * 32}.ndjson", b"of another machine")
+    Shipper(dumps, target, RETENTION_DAYS).ship(TODAY + timedelta(days=400))
+    assert {path.name for path in dumps.iterdir()} == {str(TODAY - timedelta(days=1)), str(TODAY)}
+
+
 def test_an_expired_day_that_cannot_be_removed_is_told(
     dumps: Path, target: RemoteFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

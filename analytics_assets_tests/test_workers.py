@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from analytics_assets.defs.pages import CORE, PUBLISHED
 from analytics_assets.defs.partitions import CHUNK_DAYS, chunks
 from analytics_assets.operations.runs import days_of_run
 from analytics_assets.settings import PAGES_QUEUE, Settings, SettingsError
-from analytics_assets.workers import run_worker
+from analytics_assets.workers import make_worker, run_worker
 from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.cluster import Cluster
 from analytics_assets_tests.support.database import admin_url
@@ -166,3 +167,18 @@ def test_a_worker_without_what_is_shared_is_refused(settings: Settings, missing:
     lacking = replace(settings, **changed)
     with pytest.raises(SettingsError, match=f"^{names[missing]} is not set"):
         run_worker(lacking)
+
+
+def test_a_worker_with_a_dump_folder_of_its_own_is_refused(settings: Settings) -> None:
+    own = replace(settings, executor="redis://broker", dump_dir=settings.data_dir / "dumps")
+    with pytest.raises(SettingsError, match=r"^ANALYTICS_DUMP_DIR is not set"):
+        run_worker(own)
+
+
+@pytest.mark.parametrize(
+    ("url", "verified"),
+    [("rediss://broker:6380/0", True), ("rediss://broker:6380/0?ssl_cert_reqs=none", False), ("redis://broker", False)],
+)
+def test_certificates_of_a_broker_with_tls_are_verified(url: str, verified: bool) -> None:
+    parameters = make_worker(url).backend.connparams
+    assert (parameters.get("ssl_cert_reqs") is ssl.CERT_REQUIRED) == verified

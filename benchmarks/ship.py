@@ -85,8 +85,9 @@ def download(url: str, times: int) -> None:
     """Read every dump of the day so many times, and nothing else."""
     folder = RemoteFolder(url)
     for _ in range(times):
-        for _content in folder.read_all(f"{DAY}/{name}" for name in folder.list(str(DAY))):
-            pass
+        with folder.in_parallel() as executor:
+            for _content in executor.map(folder.read, [f"{DAY}/{name}" for name in folder.list(str(DAY))]):
+                pass
 
 
 def compare_places(dump_dir: Path, urls: dict[str, str], rounds: int) -> bool:

@@ -62,9 +62,14 @@ class DayFolders:
         if self._settings.dump_url is None:
             yield self._settings.dump_dir / day.isoformat()
             return
-        self._remote = self._remote or RemoteFolder(self._settings.dump_url)
         with temporary_folder() as copy:
-            yield copy_day(self._remote, day, copy)
+            try:
+                self._remote = self._remote or RemoteFolder(self._settings.dump_url)
+                folder = copy_day(self._remote, day, copy)
+            except RemoteError:
+                self._remote = None  # a connection that was lost is not made again otherwise
+                raise
+            yield folder
 
 
 @contextmanager
@@ -128,8 +133,12 @@ def _copy(remote: RemoteFolder, entries: dict[str, Entry], folder: Path, content
     wanted = [name for name, entry in ours.items() if entry.size and (is_list(name) or contents(name))]
     for name in ours.keys() - wanted:
         (folder / name).touch()
-    for name, content in zip(wanted, remote.read_all(f"{folder.name}/{name}" for name in wanted), strict=True):
-        (folder / name).write_bytes(content)
+
+    def copy(name: str) -> None:
+        (folder / name).write_bytes(remote.read(f"{folder.name}/{name}"))
+
+    with remote.in_parallel() as executor:
+        list(executor.map(copy, wanted))
     for name, entry in ours.items():
         if entry.changed is not None:
             os.utime(folder / name, (entry.changed.timestamp(),) * 2)

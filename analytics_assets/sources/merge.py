@@ -167,12 +167,15 @@ def _merge_remote(remote: RemoteFolder, day: date) -> tuple[int, list[Problem]]:
         return 0, []
     with temporary_folder() as copy:
         folder = copy_day(remote, day, copy)
+        copied = set(os.listdir(folder)) if folder.exists() else set()
+        if set(filter(is_dump, copied)) != dumps.keys():
+            return 0, []  # a machine has shipped meanwhile
         replaced, problems = _merge(folder, day)
         names = set(os.listdir(folder))
         versions = {name: entry.version for name, entry in remote.list(str(day)).items()}
         if problems or any(versions.get(name) != entry.version for name, entry in dumps.items()):
-            return 0, problems  # a machine has shipped meanwhile
-        made = names - entries.keys()
+            return 0, problems  # as above
+        made = names - copied
         for name in sorted(made, key=lambda name: bool(is_dump(name))):
             remote.write(f"{day}/{name}", (folder / name).read_bytes())
         for name in made:
@@ -180,7 +183,7 @@ def _merge_remote(remote: RemoteFolder, day: date) -> tuple[int, list[Problem]]:
                 for each in sorted(made, key=lambda name: bool(is_list(name))):
                     remote.remove(f"{day}/{each}")
                 return 0, [Problem(f"{day}/", NOT_MERGED)]
-    gone = {name for name in entries if is_dump(name) or is_list(name)} - names
+    gone = {name for name in copied if is_dump(name) or is_list(name)} - names
     for of_kind in (is_dump, is_list):  # the lists last, as below
         with remote.in_parallel() as executor:
             list(executor.map(lambda name: remote.remove(f"{day}/{name}"), filter(of_kind, gone)))

@@ -195,6 +195,35 @@ def test_a_closed_day_becomes_one_dump_there_and_shipping_again_changes_nothing(
     assert counts(settings) == counts_of_folder(dumps)
 
 
+@pytest.mark.usefixtures("_old")
+def test_a_day_with_a_foreign_file_is_left_as_it_is(settings: Settings, remote: RemoteFolder, dumps: Path) -> None:
+    write_day(dumps)
+    ship(dumps, remote)
+    remote.write(f"{DAY}/notes.txt", b"canary")
+    before = {name: remote.read(f"{DAY}/{name}") for name in remote.list(str(DAY))}
+    for _ in range(2):
+        assert merge_dumps(settings, DAY).days == 0
+    assert {name: remote.read(f"{DAY}/{name}") for name in remote.list(str(DAY))} == before
+
+
+@pytest.mark.usefixtures("_old")
+def test_a_dump_that_arrives_while_a_day_is_copied_stays(
+    settings: Settings, remote: RemoteFolder, dumps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_day(dumps)
+    ship(dumps, remote)
+    late = f"{DAY}/{'e' * 32}.ndjson"
+
+    def arrive(folder: RemoteFolder, day: date, into: Path) -> Path:
+        remote.write(late, b"\n")
+        return copy_day(folder, day, into)
+
+    monkeypatch.setattr("analytics_assets.sources.merge.copy_day", arrive)
+    assert merge_dumps(settings, DAY).days == 0
+    assert remote.read(late) == b"\n"
+    assert len(remote.list(str(DAY))) == FILES + 1
+
+
 def test_only_what_has_been_quiet_for_a_month_is_merged(tmp_path: Path, dumps: Path) -> None:
     """A machine without network ships what it has counted when the network is back."""
     (tmp_path / "share").mkdir()
