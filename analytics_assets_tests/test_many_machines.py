@@ -22,8 +22,7 @@ from analytics_assets.retention.targets import Amount
 from analytics_assets.ship import sum_counts
 from analytics_assets.store import Store, open_store
 from analytics_assets.store.counts import read_window
-from analytics_assets_tests.operations.test_status import lines_of
-from analytics_assets_tests.support.pipeline import Pipeline, checks, everything_said
+from analytics_assets_tests.support.pipeline import Pipeline, checks, everything_said, lines_of
 from analytics_assets_tests.support.processes import COMMAND, wait_until
 from analytics_assets_tests.support.s3 import CuttingProxy, be_away, environment
 

@@ -22,7 +22,7 @@ from analytics_assets.ship import ship as command
 from analytics_assets.sources.merge import merge_closed_days
 from analytics_assets.telemetry import Telemetry, TelemetryError
 from analytics_assets.telemetry.dumps import DumpFile
-from analytics_assets_tests.sources.test_merge import DAY, FILES, write_day
+from analytics_assets_tests.support.dumps import DAY, FILES, write_day
 from analytics_assets_tests.support.processes import COMMAND, wait_until
 
 TODAY = DAY + timedelta(days=1)

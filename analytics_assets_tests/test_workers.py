@@ -121,6 +121,7 @@ def test_a_killed_worker_and_a_killed_broker_cost_a_retry_not_a_number(
             connection.exec_driver_sql("lock table analytics.collected_days in share row exclusive mode")
             cluster.broker.start()  # the last one of all
             wait_until(lambda: killed.given > killed.done and left.given > left.done)
+            wait_until(lambda: step_starts(cluster).total() >= 2)
             before = left.given
             for child in psutil.Process(left.process.pid).children():
                 child.kill()  # the process of its step

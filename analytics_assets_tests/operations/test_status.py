@@ -45,28 +45,20 @@ from analytics_assets.local.processes import ServerError
 from analytics_assets.local.status import look, look_before_start
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Message, Outbox
-from analytics_assets.operations.status import DAILY_SCHEDULE, exit_code, read_status
+from analytics_assets.operations.status import DAILY_SCHEDULE, exit_code
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.telemetry import Telemetry
 from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.clock import clock_at, noon_of
 from analytics_assets_tests.support.database import as_superuser
 from analytics_assets_tests.support.host import Host, moments
-from analytics_assets_tests.support.pipeline import ALL, LEDGER, Pipeline, note_collected, run_check
+from analytics_assets_tests.support.pipeline import ALL, LEDGER, Pipeline, lines_of, note_collected, run_check
 from analytics_assets_tests.support.retention import TARGETS
 
 OK, WARNING, RED = Level.OK, Level.WARNING, Level.RED
 
 
 NOT_LOOKED_AT = DatabaseError("not looked at")
-
-
-def lines_of(settings: Settings, instance: dg.DagsterInstance | DatabaseError) -> dict[str, Line]:
-    """Key -> line."""
-    lines = read_status(settings, instance, build_definitions(settings).get_repository_def())
-    found = {line.key: line for line in lines}
-    assert len(found) == len(lines)
-    return found
 
 
 def status(pipeline: Pipeline) -> dict[str, Line]:

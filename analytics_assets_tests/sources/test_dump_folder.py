@@ -22,8 +22,8 @@ from analytics_assets.sources.drops import read_drops
 from analytics_assets.sources.dump_folder import DayFolders, copy_day, everything, open_folder
 from analytics_assets.sources.merge import NOT_COPIED, NOT_MERGED, merge_dumps
 from analytics_assets.telemetry.dumps import DumpFile
-from analytics_assets_tests.sources.test_merge import DAY, DUMP_FED, FILES, write_day
-from analytics_assets_tests.sources.test_merge import counts as counts_of_folder
+from analytics_assets_tests.support.dumps import DAY, DUMP_FED, FILES, write_day
+from analytics_assets_tests.support.dumps import counts as counts_of_folder
 
 Key = tuple[object, ...]
 

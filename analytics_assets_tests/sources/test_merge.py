@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections import Counter
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -15,19 +13,16 @@ from threading import Thread
 
 import pytest
 
-from analytics_assets.contract import MAX_COUNT, METRICS, CounterDumps
+from analytics_assets.contract import MAX_COUNT
 from analytics_assets.folders import lock, lock_shared
 from analytics_assets.settings import Settings
 from analytics_assets.sources import OriginRefusedError
 from analytics_assets.sources.counter_dumps import find_folder_problem, open_dumps, read_day
 from analytics_assets.sources.merge import NOT_CHANGEABLE, merge_closed_days
 from analytics_assets.telemetry.dumps import DumpFile
+from analytics_assets_tests.support.dumps import DAY, DUMP_FED, FILES, age, counts, write_day
 from analytics_assets_tests.support.nobody import as_nobody
 from analytics_assets_tests.support.telemetry import totals
-
-DAY = date(2026, 11, 22)
-DUMP_FED = [metric for metric in METRICS if isinstance(metric.origin, CounterDumps)]
-FILES = 6
 
 MERGE = """
 import os, signal, sys
@@ -49,40 +44,6 @@ sys.addaudithook(before_each_step)
 merge_closed_days(folder, last)
 """
 """A process that merges, and kills itself before one of its steps on files; 0 means never."""
-
-
-def write_day(folder: Path, day: date = DAY, files: int = FILES) -> None:
-    """Write the dumps of some processes, some keys of which are the same, and let a day pass."""
-    for number in range(files):
-        rows: list[dict[str, object]] = [
-            {"event_name": "directory_page_viewed", "event_id": "7", "source": "web"},
-            {"event_name": "directory_searched", "event_id": str(number)},
-            {"event_name": "http_response", "endpoint": "GET /events/{event_id}", "status_code": 200 + number % 2},
-        ]
-        dump = DumpFile(folder, str(day))
-        for row in rows[number % 2 :]:
-            dump.append({"event_date": str(day)} | row, 10**number)
-        dump.close()
-    age(folder)
-
-
-def age(folder: Path) -> None:
-    """Let a day pass for every dump."""
-    for path in folder.glob("*/*.ndjson"):
-        os.utime(path, (time.time() - 90_000,) * 2)
-
-
-def counts(folder: Path, day: date = DAY) -> dict[tuple[object, ...], int]:
-    """The counts that are read of a day, which are also what it is compared with."""
-    found: Counter[tuple[object, ...]] = Counter()
-    for metric in DUMP_FED:
-        read = read_day(folder / str(day), day)[metric.asset]
-        assert read.problems == []
-        with open_dumps(metric, replace(Settings.from_env({}), dump_dir=folder)) as reader:
-            assert reader.total(day) == sum(row["count"] for row in read.rows)
-        for row in read.rows:
-            found[(metric.asset, *(value for name, value in row.items() if name != "count"))] += row["count"]
-    return found
 
 
 def dumps(folder: Path, day: date = DAY) -> set[str]:

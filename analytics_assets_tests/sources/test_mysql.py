@@ -870,13 +870,13 @@ def test_days_in_a_row_are_one_statement_and_a_day_uses_the_index(maria: MariaHo
     try:
         with open_reader(SIGNUPS, reading, days) as reader:
             assert [sum(row["count"] for row in reader.count(day).rows) for day in days] == [50] * 5
-        assert len(sent) == 1
+        assert len(sent) == 2  # the first day says how many may be read together
         with open_reader(SIGNUPS, reading, [days[0], days[2]]) as reader:
             assert [reader.total(day) for day in (days[0], days[2])] == [50, 50]
-        assert len(sent) == 3
+        assert len(sent) == 4
     finally:
         sa.event.remove(sa.Engine, "before_cursor_execute", note)
-    for statement, parameters in sent[1:]:
+    for statement, parameters in (sent[0], *sent[2:]):
         plan = maria.connection.exec_driver_sql(f"explain {statement}", parameters)
         assert "by_moment" in {row.key for row in plan}
 

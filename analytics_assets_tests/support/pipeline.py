@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from dagster._core.scheduler.instigation import SensorInstigatorData
 
 from analytics_assets.contract import METRICS, Metric, metric
+from analytics_assets.database import DatabaseError
 from analytics_assets.definitions import build_definitions
 from analytics_assets.defs.checks import LEDGER_KEY
 from analytics_assets.defs.evaluation import AT_SOURCE
@@ -22,6 +23,8 @@ from analytics_assets.defs.partitions import range_tags
 from analytics_assets.defs.schedules import make_daily_schedule
 from analytics_assets.guard import Row
 from analytics_assets.local.server import dagster_instance
+from analytics_assets.operations import Line
+from analytics_assets.operations.status import read_status
 from analytics_assets.settings import Settings
 from analytics_assets.store import Store
 from analytics_assets.store.counts import Stored, replace_days
@@ -194,3 +197,11 @@ def hurry(instance: dg.DagsterInstance, sensor: str) -> None:
                 last_tick_timestamp=started - interval, last_tick_start_timestamp=started - interval
             )
             instance.update_instigator_state(state.with_data(earlier))
+
+
+def lines_of(settings: Settings, instance: dg.DagsterInstance | DatabaseError) -> dict[str, Line]:
+    """Key -> line of `analytics-assets status`."""
+    lines = read_status(settings, instance, build_definitions(settings).get_repository_def())
+    found = {line.key: line for line in lines}
+    assert len(found) == len(lines)
+    return found
