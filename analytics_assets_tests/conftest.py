@@ -20,6 +20,7 @@ for name in VARIABLES:
 # A zone in which it is about noon, so that no day ends while a test runs.
 os.environ["ANALYTICS_TIMEZONE"] = _ZONE or f"Etc/GMT{datetime.now(UTC).hour - 12:+d}"
 
+# E402: what is imported here reads the environment.
 from analytics_assets.defs import retries  # noqa: E402
 from analytics_assets.local.postgres import embedded_postgres, ensure_database  # noqa: E402
 from analytics_assets.local.server import dagster_instance  # noqa: E402
