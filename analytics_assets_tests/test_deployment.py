@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ import psutil
 import pytest
 import requests
 import sqlalchemy as sa
-import websockets.sync.client
+import websockets.asyncio.client
 from packaging.utils import canonicalize_name
 from websockets.exceptions import InvalidStatus
 
@@ -379,18 +380,23 @@ def test_plain_http_leads_to_https(serving: Deployment, name: str) -> None:
 
 
 def subscribe(deployment: Deployment, name: str, **headers: str) -> Any:
+    """The first answer. In one thread: `websockets.sync` reads and writes TLS in two at once, which loses answers."""
     trusted = ssl.create_default_context(cafile=deployment.place("/etc/nginx/analytics/certificate.pem"))
     user, password = PEOPLE[name]
     given = {"Authorization": requests.auth._basic_auth_str(user, password)} | headers
-    with websockets.sync.client.connect(
-        address(deployment, name, "wss") + "/graphql",
-        ssl=trusted,
-        subprotocols=[websockets.Subprotocol("graphql-ws")],
-        additional_headers=given,
-        open_timeout=PATIENCE,
-    ) as socket_:
-        socket_.send('{"type": "connection_init", "payload": {}}')
-        return socket_.recv(timeout=PATIENCE)
+
+    async def ask() -> Any:
+        async with websockets.asyncio.client.connect(
+            address(deployment, name, "wss") + "/graphql",
+            ssl=trusted,
+            subprotocols=[websockets.Subprotocol("graphql-ws")],
+            additional_headers=given,
+            open_timeout=PATIENCE,
+        ) as socket_:
+            await socket_.send('{"type": "connection_init", "payload": {}}')
+            return await asyncio.wait_for(socket_.recv(), PATIENCE)
+
+    return asyncio.run(ask())
 
 
 @pytest.mark.parametrize("name", [TEAM, VIEWERS])
