@@ -71,6 +71,9 @@ Kind = Literal["spike", "drop", "error spike", "drop-off"]
 """As in `contract.FRICTION_KINDS`."""
 
 _EACH_DAY_ALIKE: Final = np.ones((1, 1, 1))
+_LEAST_PHI: Final = np.ones(1)
+_JUDGED_TOGETHER: Final = 250_000
+"""Counts that are scored in one step, unless a day has more: few steps for few series, and 2 MB for many."""
 
 
 @dataclass(frozen=True)
@@ -249,13 +252,21 @@ def _estimate(y: Array, exposure: Array, weights: Array, pseudo: float) -> Basel
 
 
 def _score_spike(window: Array) -> tuple[Array, Mask]:
-    history, count = window[:-1], window[-1]
-    baseline = fit(history.reshape(-1, 7, count.size), pseudo=PSEUDO_DAYS)
+    count = window[-1]
+    # The expectation is a mean of the history, and phi is at least 1. So a count that is no spike above the least day
+    # of its history is none at all. Most series are left out here.
+    least = np.fmin.reduce(window[:-1], axis=0)
+    z = deviation(count, least, _LEAST_PHI)
+    found = (z > SPIKE_Z) & (count - least >= SPIKE_EXCESS)
+    some = np.flatnonzero(found)
+    history, count = window[:-1, some], count[some]
+    baseline = fit(history.reshape(BASELINE_DAYS // 7, 7, some.size), pseudo=PSEUDO_DAYS)
     # Each round of seven days begins with the weekday that is judged.
     expected, n = baseline.rate[0], baseline.exposure[0]
-    z = deviation(count, expected, baseline.phi * (1 + _ratio(1.0, n)))
+    z[some] = deviation(count, expected, baseline.phi * (1 + _ratio(1.0, n)))
     enough = (n > 0) & (_number_of(~np.isnan(history)) >= MIN_BASELINE_DAYS)
-    return z, enough & (z > SPIKE_Z) & (count - expected >= SPIKE_EXCESS)
+    found[some] = enough & (z[some] > SPIKE_Z) & (count - expected >= SPIKE_EXCESS)
+    return z, found
 
 
 def _score_drop(window: Array) -> tuple[Array, Mask]:
@@ -273,7 +284,7 @@ def _score_drop(window: Array) -> tuple[Array, Mask]:
     spread = 1 + _ratio(1.0, n)
     z = deviation(count, expected, spread)
     found = (n >= MIN_DROP_WEEKS) & (z < -DROP_Z) & (expected - count >= DROP_SHORTFALL) & _is_open(window)
-    # phi is at least 1, so what is no drop with 1 is none at all. Most series are left out here.
+    # phi is at least 1, so what is no drop with 1 is none at all.
     some = np.flatnonzero(found)
     weeks, sums = weeks[..., some], sums[:, some]
     phi = np.maximum(fit(weeks[:-1], pseudo=PSEUDO_DAYS).phi, fit(sums[:-1, np.newaxis]).phi)
@@ -282,21 +293,28 @@ def _score_drop(window: Array) -> tuple[Array, Mask]:
 
 
 def _score_error_spike(errors: Array, requests: Array) -> tuple[Array, Mask]:
-    z, excess = _compare_shares(errors, requests, days=1)
+    # The excess is not larger than the errors.
+    z, excess = _compare_shares(errors, requests, days=1, possible=errors[-1] >= SPIKE_EXCESS)
     return z, (z > ERROR_SPIKE_Z) & (excess >= SPIKE_EXCESS)
 
 
 def _score_drop_off(taken: Array, entered: Array) -> tuple[Array, Mask]:
-    z, excess = _compare_shares(taken, entered, days=SHARE_DAYS)
+    usable = ~np.isnan(taken) & (entered > 0)
+    y, exposure = (np.where(usable, values, 0.0).reshape(2, SHARE_DAYS, -1).sum(axis=1) for values in (taken, entered))
+    # Less weight for outliers, which are high, only lowers the expectation. So this one is not too small.
+    expected = _ratio(y[0], exposure[0]) * exposure[1]
+    z, excess = _compare_shares(taken, entered, days=SHARE_DAYS, possible=y[1] - expected <= -DROP_SHORTFALL)
     return z, (z < -DROP_Z) & (excess <= -DROP_SHORTFALL) & _is_open(taken)
 
 
-def _compare_shares(counts: Array, exposures: Array, days: int) -> tuple[Array, Array]:
+def _compare_shares(counts: Array, exposures: Array, days: int, possible: Mask) -> tuple[Array, Array]:
     """Judge the last `days` by the share of the exposure in the 28 days before them, and phi of all days before them.
 
     Returns:
-        z, which is 0 where there is too little to judge, and count - expectation.
+        z and count - expectation, which are 0 where a finding is not `possible` or there is too little to judge.
     """
+    some = np.flatnonzero(possible)
+    counts, exposures = counts[:, some], exposures[:, some]
     usable = ~np.isnan(counts) & (exposures > 0)
     y, exposure = np.where(usable, counts, np.nan), np.where(usable, exposures, 0.0)
     before, now = slice(-days - SHARE_DAYS, -days), slice(-days, None)
@@ -305,9 +323,11 @@ def _compare_shares(counts: Array, exposures: Array, days: int) -> tuple[Array, 
     count, exposed = np.nansum(y[now], axis=0), exposure[now].sum(axis=0)
     expected = share.rate[0] * exposed
     n = _ratio(share.exposure[0], exposed)  # in days like this one, or four weeks like these
-    z = deviation(count, expected, phi * (1 + _ratio(1.0, n)))
     enough = (_number_of(usable[before]) >= MIN_SHARE_DAYS) & (_number_of(usable[now]) >= min(MIN_SHARE_DAYS, days))
-    return np.where(enough, z, 0.0), count - expected
+    z, excess = np.zeros((2, possible.size))
+    z[some] = np.where(enough, deviation(count, expected, phi * (1 + _ratio(1.0, n))), 0.0)
+    excess[some] = np.where(enough, count - expected, 0.0)
+    return z, excess
 
 
 def _ratio(numerator: npt.ArrayLike, denominator: Array) -> Array:
@@ -357,9 +377,16 @@ def _judge(
     if not position.keys() >= set(days):
         raise ValueError("the matrix lacks a day that is to be judged")
     padded = [np.pad(m.to_numpy(np.float64), ((length - 1, 0), (0, 0)), constant_values=np.nan) for m in matrices]
+    # Of each day and series, the rows that end on the day: days x series x length.
+    windows = [np.lib.stride_tricks.sliding_window_view(values, length, axis=0) for values in padded]
+    ordered, step = sorted(days), max(1, _JUDGED_TOGETHER // (length * len(series)))
     findings = []
-    for day in sorted(days):
-        row = position[day]
-        z, found = score(*(values[row : row + length] for values in padded))
-        findings += [Finding(kind, event_name, series[n], day, abs(float(z[n])), per) for n in np.flatnonzero(found)]
+    for start in range(0, len(ordered), step):
+        some = ordered[start : start + step]
+        rows = [position[day] for day in some]
+        z, found = score(*(values[rows].reshape(-1, length).T for values in windows))
+        for n in np.flatnonzero(found):
+            day, column = divmod(int(n), len(series))
+            # The last bits of a sum depend on what is added up beside it.
+            findings.append(Finding(kind, event_name, series[column], some[day], round(abs(float(z[n])), 9), per))
     return findings
