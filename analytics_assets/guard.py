@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any
 
 from analytics_assets.contract import EVENT_NAME, Field
@@ -87,11 +88,11 @@ def row_violations(row: Row, fields: Sequence[Field], event_names: Iterable[str]
 def count_violations(rows: Sequence[Row], fields: Sequence[Field], event_names: Iterable[str]) -> Counter[Violation]:
     """How many rows break each rule: what `row_violations` finds in them, in a fraction of its time.
 
-    Each distinct value is checked once. The rows have hashable values and no other fields than these.
+    Each distinct value is checked once. The rows have hashable values, and these fields and no others.
     """
     found: Counter[Violation] = Counter()
     for field in fields:
-        values = [row.get(field.name) for row in rows]
+        values = list(map(itemgetter(field.name), rows))
         allowed = tuple(event_names).__contains__ if field is EVENT_NAME else partial(obeys, field)
         types = set(map(type, values))
         for type_ in types:  # one by one, because True and 1.0 equal 1

@@ -23,7 +23,7 @@ from analytics_assets.guard import Row, Violation, count_violations
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, OriginRefusedError, Problem, Reader
 from analytics_assets.sources.hosts import HostDatabase, find_host, open_catalog
-from analytics_assets.sources.hosts.statements import FIRST, TURNED_ON_RULE, happened
+from analytics_assets.sources.hosts.statements import FIRST, TURNED_ON_RULE, Query, happened
 from analytics_assets.sources.login import summarize
 
 Part = TypeVar("Part")
@@ -82,7 +82,7 @@ class _View:
     database: sa.Engine
     metric: Metric
     time_zone: str
-    query: Callable[[bool], sa.Select[*tuple[Any, ...]]]
+    query: Callable[[bool], Query]
     """Statement of one day, or with True of several. Their numbers, from 1, are its first column."""
 
     def read(self, days: Sequence[date]) -> Sequence[sa.Row[*tuple[Any, ...]]]:
@@ -98,7 +98,7 @@ class _View:
         with _redacted_reading(self.metric, self.host), self.database.connect() as connection:
             return self.host.is_cheaper(connection, days, self._statement)
 
-    def _statement(self, days: Sequence[date]) -> tuple[sa.Select[*tuple[Any, ...]], dict[str, Any]]:
+    def _statement(self, days: Sequence[date]) -> tuple[Query, dict[str, Any]]:
         edges = [bounds(day, self.time_zone)[0] for day in span(days[0], days[-1] + timedelta(days=1))]
         return self.query(len(days) > 1), self.host.parameters(edges)
 
@@ -204,9 +204,7 @@ def _count_rows(view: _View, days: Sequence[date]) -> dict[date, int]:
     return {day: counts.get(number, 0) for number, day in enumerate(span(days[0], days[-1]), start=1)}
 
 
-def _rows_query(
-    host: HostDatabase, view: SourceView, types: tuple[str, ...], several: bool
-) -> sa.Select[*tuple[Any, ...]]:
+def _rows_query(host: HostDatabase, view: SourceView, types: tuple[str, ...], several: bool) -> Query:
     """Return the statement that only counts rows, for the comparison with what is stored."""
     table = host.table(view, types)
     if several:

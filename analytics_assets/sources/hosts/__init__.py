@@ -19,6 +19,7 @@ from analytics_assets.database import DatabaseError, redacted_errors, required
 from analytics_assets.guard import Violation
 from analytics_assets.sources.hosts import mysql, postgresql
 from analytics_assets.sources.hosts.drafting import CatalogColumn, Drafting
+from analytics_assets.sources.hosts.statements import Query
 from analytics_assets.sources.login import Excess
 
 
@@ -89,7 +90,7 @@ class HostDatabase(Protocol):
         `edges` are the first instants of the days and the end of the last one, in UTC.
         """
 
-    def groups_query(self, view: SourceView, types: tuple[str, ...], several: bool) -> sa.Select[*tuple[Any, ...]]:
+    def groups_query(self, view: SourceView, types: tuple[str, ...], several: bool) -> Query:
         """Return the statement that counts the rows from `start` to before `end`.
 
         Its rows are: number of the day (1, unless there are several), the field whose rule is broken or null, then
@@ -101,7 +102,7 @@ class HostDatabase(Protocol):
         self,
         connection: sa.Connection,
         days: Sequence[date],
-        statement: Callable[[Sequence[date]], tuple[sa.Select[*tuple[Any, ...]], dict[str, Any]]],
+        statement: Callable[[Sequence[date]], tuple[Query, dict[str, Any]]],
     ) -> bool:
         """Whether one statement over these days, and those between them, is better than one per day. No row is read.
 

@@ -21,7 +21,7 @@ from analytics_assets.database import DatabaseError, UnreachableError, keep_engi
 from analytics_assets.days import span
 from analytics_assets.guard import Violation
 from analytics_assets.sources.hosts.drafting import CatalogColumn, Drafting
-from analytics_assets.sources.hosts.statements import FIRST, TURNED_ON_RULE, happened
+from analytics_assets.sources.hosts.statements import FIRST, TURNED_ON_RULE, Query, happened
 from analytics_assets.sources.login import SOURCE_READER, Excess
 
 KIND: Final = "mysql"
@@ -400,7 +400,7 @@ def parameters(edges: Sequence[datetime]) -> dict[str, Any]:
 
 
 @cache
-def groups_query(view: SourceView, types: tuple[str, ...], several: bool) -> sa.Select[*tuple[Any, ...]]:
+def groups_query(view: SourceView, types: tuple[str, ...], several: bool) -> Query:
     """Return the statement that counts: what is refused by its rule, everything else by its values.
 
     A text is grouped, and compared, as bytes: most collations ignore case, accents and trailing blanks.
@@ -466,7 +466,7 @@ def _breaks_rule(event_id: sa.ColumnElement[Any], type_: str) -> sa.ColumnElemen
 def is_cheaper(
     connection: sa.Connection,
     days: Sequence[date],
-    statement: Callable[[Sequence[date]], tuple[sa.Select[*tuple[Any, ...]], dict[str, Any]]],
+    statement: Callable[[Sequence[date]], tuple[Query, dict[str, Any]]],
 ) -> bool:
     """Whether the days are consecutive, and so many that `number` tells them apart.
 

@@ -27,7 +27,7 @@ from analytics_assets.contract import (
 from analytics_assets.database import DatabaseError, engine, explain_postgresql, full_match
 from analytics_assets.guard import Violation
 from analytics_assets.sources.hosts.drafting import CatalogColumn, Drafting
-from analytics_assets.sources.hosts.statements import FIRST, TURNED_ON_RULE, happened
+from analytics_assets.sources.hosts.statements import FIRST, TURNED_ON_RULE, Query, happened
 from analytics_assets.sources.login import SOURCE_READER, Excess
 
 KIND: Final = "postgres"
@@ -366,7 +366,7 @@ def _breaks_rule(event_id: sa.ColumnElement[Any], type_: str) -> sa.ColumnElemen
 
 
 @cache
-def groups_query(view: SourceView, types: tuple[str, ...], several: bool) -> sa.Select[*tuple[Any, ...]]:
+def groups_query(view: SourceView, types: tuple[str, ...], several: bool) -> Query:
     """Return the statement that counts: what is refused by its rule, everything else by its values.
 
     `types` are those of the view's columns. The innermost groups are those of the bare columns, so that a rule is
@@ -394,20 +394,20 @@ def groups_query(view: SourceView, types: tuple[str, ...], several: bool) -> sa.
         (source.not_in(SOURCE.choices or ()), SOURCE.name),
         (switch.is_(None), TURNED_ON_RULE.field),
     )
-    # `offset 0` keeps PostgreSQL from evaluating the rules again wherever the outer query says `refused`.
-    classified = sa.select(
-        groups.c.number, refused.label("refused"), switch.label("turned_on"), *texts, groups.c.rows
-    ).offset(0)
-    found = classified.subquery()
-    allowed = [sa.case((found.c.refused.is_(None), found.c[name])) for name in ("turned_on", "event_id", "source")]
-    key = (found.c.number, found.c.refused, *allowed)
-    return sa.select(*key, sa.cast(sa.func.sum(found.c.rows), sa.BigInteger)).group_by(*key)
+    values = (switch.label("turned_on"), *texts)
+    found = sa.select(groups.c.number, refused.label("refused"), *values, groups.c.rows).cte("found")
+    allowed = sa.select(found).where(found.c.refused.is_(None))
+    # What is refused may have a value per row. Only a number per rule leaves the database.
+    rows = sa.cast(sa.func.sum(found.c.rows), sa.BigInteger)
+    key = (found.c.number, found.c.refused)
+    broken = sa.select(*key, *(sa.null() for _ in values), rows).where(found.c.refused.is_not(None)).group_by(*key)
+    return sa.union_all(allowed, broken)
 
 
 def is_cheaper(
     connection: sa.Connection,
     days: Sequence[date],
-    statement: Callable[[Sequence[date]], tuple[sa.Select[*tuple[Any, ...]], dict[str, Any]]],
+    statement: Callable[[Sequence[date]], tuple[Query, dict[str, Any]]],
 ) -> bool:
     """Whether PostgreSQL expects to read these days at once for half the cost of one by one.
 
@@ -417,9 +417,7 @@ def is_cheaper(
     return at_once < len(days) * one / 2
 
 
-def _estimate(
-    connection: sa.Connection, statement: sa.Select[*tuple[Any, ...]], parameters: Mapping[str, Any]
-) -> float:
+def _estimate(connection: sa.Connection, statement: Query, parameters: Mapping[str, Any]) -> float:
     query = statement.compile(connection).construct_expanded_state(parameters)
     plan = connection.exec_driver_sql(f"explain (format json) {query.statement}", query.parameters).scalar_one()
     return float(plan[0]["Plan"]["Total Cost"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import sqlalchemy as sa
 
 from analytics_assets.guard import Violation
+
+Query: TypeAlias = sa.Select[*tuple[Any, ...]] | sa.CompoundSelect[*tuple[Any, ...]]
 
 FIRST: Final = sa.literal_column("1", sa.Integer).label("number")
 """The number of a day by itself."""
