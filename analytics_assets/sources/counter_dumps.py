@@ -381,8 +381,9 @@ def _add_lines(pieces: Sequence[_Piece], heads: _Heads, totals: list[int]) -> It
     sums = np.zeros(len(heads), np.int64)  # at least as many as there are keys
     np.add.at(sums, index[known], counts[known])
     totals += [0] * (len(heads) - len(totals))
-    for number in np.flatnonzero(sums).tolist():
-        totals[number] += int(sums[number])
+    counted = np.flatnonzero(sums)
+    for number, total in zip(counted.tolist(), sums[counted].tolist(), strict=True):
+        totals[number] += total
     if not known.all():
         numbered = [
             (piece.dump, number, line)
@@ -421,10 +422,11 @@ def _batches(folder: Path, dumps: Iterable[str]) -> Iterator[list[_Piece]]:
     """Yield pieces of the files, so many together that they fill a block: most files are small."""
     batch, size = [], 0
     for dump in dumps:
-        first = 1
+        piece = None
         for text in _blocks(f"{folder}/{dump}"):
-            batch.append(_Piece(dump, first, text))
-            first += text.count(b"\n") + 1
+            # Most files are one piece, so its lines are not counted before there is another.
+            piece = _Piece(dump, piece.first + piece.text.count(b"\n") + 1 if piece else 1, text)
+            batch.append(piece)
             size += len(text) + 1
             if size >= _BLOCK:
                 yield batch
@@ -446,7 +448,8 @@ def _blocks(path: str) -> Iterator[bytes]:
                 rest = after
             else:
                 rest = (rest + after)[: MAX_LINE + 1]
-        yield rest
+        if rest:
+            yield rest
 
 
 def list_dumps(folder: Path) -> tuple[list[str], int, list[Problem]]:
