@@ -8,6 +8,7 @@ A fact that concerns every metric is checked once per run: at the retention ledg
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 import dagster as dg
@@ -113,7 +114,7 @@ def metric_checks(metric: Metric) -> dg.AssetChecksDefinition:
         with open_store(settings) as store:
             latest = read_latest_collected(store, metric)
             days = days_of_run(context.run.tags) or ([latest] if latest else [])
-            in_progress = days_in_progress(context.instance, context.run.run_id)[metric.asset]
+            in_progress = partial(days_in_progress, context.instance, context.run.run_id)
             yield from evaluate(store, metric, days, run_id=context.run.run_id, names=names, in_progress=in_progress)
 
     return checks

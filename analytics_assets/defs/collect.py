@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from typing import Final
 
 import dagster as dg
@@ -121,7 +122,7 @@ def collect(
                 # Dagster skips the check op after a failure, and the checks would show as failed. A database that goes
                 # out of reach meanwhile must not hide which days failed.
                 with suppress(DatabaseError, OSError):
-                    in_progress = days_in_progress(context.instance, context.run.run_id)[metric.asset]
+                    in_progress = partial(days_in_progress, context.instance, context.run.run_id)
                     compared = list(outcome.stored)
                     for result in evaluate(
                         store, metric, days, run_id=context.run.run_id, compared=compared, in_progress=in_progress

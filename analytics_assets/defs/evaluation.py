@@ -7,7 +7,7 @@ would show as failed. No check is defined here: see `checks`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import date
 from typing import Final
@@ -92,13 +92,13 @@ def evaluate(
     run_id: str,
     compared: Sequence[date] | None = None,
     names: Collection[str] = CHECK_NAMES,
-    in_progress: Collection[date] = (),
+    in_progress: Callable[[], Mapping[str, Collection[date]]] = dict,
 ) -> list[dg.AssetCheckResult]:
     """Evaluate the named checks of a metric except the gate, and return a result for each.
 
     The rules are evaluated on every stored value of `days`. The totals of the days `compared` (all of them, unless
-    given) are counted again at the source. Days `in_progress` are those that other runs are about to collect, so
-    they are not missing.
+    given) are counted again at the source. `in_progress` returns the days that other runs are about to collect, by
+    asset: they are not missing. It is called only when there would be missing days.
 
     Raises:
         DatabaseError, OSError: a database is out of reach, or a dump cannot be read.
@@ -113,7 +113,8 @@ def evaluate(
     if NO_FRICTION in names:
         results.append(_check_friction(store, metric, days))
     if NO_MISSING_DAYS in names:
-        missing = set(missing_days(store, days)[metric.asset]) - set(in_progress)
+        missing = set(missing_days(store, days)[metric.asset])
+        missing -= set(in_progress().get(metric.asset, ())) if missing else set()
         found = [format_range(first, last) for first, last in ranges(missing)]
         results.append(
             make_result(NO_MISSING_DAYS, found, _MISSING_RECOVERY, {"missing days": len(missing)}, about=missing)
