@@ -30,7 +30,12 @@ from analytics_assets_tests.support import s3  # noqa: E402
 from analytics_assets_tests.support.database import pipeline_settings  # noqa: E402
 from analytics_assets_tests.support.host import Host  # noqa: E402
 from analytics_assets_tests.support.pipeline import Pipeline  # noqa: E402
-from analytics_assets_tests.support.postgres import ServerWatch, copy_database, trade_safety_for_speed  # noqa: E402
+from analytics_assets_tests.support.postgres import (  # noqa: E402
+    ServerWatch,
+    copy_database,
+    dropped_afterwards,
+    trade_safety_for_speed,
+)
 
 _NUMBERS = count(1)
 
@@ -131,7 +136,8 @@ def make_dagster_database(
 @pytest.fixture
 def host(make_database: Callable[[str], sa.URL]) -> Iterator[Host]:
     """An empty host application with correct source views."""
-    with Host.create(make_database("host")) as made:
+    url = make_database("host")
+    with dropped_afterwards(url), Host.create(url) as made:
         yield made
 
 
@@ -141,10 +147,11 @@ def settings(
     make_dagster_database: Callable[[], str],
     host: Host,
     tmp_path: Path,
-) -> Settings:
+) -> Iterator[Settings]:
     """Settings of a pipeline that is set up and has collected nothing."""
-    made = pipeline_settings(make_analytics_database(), host.reader_url, tmp_path)
-    return replace(made, dagster_url=make_dagster_database())
+    url, dagster_url = make_analytics_database(), make_dagster_database()
+    with dropped_afterwards(url), dropped_afterwards(dagster_url):
+        yield replace(pipeline_settings(url, host.reader_url, tmp_path), dagster_url=dagster_url)
 
 
 @pytest.fixture
