@@ -3,7 +3,7 @@
 The demonstration's application is filled with activity first. Then two alternatives take turns, each as a process of
 its own on empty databases:
 
-* ours: the six metrics with every check, on our event log.
+* ours: the six metrics with every check, on our event log and run storage.
 * empty: six assets that do nothing, without checks, on the stock storage of dagster-postgres, with batched events.
 
 There are three comparisons: a range of many days in one run, as a backfill; the three days of the daily run; and the
@@ -33,6 +33,7 @@ from time import perf_counter
 import dagster as dg
 import sqlalchemy as sa
 from dagster_postgres.event_log import PostgresEventLogStorage
+from dagster_postgres.run_storage import PostgresRunStorage
 from rich.progress import track
 
 from analytics_assets.contract import METRICS, SourceView
@@ -76,9 +77,10 @@ def run_empty(first: date, last: date) -> None:
     job = dg.Definitions(assets=assets, executor=dg.in_process_executor).resolve_implicit_global_asset_job_def()
     settings = Settings.from_env()
     with dagster_instance(settings) as instance:
-        stock = PostgresEventLogStorage(str(settings.dagster_url))
-        stock.register_instance(instance)
-        instance._event_storage = stock
+        stock = PostgresEventLogStorage(str(settings.dagster_url)), PostgresRunStorage(str(settings.dagster_url))
+        for storage in stock:
+            storage.register_instance(instance)
+        instance._event_storage, instance._run_storage = stock
         job.execute_in_process(instance=instance, tags=range_tags(first, last))
 
 

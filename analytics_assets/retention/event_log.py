@@ -21,10 +21,10 @@ from dagster._core.storage.event_log.schema import (
 )
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres.event_log import PostgresEventLogStorage
-from dagster_postgres.utils import create_pg_engine, pg_url_from_config
+from dagster_postgres.utils import pg_url_from_config
 
 from analytics_assets.contract import ASSET_PATHS
-from analytics_assets.database import socket_of_postgresql, try_before_use
+from analytics_assets.run_storage import keep_connection
 
 EVENTS: Final = SqlEventLogStorageTable
 TAGS: Final = AssetEventTagsTable
@@ -50,9 +50,7 @@ class EventLogStorage(PostgresEventLogStorage):
     def __init__(self, postgres_url: str, **kwargs: Any) -> None:
         super().__init__(postgres_url, **kwargs)
         self._engine.dispose()
-        # A second thread gets its own connection, which is closed after use.
-        self._engine = create_pg_engine(postgres_url, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=-1)
-        try_before_use(self._engine, socket_of_postgresql)
+        self._engine = keep_connection(postgres_url)
         self._tables: set[str] = set()
         self._columns: set[str] = set()
 
