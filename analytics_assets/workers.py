@@ -17,6 +17,7 @@ from dagster_celery.make_app import make_app
 from dagster_celery.tasks import create_task
 
 from analytics_assets.settings import PAGES_QUEUE, Settings, SettingsError
+from analytics_assets.sources.dump_folder import remove_left_copies
 
 LOST_AFTER = 3600
 """Seconds after which a step whose worker has vanished with its machine is given to another worker.
@@ -81,6 +82,7 @@ def run_worker(settings: Settings, *, pages: bool = False) -> None:
             raise SettingsError(f"{name} is not set: workers share the databases that the URLs name")
     if settings.dump_url is None and settings.dump_dir == settings.data_dir / "dumps":
         raise SettingsError("ANALYTICS_DUMP_DIR is not set: workers share the folder of the dumps, or its URL")
+    remove_left_copies()
     # By default, Dagster writes the events of a range run one by one.
     os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
     start(make_worker(settings.broker_url), pages=pages)
