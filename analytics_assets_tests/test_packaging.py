@@ -156,6 +156,32 @@ def test_a_missing_driver_of_the_hosts_database_is_named(tmp_path: Path) -> None
     assert is_sentence(ended.stderr, "mysql"), ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("celery", ["-m", "analytics_assets", "status"]),
+        ("dagster_celery", ["-m", "dagster", "definitions", "validate", "-m", "analytics_assets.definitions"]),
+        ("celery", ["-c", "import analytics_assets.definitions"]),  # as a run and a step do
+    ],
+    ids=["command", "code location", "run"],
+)
+def test_a_broker_without_what_workers_need_is_refused(tmp_path: Path, module: str, command: list[str]) -> None:
+    # Python imports this module at start, in the processes that Dagster starts, too.
+    without = WITHOUT.split("from analytics", maxsplit=1)[0].replace("sys.argv.pop(1)", repr(module))
+    (tmp_path / "sitecustomize.py").write_text(without)
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    broker = "redis://:canary@broker:6379/0"
+    ended = run(sys.executable, *command, cwd=tmp_path, PYTHONPATH=paths, ANALYTICS_EXECUTOR=broker)
+    assert ended.returncode == (2 if "status" in command else 1)
+    said = ended.stdout + ended.stderr
+    assert (
+        'ANALYTICS_EXECUTOR is the URL of a Redis, which needs the extra "celery" on every machine:'
+        " pip install 'analytics-assets[celery]', or leave it unset to run every step here" in said
+    )
+    assert "ModuleNotFoundError" not in said
+    assert "canary" not in said
+
+
 @pytest.mark.parametrize("module", ["sqlalchemy", "sqlalchemy.dialects.postgresql", "dagster"])
 def test_an_extra_that_is_too_old_is_named(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
