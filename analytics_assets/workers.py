@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import dagster as dg
 from celery import Celery
+from celery.signals import worker_process_init
 from dagster._core.execution.retries import RetryMode
 from dagster_celery.config import DEFAULT_CONFIG, dict_wrapper
 from dagster_celery.executor import CeleryExecutor
@@ -82,7 +83,6 @@ def run_worker(settings: Settings, *, pages: bool = False) -> None:
             raise SettingsError(f"{name} is not set: workers share the databases that the URLs name")
     if settings.dump_url is None and settings.dump_dir == settings.data_dir / "dumps":
         raise SettingsError("ANALYTICS_DUMP_DIR is not set: workers share the folder of the dumps, or its URL")
-    remove_left_copies()
     # By default, Dagster writes the events of a range run one by one.
     os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
     start(make_worker(settings.broker_url), pages=pages)
@@ -90,6 +90,8 @@ def run_worker(settings: Settings, *, pages: bool = False) -> None:
 
 def start(app: Celery, *, pages: bool = False) -> None:
     """Execute steps, one at a time, until a signal ends this process."""
+    # A process for steps is started at first, and again when it was killed.
+    worker_process_init.connect(_remove_left_copies)
     queue = str(app.conf.task_default_queue)
     app.worker_main(
         [
@@ -102,6 +104,10 @@ def start(app: Celery, *, pages: bool = False) -> None:
             *("--without-gossip", "--without-mingle"),
         ]
     )
+
+
+def _remove_left_copies(**_: object) -> None:
+    remove_left_copies()
 
 
 def _configuration() -> dict[str, Any]:
