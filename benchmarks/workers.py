@@ -52,7 +52,7 @@ begin
     return digest is not null;
 end $$;
 insert into signups (event_id, occurred_at, source)
-    select n % 50, day + n * interval '1 day' / {rows}, 'web'
+    select mod(n, 50), day + n * interval '1 day' / {rows}, 'web'
     from generate_series({first}, {last}, interval '1 day') as day, generate_series(0, {rows} - 1) as n;
 insert into visibility select * from signups;
 insert into consent (event_id, occurred_at, source, turned_on, email)

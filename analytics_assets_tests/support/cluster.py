@@ -11,17 +11,17 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import redis
 import yaml
 from dagster._core.execution.backfill import PartitionBackfill
 
-from analytics_assets.local.processes import stop
 from analytics_assets.local.server import ROOT, dagster_instance
 from analytics_assets.operations.runs import days_of_run
 from analytics_assets.settings import Settings
@@ -40,6 +40,15 @@ def dagster_yaml() -> str:
     (block,) = re.findall(r"^```yaml\n# dagster.yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     ours = yaml.safe_load((ROOT / "dagster.yaml").read_text(encoding="utf-8"))
     return str(yaml.safe_dump(ours | yaml.safe_load(block)))
+
+
+def kill_session(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that leads a session, and all that belongs to it."""
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError, PermissionError):
+            if os.getsid(pid) == process.pid:
+                os.kill(pid, signal.SIGKILL)
+    process.wait()
 
 
 @dataclass
@@ -119,8 +128,7 @@ class Worker:
 
     def kill(self) -> None:
         """End it and its processes at once, as a power failure would."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        kill_session(self.process)
 
 
 @dataclass
@@ -173,7 +181,7 @@ class Cluster:
             process = subprocess.Popen(
                 command, env=environment, cwd=folder, stdout=output, stderr=output, start_new_session=True
             )
-        self.stack.callback(stop, process)
+        self.stack.callback(kill_session, process)  # what is left to do is of no interest
         return process
 
     def backfill(self, days: Sequence[date]) -> None:
