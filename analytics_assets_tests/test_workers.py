@@ -193,7 +193,7 @@ def test_two_workers_store_what_one_machine_stores_and_keep_nothing(
     cluster.start_daemon()
     workers = [cluster.start_worker(machine) for machine in MACHINES]
     expected = on_one_machine(other, days)
-    wait_until(lambda: cluster.collected(days), seconds=3 * PATIENCE, pause=1)
+    wait_until(lambda: cluster.collected(days), seconds=8 * PATIENCE, pause=1)
     assert cells(cluster.pipeline) == expected
     assert len(expected["collected"]) == len(days) * len(ALL)
     runs = cluster.runs()
@@ -211,7 +211,7 @@ def test_a_killed_worker_and_a_killed_broker_cost_a_retry_not_a_number(
     today = cluster.settings.today()
     days = span(today - timedelta(days=8), today - timedelta(days=1))
     fill_and_ship(host, cluster.settings, days)
-    killed, left = (cluster.start_worker(machine, lost_after=20) for machine in MACHINES)
+    killed, left = (cluster.start_worker(machine, lost_after=10) for machine in MACHINES)
     cluster.backfill(days)
     cluster.start_daemon()
     with storage.frozen():
@@ -227,8 +227,8 @@ def test_a_killed_worker_and_a_killed_broker_cost_a_retry_not_a_number(
         cluster.broker.kill()
         cluster.broker.start()
     assert killed.copies, "this is what has to go"
-    again = cluster.start_worker(MACHINES[0], lost_after=20)
-    wait_until(lambda: cluster.collected(days), seconds=3 * PATIENCE, pause=1)
+    again = cluster.start_worker(MACHINES[0], lost_after=10)
+    wait_until(lambda: cluster.collected(days), seconds=8 * PATIENCE, pause=1)
     assert cells(cluster.pipeline) == expected
     assert len(expected["collected"]) == len(days) * len(ALL)
     assert max(step_starts(cluster).values()) > 1

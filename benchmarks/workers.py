@@ -80,7 +80,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--days", type=int, default=180, help="days of the backfill (180)")
     parser.add_argument("--rows", type=int, default=1_000, help="rows per day of each view in the heavy load (1,000)")
-    parser.add_argument("--hashes", type=int, default=100, help="MD5 hashes per row in the heavy load (100)")
+    parser.add_argument("--hashes", type=int, default=50, help="MD5 hashes per row in the heavy load (50)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds (3)")
     parser.add_argument("--loads", nargs="+", choices=("light", "heavy"), default=("light", "heavy"))
     parser.add_argument("--only", nargs="+", choices=WORKERS, default=list(WORKERS), help="what to compare")
