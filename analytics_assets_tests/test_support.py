@@ -55,7 +55,7 @@ def test_nothing_is_left_of_a_namespace_whatever_fails(_kind: str, monkeypatch: 
     execute = namespaces._ip
 
     def fail(*words: str) -> None:
-        if next(steps) == failing:
+        if "delete" not in words and next(steps) == failing:
             raise OSError
         execute(*words)
 

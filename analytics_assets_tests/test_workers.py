@@ -46,6 +46,8 @@ MakeOther = Callable[[], Settings]
 
 
 MACHINES = ("one", "two")
+LONG = 8 * PATIENCE
+"""Seconds for what a dozen processes do, each of which needs several seconds of a core to start."""
 
 
 @pytest.fixture(scope="module", params=[namespaces.kind()])
@@ -59,7 +61,7 @@ def network() -> Iterator[Network]:
 def pooler(server: sa.URL, network: Network) -> Iterator[Pooler]:
     """The address of PostgreSQL."""
     with tempfile.TemporaryDirectory() as folder:
-        options = {"pool_mode": "session", "default_pool_size": 60, "max_client_conn": 300}
+        options = {"pool_mode": "session", "default_pool_size": 80, "max_client_conn": 300}
         with open_pooler(server, Path(folder), options, network.address) as opened:
             yield opened
 
@@ -183,7 +185,7 @@ def test_a_machine_of_a_worker_reaches_what_is_shared_and_nothing_else(
 
 
 def test_two_workers_store_what_one_machine_stores_and_keep_nothing(
-    cluster: Cluster, other: Settings, host: Host
+    cluster: Cluster, other: Settings, storage: s3.Server, host: Host
 ) -> None:
     today = cluster.settings.today()
     days = span(today - timedelta(days=cluster.settings.retention_days), today - timedelta(days=1))
@@ -192,8 +194,11 @@ def test_two_workers_store_what_one_machine_stores_and_keep_nothing(
     cluster.backfill(days)
     cluster.start_daemon()
     workers = [cluster.start_worker(machine) for machine in MACHINES]
-    expected = on_one_machine(other, days)
-    wait_until(lambda: cluster.collected(days), seconds=8 * PATIENCE, pause=1)
+    with storage.frozen():
+        # No worker gets further than reading dumps until the other one has started.
+        expected = on_one_machine(other, days)
+        wait_until(lambda: all(worker.given for worker in workers), seconds=LONG)
+    wait_until(lambda: cluster.collected(days), seconds=LONG, pause=1)
     assert cells(cluster.pipeline) == expected
     assert len(expected["collected"]) == len(days) * len(ALL)
     runs = cluster.runs()
@@ -218,7 +223,7 @@ def test_a_killed_worker_and_a_killed_broker_cost_a_retry_not_a_number(
         # Nobody gets further than reading dumps.
         cluster.broker.start()  # the last one of all
         expected = on_one_machine(other, days)
-        wait_until(lambda: bool(killed.copies and left.copies))
+        wait_until(lambda: bool(killed.copies and left.copies), seconds=LONG)
         before = left.given
         for child in psutil.Process(left.process.pid).children():
             child.kill()  # the process of its step
@@ -228,7 +233,7 @@ def test_a_killed_worker_and_a_killed_broker_cost_a_retry_not_a_number(
         cluster.broker.start()
     assert killed.copies, "this is what has to go"
     again = cluster.start_worker(MACHINES[0], lost_after=10)
-    wait_until(lambda: cluster.collected(days), seconds=8 * PATIENCE, pause=1)
+    wait_until(lambda: cluster.collected(days), seconds=LONG, pause=1)
     assert cells(cluster.pipeline) == expected
     assert len(expected["collected"]) == len(days) * len(ALL)
     assert max(step_starts(cluster).values()) > 1
