@@ -6,7 +6,7 @@ WORKERS ?= 2
 
 .PHONY: help install demo up lint check test test-programs supported-python \
 	bench bench-collect bench-dumps bench-ship bench-runs bench-storage bench-publish bench-telemetry bench-scaling \
-	bench-friction bench-load lock clean
+	bench-friction bench-load bench-workers lock clean
 # `make -j` must not start slow prerequisites beside those that refuse at once.
 .NOTPARALLEL:
 
@@ -39,7 +39,7 @@ test: test-programs lint  ## Everything: lint, the definitions, all tests with t
 # `dg` is for projects of another layout.
 VALIDATE := cd .venv && PYTHONWARNINGS=ignore:Function bin/dagster definitions validate --workspace ../workspace.yaml
 
-test-programs:  ## Bring the programs that the tests run (Chromium, MariaDB, nginx, openssl, PgBouncer, Redis), or say what brings them.
+test-programs:  ## Bring the programs that the tests run (Chromium, iproute2, MariaDB, nginx, openssl, PgBouncer, Redis), or say what brings them.
 	@.ci/test-programs
 
 bench: .venv/test-installed  ## Every benchmark, about half an hour; writes docs/benchmarks.md. QUICK=1 tries small sizes.
@@ -71,6 +71,10 @@ bench-scaling: .venv/test-installed  ## How the cost of collecting grows with ro
 
 bench-load: .venv/test-installed test-programs  ## Fifty backfills at once behind PgBouncer, while twenty clients read.
 	$(BIN)/python benchmarks/load.py
+
+# It starts the workers as the tests do.
+bench-workers: .venv/test-installed test-programs  ## A backfill by one process, by one Celery worker, and by two.
+	PYTHONPATH=. $(BIN)/python benchmarks/workers.py
 
 bench-friction: .venv/test-installed  ## False alarms and finds of the friction statistic, by simulation; writes docs/friction.md.
 	$(BIN)/python benchmarks/friction.py --write docs/friction.md

@@ -24,7 +24,7 @@ from analytics_assets.defs.schedules import make_daily_schedule
 from analytics_assets.defs.sensors import alert_sensor, publication_sensor, retention_sensor
 from analytics_assets.dictionary import asset_descriptions
 from analytics_assets.publication.pages.publish import INSTALLED
-from analytics_assets.settings import Settings
+from analytics_assets.settings import Settings, SettingsError
 
 
 def build_definitions(settings: Settings, **overrides: Any) -> dg.Definitions:
@@ -32,6 +32,7 @@ def build_definitions(settings: Settings, **overrides: Any) -> dg.Definitions:
 
     Raises:
         ContractError: an asset has no entry in the data dictionary.
+        SettingsError: steps are to go to workers, and what that needs is not installed.
     """
     checks = [
         *map(metric_checks, METRICS),
@@ -61,8 +62,15 @@ def _choose_executor(settings: Settings) -> dg.ExecutorDefinition:
     if settings.broker_url is None:
         # The assets are small: a process for each would cost more than the work.
         return dg.in_process_executor
-    from analytics_assets.workers import make_executor  # of the extra that only workers need
-
+    try:
+        from analytics_assets.workers import make_executor  # of the extra that only workers need
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"celery", "dagster_celery"}:
+            raise
+        raise SettingsError(
+            'ANALYTICS_EXECUTOR is the URL of a Redis, which needs the extra "celery" on every machine:'
+            " pip install 'analytics-assets[celery]', or leave it unset to run every step here"
+        ) from None
     return make_executor(settings.broker_url)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import dagster as dg
 from celery import Celery
+from celery.signals import worker_process_init
 from dagster._core.execution.retries import RetryMode
 from dagster_celery.config import DEFAULT_CONFIG, dict_wrapper
 from dagster_celery.executor import CeleryExecutor
@@ -17,6 +18,7 @@ from dagster_celery.make_app import make_app
 from dagster_celery.tasks import create_task
 
 from analytics_assets.settings import PAGES_QUEUE, Settings, SettingsError
+from analytics_assets.sources.dump_folder import remove_left_copies
 
 LOST_AFTER = 3600
 """Seconds after which a step whose worker has vanished with its machine is given to another worker.
@@ -88,6 +90,8 @@ def run_worker(settings: Settings, *, pages: bool = False) -> None:
 
 def start(app: Celery, *, pages: bool = False) -> None:
     """Execute steps, one at a time, until a signal ends this process."""
+    # A process for steps is started at first, and again when it was killed.
+    worker_process_init.connect(_remove_left_copies)
     queue = str(app.conf.task_default_queue)
     app.worker_main(
         [
@@ -100,6 +104,10 @@ def start(app: Celery, *, pages: bool = False) -> None:
             *("--without-gossip", "--without-mingle"),
         ]
     )
+
+
+def _remove_left_copies(**_: object) -> None:
+    remove_left_copies()
 
 
 def _configuration() -> dict[str, Any]:

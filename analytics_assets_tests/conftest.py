@@ -56,8 +56,8 @@ def _no_wait_before_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def s3_port() -> Iterator[int]:
     """A server of S3."""
-    with s3.s3_server() as port:
-        yield port
+    with s3.s3_server() as started:
+        yield started.port
 
 
 @pytest.fixture

@@ -156,6 +156,32 @@ def test_a_missing_driver_of_the_hosts_database_is_named(tmp_path: Path) -> None
     assert is_sentence(ended.stderr, "mysql"), ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("celery", ["-m", "analytics_assets", "status"]),
+        ("dagster_celery", ["-m", "dagster", "definitions", "validate", "-m", "analytics_assets.definitions"]),
+        ("celery", ["-c", "import analytics_assets.definitions"]),  # as a run and a step do
+    ],
+    ids=["command", "code location", "run"],
+)
+def test_a_broker_without_what_workers_need_is_refused(tmp_path: Path, module: str, command: list[str]) -> None:
+    # Python imports this module at start, in the processes that Dagster starts, too.
+    without = WITHOUT.split("from analytics", maxsplit=1)[0].replace("sys.argv.pop(1)", repr(module))
+    (tmp_path / "sitecustomize.py").write_text(without)
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    broker = "redis://:canary@broker:6379/0"
+    ended = run(sys.executable, *command, cwd=tmp_path, PYTHONPATH=paths, ANALYTICS_EXECUTOR=broker)
+    assert ended.returncode == (2 if "status" in command else 1)
+    said = ended.stdout + ended.stderr
+    assert (
+        'ANALYTICS_EXECUTOR is the URL of a Redis, which needs the extra "celery" on every machine:'
+        " pip install 'analytics-assets[celery]', or leave it unset to run every step here" in said
+    )
+    assert "ModuleNotFoundError" not in said
+    assert "canary" not in said
+
+
 @pytest.mark.parametrize("module", ["sqlalchemy", "sqlalchemy.dialects.postgresql", "dagster"])
 def test_an_extra_that_is_too_old_is_named(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -268,7 +294,9 @@ def bring_programs(folder: Path, **programs: str) -> subprocess.CompletedProcess
     for name, line in programs.items():
         (folder / name).write_text(f"#!/bin/sh\n{line}\n")
         (folder / name).chmod(0o755)
-    return run("/bin/sh", ROOT / ".ci/test-programs", cwd=folder, PATH=str(folder))
+    text = (ROOT / ".ci/test-programs").read_text(encoding="utf-8")
+    (folder / "script").write_text(text.replace("PATH=$PATH:/usr/sbin:/sbin", "PATH=$PATH"))
+    return run("/bin/sh", folder / "script", cwd=folder, PATH=str(folder))
 
 
 NEEDED = dict.fromkeys(("chromium", "mariadb", "mariadbd", "nginx", "openssl", "pgbouncer", "redis-server"), "")
@@ -277,8 +305,9 @@ ROOT_USER, OTHER_USER = "echo 0", "echo 1000"
 
 
 def test_no_program_is_brought_when_all_are_there(tmp_path: Path) -> None:
-    ended = bring_programs(tmp_path, **NEEDED, **{"apt-get": APT_GET, "id": ROOT_USER})
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    for there in (NEEDED, NEEDED | {"ip": "", "apt-get": APT_GET, "id": ROOT_USER}):  # `ip` is a program of Linux
+        ended = bring_programs(tmp_path, **there)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 def test_root_on_debian_gets_the_missing_programs(tmp_path: Path) -> None:
@@ -288,14 +317,15 @@ def test_root_on_debian_gets_the_missing_programs(tmp_path: Path) -> None:
     update, install = ended.stdout.splitlines()
     assert update.startswith("apt-get update")
     assert install.startswith("apt-get install")
-    assert set(install.split()) & {*NEEDED, "mariadb-client-core", "mariadb-server-core"} == {
+    assert set(install.split()) & {*NEEDED, "iproute2", "mariadb-client-core", "mariadb-server-core"} == {
         "chromium",
+        "iproute2",
         "mariadb-client-core",
     }
 
 
 def test_others_are_told_the_command(tmp_path: Path) -> None:
-    there = {name: "" for name in NEEDED if name not in {"chromium", "openssl"}}
+    there = {name: "" for name in (*NEEDED, "ip") if name not in {"chromium", "openssl"}}
     ended = bring_programs(tmp_path, **there, **{"apt-get": APT_GET, "id": OTHER_USER})
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == (

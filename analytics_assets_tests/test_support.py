@@ -1,9 +1,15 @@
-"""What tests share has one place."""
+"""What tests share has one place, and leaves nothing on the machine."""
 
 import ast
+import os
+import subprocess
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
+
+from analytics_assets_tests.support import namespaces
 
 TESTS = Path(__file__).parent
 SHARED = "analytics_assets_tests.support"
@@ -41,3 +47,23 @@ def test_no_module_of_tests_is_imported_but_those_of_support(path: Path) -> None
 def test_every_way_to_import_one_is_noticed(statement: str) -> None:
     (name,) = imported(statement)
     assert not name.startswith(SHARED)
+
+
+@pytest.mark.parametrize("_kind", [namespaces.kind()])
+def test_nothing_is_left_of_a_namespace_whatever_fails(_kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = count(1)
+    execute = namespaces._ip
+
+    def fail(*words: str) -> None:
+        if "delete" not in words and next(steps) == failing:
+            raise OSError
+        execute(*words)
+
+    monkeypatch.setattr(namespaces, "_ip", fail)
+    for failing in (*range(1, 8), None):
+        steps = count(1)
+        with suppress(OSError, subprocess.CalledProcessError), namespaces.namespaces("machine"):
+            assert failing is None
+            raise OSError
+        made = {path.name for folder in ("/run/netns", "/sys/class/net") for path in Path(folder).glob("aa*")}
+        assert not {name for name in made if name.startswith(f"aa{os.getpid()}-")}, failing

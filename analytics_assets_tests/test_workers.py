@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import ssl
+import subprocess
+import sys
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -21,18 +26,77 @@ from analytics_assets.defs.jobs import daily_metrics_job, retention_job
 from analytics_assets.defs.pages import CORE, PUBLISHED
 from analytics_assets.defs.partitions import CHUNK_DAYS, chunks
 from analytics_assets.operations.runs import days_of_run
+from analytics_assets.remote import RemoteFolder
 from analytics_assets.settings import PAGES_QUEUE, Settings, SettingsError
+from analytics_assets.ship import Fate, Shipper
 from analytics_assets.workers import make_worker, run_worker
+from analytics_assets_tests.support import namespaces, s3
 from analytics_assets_tests.support.activity import fill
 from analytics_assets_tests.support.cluster import Cluster
-from analytics_assets_tests.support.database import admin_url
 from analytics_assets_tests.support.host import Host
+from analytics_assets_tests.support.namespaces import Network
 from analytics_assets_tests.support.pipeline import ALL, Pipeline
-from analytics_assets_tests.support.processes import PATIENCE, wait_until
+from analytics_assets_tests.support.pooler import Pooler
+from analytics_assets_tests.support.pooler import pooler as open_pooler
+from analytics_assets_tests.support.processes import LOOPBACK, PATIENCE, wait_until
 
 pytestmark = pytest.mark.server
 
 MakeOther = Callable[[], Settings]
+
+
+MACHINES = ("one", "two")
+LONG = 8 * PATIENCE
+"""Seconds for what a dozen processes do, each of which needs several seconds of a core to start."""
+
+
+@pytest.fixture(scope="module", params=[namespaces.kind()])
+def network() -> Iterator[Network]:
+    """The machines of the workers."""
+    with namespaces.namespaces(*MACHINES) if namespaces.available() else nullcontext(Network()) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pooler(server: sa.URL, network: Network) -> Iterator[Pooler]:
+    """The address of PostgreSQL."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"pool_mode": "session", "default_pool_size": 80, "max_client_conn": 300}
+        with open_pooler(server, Path(folder), options, network.address) as opened:
+            yield opened
+
+
+@pytest.fixture(scope="module")
+def storage(network: Network) -> Iterator[s3.Server]:
+    """The storage of the dumps."""
+    with s3.s3_server(network.address) as started:
+        yield started
+
+
+@pytest.fixture
+def shared(
+    settings: Settings, pooler: Pooler, storage: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """The settings of a pipeline whose databases and dumps every machine reaches."""
+    for name, value in s3.environment(storage.port, storage.address).items():
+        monkeypatch.setenv(name, value)
+    s3.forget_sessions()
+    bucket = secrets.token_hex()[:63]
+    s3.make_bucket(storage.port, bucket, storage.address)
+    return replace(
+        settings,
+        database_url=pooler.url(settings.database_url),
+        source_url=pooler.url(settings.source_url),
+        dagster_url=pooler.url(settings.dagster_url),
+        dump_url=f"s3://{bucket}/dumps",
+    )
+
+
+@pytest.fixture
+def cluster(shared: Settings, network: Network, tmp_path: Path) -> Iterator[Cluster]:
+    """A main machine. Nothing has been started yet."""
+    with Cluster.open(shared, network, tmp_path / "cluster") as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -42,7 +106,7 @@ def other(
     make_dagster_database: Callable[[], str],
     tmp_path: Path,
 ) -> Settings:
-    """Settings of a second, empty pipeline on the same host and dumps."""
+    """Settings of a second, empty pipeline on the same host and the folder that the dumps were shipped from."""
     url = make_analytics_database().set(username="analytics_writer").render_as_string(hide_password=False)
     return replace(settings, database_url=url, dagster_url=make_dagster_database(), data_dir=tmp_path / "single")
 
@@ -77,65 +141,103 @@ def step_starts(cluster: Cluster) -> Counter[tuple[str, str | None]]:
     )
 
 
-def files(folder: Path) -> list[str]:
-    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+def fill_and_ship(host: Host, settings: Settings, days: Sequence[date]) -> None:
+    """Let people use the application, and ship the dumps that this makes."""
+    fill(host, settings, days)
+    # Otherwise days that expire tomorrow are not shipped.
+    shipper = Shipper(settings.dump_dir, RemoteFolder(str(settings.dump_url)), settings.retention_days + 2)
+    shipped = shipper.ship(settings.today())
+    assert (shipped.problems, dict(shipped.fates)) == ([], {Fate.SHIPPED: len(days)})
+
+
+REACH = """
+import socket, sys
+for place in sys.argv[1:]:
+    try:
+        socket.create_connection(place.split(" ")).close()
+        print(place)
+    except OSError:
+        pass
+"""
+LISTEN = (
+    "import socket, sys; s = socket.create_server((sys.argv[1], 0)); print(s.getsockname()[1], flush=True); input()"
+)
+
+
+def test_a_machine_of_a_worker_reaches_what_is_shared_and_nothing_else(
+    network: Network, pooler: Pooler, storage: s3.Server
+) -> None:
+    def listening(address: str, *enter: str) -> subprocess.Popen[str]:
+        command = [*enter, sys.executable, "-c", LISTEN, address]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    shared = [f"{network.address} {port}" for port in (pooler.port, storage.port)]
+    neighbour = network.address_of("two")
+    with listening(LOOPBACK) as here, listening(neighbour, *network.enter("two")) as there:
+        assert here.stdout
+        assert there.stdout
+        others = [f"{LOOPBACK} {here.stdout.readline().strip()}", f"{neighbour} {there.stdout.readline().strip()}"]
+        command = [*network.enter("one"), sys.executable, "-c", REACH, *shared, *others]
+        reached = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        here.communicate("\n")
+        there.communicate("\n")
+    assert reached == (shared if network.machines else shared + others)
 
 
 def test_two_workers_store_what_one_machine_stores_and_keep_nothing(
-    settings: Settings, other: Settings, host: Host, tmp_path: Path
+    cluster: Cluster, other: Settings, storage: s3.Server, host: Host
 ) -> None:
-    today = settings.today()
-    days = span(today - timedelta(days=settings.retention_days), today - timedelta(days=1))
-    fill(host, settings, days)
-    with Cluster.open(settings, tmp_path / "cluster") as cluster:
-        cluster.broker.start()
-        cluster.backfill(days)
-        cluster.start_daemon()
-        workers = [cluster.start_worker(name) for name in ("one", "two")]
-        wait_until(lambda: cluster.collected(days), seconds=3 * PATIENCE)
-        found = cells(cluster.pipeline)
-        runs = cluster.runs()
-        assert sorted(day for run in runs for day in days_of_run(run.tags)) == days, "every day in one run"
-        assert max(len(days_of_run(run.tags)) for run in runs) == CHUNK_DAYS
-        assert set(step_starts(cluster).values()) == {1}
-        assert all(worker.done for worker in workers)
-        assert [files(worker.folder) for worker in workers] == [[], []]
-        assert not any("compute_logs" in name for name in files(cluster.settings.data_dir))
-    assert found == on_one_machine(other, days)
-    assert len(found["collected"]) == len(days) * len(ALL)
+    today = cluster.settings.today()
+    days = span(today - timedelta(days=cluster.settings.retention_days), today - timedelta(days=1))
+    fill_and_ship(host, cluster.settings, days)
+    cluster.broker.start()
+    cluster.backfill(days)
+    cluster.start_daemon()
+    workers = [cluster.start_worker(machine) for machine in MACHINES]
+    with storage.frozen():
+        # No worker gets further than reading dumps until the other one has started.
+        expected = on_one_machine(other, days)
+        wait_until(lambda: all(worker.given for worker in workers), seconds=LONG)
+    wait_until(lambda: cluster.collected(days), seconds=LONG, pause=1)
+    assert cells(cluster.pipeline) == expected
+    assert len(expected["collected"]) == len(days) * len(ALL)
+    runs = cluster.runs()
+    assert sorted(day for run in runs for day in days_of_run(run.tags)) == days, "every day in one run"
+    assert max(len(days_of_run(run.tags)) for run in runs) == CHUNK_DAYS
+    assert set(step_starts(cluster).values()) == {1}
+    assert all(worker.done for worker in workers)
+    assert [worker.kept for worker in workers] == [[], []]
+    assert not list(cluster.settings.data_dir.rglob("*compute_logs*"))
 
 
 def test_a_killed_worker_and_a_killed_broker_cost_a_retry_not_a_number(
-    settings: Settings, other: Settings, host: Host, tmp_path: Path
+    cluster: Cluster, other: Settings, storage: s3.Server, host: Host
 ) -> None:
-    today = settings.today()
+    today = cluster.settings.today()
     days = span(today - timedelta(days=8), today - timedelta(days=1))
-    fill(host, settings, days)
-    engine = sa.create_engine(admin_url(settings))
-    with Cluster.open(settings, tmp_path / "cluster") as cluster:
-        killed, left = (cluster.start_worker(name, lost_after=20) for name in ("killed", "left"))
-        cluster.backfill(days)
-        cluster.start_daemon()
-        with engine.begin() as connection:
-            # Nobody gets further than counting, until both are at work.
-            connection.exec_driver_sql("lock table analytics.collected_days in share row exclusive mode")
-            cluster.broker.start()  # the last one of all
-            wait_until(lambda: killed.given > killed.done and left.given > left.done)
-            wait_until(lambda: step_starts(cluster).total() >= 2)
-            before = left.given
-            for child in psutil.Process(left.process.pid).children():
-                child.kill()  # the process of its step
-            wait_until(lambda: left.given > before)
-            killed.kill()
-            cluster.broker.kill()
-            cluster.broker.start()
-        engine.dispose()
-        wait_until(lambda: cluster.collected(days), seconds=3 * PATIENCE)
-        assert max(step_starts(cluster).values()) > 1
-        assert files(left.folder) == []
-        found = cells(cluster.pipeline)
-    assert found == on_one_machine(other, days)
-    assert len(found["collected"]) == len(days) * len(ALL)
+    fill_and_ship(host, cluster.settings, days)
+    killed, left = (cluster.start_worker(machine, lost_after=10) for machine in MACHINES)
+    cluster.backfill(days)
+    cluster.start_daemon()
+    with storage.frozen():
+        # Nobody gets further than reading dumps.
+        cluster.broker.start()  # the last one of all
+        expected = on_one_machine(other, days)
+        wait_until(lambda: bool(killed.copies and left.copies), seconds=LONG)
+        before = left.given
+        for child in psutil.Process(left.process.pid).children():
+            child.kill()  # the process of its step
+        wait_until(lambda: left.given > before)
+        killed.kill()
+        cluster.broker.kill()
+        cluster.broker.start()
+    assert killed.copies, "this is what has to go"
+    again = cluster.start_worker(MACHINES[0], lost_after=10)
+    wait_until(lambda: cluster.collected(days), seconds=LONG, pause=1)
+    assert cells(cluster.pipeline) == expected
+    assert len(expected["collected"]) == len(days) * len(ALL)
+    assert max(step_starts(cluster).values()) > 1
+    wait_until(lambda: again.kept == left.kept == [])
 
 
 def test_a_backfill_is_one_run_on_one_machine_and_several_with_workers(settings: Settings) -> None:

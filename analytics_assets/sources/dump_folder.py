@@ -1,7 +1,8 @@
 """Where the dumps are: the dump folder itself, or a temporary copy of what ANALYTICS_DUMP_DIR names by a URL.
 
 The copy has the same layout, so that whoever reads dumps reads either. It goes when it has been read: each reading asks
-the storage again, also the one that a comparison makes.
+the storage again, also the one that a comparison makes. The copy of a process that was killed goes with the next
+reading on its machine, or when a worker starts there.
 
 Nothing can be locked there, and many names are listed in pages, not at one moment. So a day is listed before and after
 it was copied, and copied once more when a name has vanished or a list of merged dumps has appeared.
@@ -9,12 +10,13 @@ it was copied, and copied once more when a name has vanished or a list of merged
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import Final
@@ -25,6 +27,8 @@ from analytics_assets.settings import Settings
 
 _ATTEMPTS: Final = 5
 """How often a day is copied that changes meanwhile."""
+_PREFIX: Final = "analytics-dumps-"
+"""Of the names of copies, among the temporary files."""
 
 
 class NothingThereError(RemoteError):
@@ -152,6 +156,41 @@ def _is_ours(name: str) -> bool:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Yield a folder for a copy. It goes afterwards."""
-    with tempfile.TemporaryDirectory(prefix="analytics-dumps-") as name:
-        yield Path(name)
+    """Yield a folder for a copy. It goes afterwards, and so does any that a killed process has left."""
+    remove_left_copies()
+    with ExitStack() as stack:
+        while (folder := _lock_new_folder(stack)) is None:
+            pass
+        yield folder
+
+
+def remove_left_copies() -> None:
+    """Remove the copies of this user's processes that were killed while they read.
+
+    A copy in use is locked. The system releases the lock when the process is killed.
+    """
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError), ExitStack() as stack:  # in use, gone meanwhile, or somebody else's
+            if _lock(path, stack).st_uid == os.geteuid():
+                shutil.rmtree(path)
+
+
+def _lock_new_folder(stack: ExitStack) -> Path | None:
+    """Return a folder of this process's own, None if another process took it for a left one before it was locked."""
+    path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    stack.callback(shutil.rmtree, path, ignore_errors=True)
+    try:
+        _lock(path, stack)
+    except BlockingIOError:
+        return None
+    except OSError:
+        pass  # its file system has no locks, so nobody can take it
+    return path if path.exists() else None
+
+
+def _lock(path: Path, stack: ExitStack) -> os.stat_result:
+    """Lock a folder until the stack is closed. Raises BlockingIOError if another process uses it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    stack.callback(os.close, descriptor)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return os.fstat(descriptor)

@@ -1,9 +1,14 @@
 """Dumps behind a URL: read, compared, merged and judged as in a folder, also while somebody else changes them."""
 
+import fcntl
 import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -13,13 +18,21 @@ import pytest
 
 from analytics_assets.database import UnreachableError
 from analytics_assets.dump_files import SHIPPING, is_dump
+from analytics_assets.local.server import ROOT
 from analytics_assets.remote import RemoteError, RemoteFolder
 from analytics_assets.settings import Settings
 from analytics_assets.ship import Shipper
 from analytics_assets.sources import OriginRefusedError, merge
 from analytics_assets.sources.counter_dumps import check_newest_days, find_problem, open_dumps
 from analytics_assets.sources.drops import read_drops
-from analytics_assets.sources.dump_folder import DayFolders, copy_day, everything, open_folder
+from analytics_assets.sources.dump_folder import (
+    DayFolders,
+    copy_day,
+    everything,
+    open_folder,
+    remove_left_copies,
+    temporary_folder,
+)
 from analytics_assets.sources.merge import NOT_COPIED, NOT_MERGED, merge_dumps
 from analytics_assets.telemetry.dumps import DumpFile
 from analytics_assets_tests.support.dumps import DAY, DUMP_FED, FILES, write_day
@@ -104,6 +117,77 @@ def test_nothing_of_a_copy_stays(settings: Settings, remote: RemoteFolder, dumps
         assert {path.name for path in day.iterdir()} == {path.name for path in (folder / str(DAY)).iterdir()}
     assert not day.exists()
     assert not folder.exists()
+
+
+READS = """
+import sys, time
+from datetime import date
+from analytics_assets.settings import Settings
+from analytics_assets.sources.dump_folder import DayFolders
+with DayFolders(Settings.from_env()).open(date.fromisoformat(sys.argv[1])) as folder:
+    print(folder, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_next_reading_removes_what_a_killed_process_has_left_and_nothing_else(
+    settings: Settings, remote: RemoteFolder, dumps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_day(dumps)
+    ship(dumps, remote)
+    copies = tmp_path / "tmp"
+    (copies / "analytics-dumps-of-nobody").mkdir(parents=True)
+    (copies / "analytics-dumps-elsewhere").symlink_to(dumps)
+    (copies / "another").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(copies))
+    with ExitStack() as stack:
+        environment = os.environ | settings.environment() | {"TMPDIR": str(copies), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", READS, str(DAY)]
+        killed, reading = (
+            stack.enter_context(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+            for _ in range(2)
+        )
+        stack.callback(reading.kill)
+        stack.callback(killed.kill)
+        left, in_use = (Path(process.stdout.readline().strip()) for process in (killed, reading) if process.stdout)
+        killed.kill()
+        killed.wait()
+        assert len(list(left.iterdir())) == FILES, "this is what has to go"
+        assert counts(settings) == counts_of_folder(dumps)
+        assert {path.name for path in copies.iterdir()} == {
+            "analytics-dumps-elsewhere",
+            "another",
+            in_use.parent.name,
+        }
+        assert len(list(in_use.iterdir())) == FILES
+    remove_left_copies()
+    assert not in_use.parent.exists()
+    assert len(list((dumps / str(DAY)).iterdir())) == FILES, "behind the link"
+
+
+def test_a_new_copy_is_made_again_when_another_process_takes_it_for_a_left_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    make, made, held = tempfile.mkdtemp, list[Path](), list[int]()
+
+    def meanwhile(**options: str) -> str:
+        made.append(Path(make(**options)))
+        match len(made):
+            case 1:
+                remove_left_copies()
+            case 2:  # half removed: still locked
+                held.append(os.open(made[1], os.O_RDONLY))
+                fcntl.flock(held[0], fcntl.LOCK_EX)
+        return str(made[-1])
+
+    monkeypatch.setattr(tempfile, "mkdtemp", meanwhile)
+    with temporary_folder() as folder:
+        assert [folder] == made[2:]
+        remove_left_copies()
+        assert folder.exists()
+    os.close(held[0])
+    assert not list(tmp_path.iterdir())
 
 
 def test_where_nothing_was_shipped_is_told(settings: Settings) -> None:

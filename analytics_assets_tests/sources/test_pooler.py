@@ -1,12 +1,9 @@
 """A real PgBouncer before the host's database: transaction pooling, and TLS."""
 
-import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -20,53 +17,34 @@ from analytics_assets.settings import Settings
 from analytics_assets_tests.support.deployment import program
 from analytics_assets_tests.support.host import Host, moments
 from analytics_assets_tests.support.pipeline import Pipeline
-from analytics_assets_tests.support.processes import PATIENCE, free_port, wait_until
+from analytics_assets_tests.support.pooler import Pooler
+from analytics_assets_tests.support.pooler import pooler as open_pooler
 
 SIGNUPS = metric("event_signups")
 
-CONFIGURATION = """
-[databases]
-* = host={socket}
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {port}
-unix_socket_dir =
-pool_mode = transaction
-default_pool_size = 1
-auth_type = trust
-auth_file = {folder}/users
-logfile = {folder}/log
-client_tls_sslmode = allow
-client_tls_key_file = {folder}/key.pem
-client_tls_cert_file = {folder}/certificate.pem
-"""
 
-
-@dataclass(frozen=True)
-class Pooler:
-    """A PgBouncer that gives all clients of a database one connection, and its certificate."""
-
-    port: int
-    certificate: Path
-
-    def url(self, url: sa.URL | str, **query: str) -> str:
-        """The URL of a database, through the pooler."""
-        there = sa.make_url(url)
-        through = sa.URL.create(
-            "postgresql+psycopg2",
-            there.username,
-            host="127.0.0.1",
-            port=self.port,
-            database=there.database,
-            query=query,
-        )
-        return through.render_as_string(hide_password=False)
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """One that the server's user reaches."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
 
 
 @pytest.fixture(scope="module")
-def pooler(server: sa.URL) -> Iterator[Pooler]:
-    with tempfile.TemporaryDirectory() as folder, _started(server, Path(folder), free_port()) as started:
-        yield started
+def certificate(folder: Path) -> Path:
+    """The pooler's."""
+    made = folder / "certificate.pem"
+    make_certificate(made, folder / "key.pem")
+    return made
+
+
+@pytest.fixture(scope="module")
+def pooler(server: sa.URL, folder: Path, certificate: Path) -> Iterator[Pooler]:
+    """It gives all clients of a database one connection."""
+    tls = {"client_tls_key_file": folder / "key.pem", "client_tls_cert_file": certificate}
+    options = {"pool_mode": "transaction", "default_pool_size": 1, "client_tls_sslmode": "allow"}
+    with open_pooler(server, folder, options | tls) as opened:
+        yield opened
 
 
 def make_certificate(certificate: Path, key: Path) -> None:
@@ -74,39 +52,6 @@ def make_certificate(certificate: Path, key: Path) -> None:
     files = ["-keyout", str(key), "-out", str(certificate)]
     made = [program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=elsewhere"]
     subprocess.run([*made, *files], check=True, capture_output=True)
-
-
-@contextmanager
-def _started(server: sa.URL, folder: Path, port: int) -> Iterator[Pooler]:
-    (folder / "users").write_text('"postgres" ""\n"analytics_source_reader" ""\n')
-    (folder / "ini").write_text(CONFIGURATION.format(socket=server.query["host"], port=port, folder=folder))
-    certificate = folder / "certificate.pem"
-    make_certificate(certificate, folder / "key.pem")
-    command = [program("pgbouncer"), "--quiet", str(folder / "ini")]
-    if not os.geteuid():  # it refuses to run as root, and the server's user may reach the socket
-        user = Path(str(server.query["host"])).owner()
-        for path in (folder, *folder.iterdir()):
-            shutil.chown(path, user)
-        command[1:1] = ["--user", user]
-    process = subprocess.Popen(command)
-    try:
-        _wait_until_it_answers(process, server.set(host="127.0.0.1", port=port, query={}))
-        yield Pooler(port, certificate)
-    finally:
-        process.terminate()
-        process.wait(PATIENCE)
-
-
-def _wait_until_it_answers(process: subprocess.Popen[bytes], url: sa.URL) -> None:
-    def answers() -> bool:
-        assert process.poll() is None, "PgBouncer has ended"
-        try:
-            sa.create_engine(url, poolclass=sa.NullPool).connect().close()
-        except sa.exc.OperationalError:
-            return False
-        return True
-
-    wait_until(answers)
 
 
 def error_of(url: str) -> str:
@@ -161,8 +106,8 @@ def test_a_parameter_that_the_pooler_refuses_is_said(pooler: Pooler, host: Host)
     assert "a connection pooler refuses a parameter of the URL; take `options` out of it" in said
 
 
-def test_a_certificate_that_does_not_fit_is_said(pooler: Pooler, host: Host, tmp_path: Path) -> None:
-    trusted = {"sslmode": "verify-ca", "sslrootcert": str(pooler.certificate)}
+def test_a_certificate_that_does_not_fit_is_said(pooler: Pooler, certificate: Path, host: Host, tmp_path: Path) -> None:
+    trusted = {"sslmode": "verify-ca", "sslrootcert": str(certificate)}
     with engine(pooler.url(host.url, **trusted), "ANALYTICS_SOURCE_URL") as database:
         database.connect().close()
     other = tmp_path / "canary.pem"

@@ -1,36 +1,38 @@
-"""Several machines on one: a broker, workers that share nothing else, and a daemon that starts the runs."""
+"""Several machines on one: a daemon that starts the runs, and workers that share databases, broker and dumps."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
+import secrets
 import signal
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
 import dagster as dg
-import pytest
+import psutil
 import redis
 import yaml
 from dagster._core.execution.backfill import PartitionBackfill
 
-from analytics_assets.local.processes import stop
 from analytics_assets.local.server import ROOT, dagster_instance
 from analytics_assets.operations.runs import days_of_run
 from analytics_assets.settings import Settings
+from analytics_assets_tests.support.deployment import program
+from analytics_assets_tests.support.namespaces import Network
 from analytics_assets_tests.support.pipeline import ALL, Pipeline
 from analytics_assets_tests.support.processes import free_port, wait_until
 
 PAGE = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
 BACKFILL = "all"
+HOME, TEMPORARY = "home", "tmp"
 
 
 def dagster_yaml() -> str:
@@ -40,26 +42,37 @@ def dagster_yaml() -> str:
     return str(yaml.safe_dump(ours | yaml.safe_load(block)))
 
 
+def kill_session(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that leads a session, and all that belongs to it."""
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError, PermissionError):
+            if os.getsid(pid) == process.pid:
+                os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
 @dataclass
 class Broker:
     """A Redis of the test, as the page configures it."""
 
     folder: Path
+    address: str
     port: int = field(default_factory=free_port)
+    password: str = field(default_factory=secrets.token_hex)
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://:{self.password}@{self.address}:{self.port}/0"
 
     def start(self) -> None:
-        program = shutil.which("redis-server")
-        if program is None:
-            pytest.fail("the tests of several workers need redis-server: run `make test-programs`")
         self.folder.mkdir(exist_ok=True)
-        options = {"port": self.port, "dir": self.folder, "bind": "127.0.0.1", "appendonly": "yes"}
-        options |= {"appendfsync": "always", "save": ""}
-        command = [program, *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
+        options = {"port": self.port, "dir": self.folder, "bind": self.address, "appendonly": "yes"}
+        options |= {"appendfsync": "always", "save": "", "requirepass": self.password}
+        command = [
+            program("redis-server"),
+            *(str(word) for name, value in options.items() for word in (f"--{name}", value)),
+        ]
         with (self.folder / "redis.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         wait_until(self._answers)
@@ -71,7 +84,7 @@ class Broker:
             self.process.wait()
 
     def _answers(self) -> bool:
-        client = redis.Redis(port=self.port)
+        client = redis.Redis(self.address, self.port, password=self.password)
         try:
             return bool(client.ping())
         except redis.ConnectionError:
@@ -82,10 +95,22 @@ class Broker:
 
 @dataclass
 class Worker:
-    """A worker with a working folder, a data folder and a DAGSTER_HOME of its own."""
+    """A worker with a machine of its own, as far as one machine has several."""
 
     folder: Path
+    """Its working folder. Its data folder, its home, its DAGSTER_HOME and its temporary files are below."""
     process: subprocess.Popen[bytes]
+
+    @property
+    def kept(self) -> list[str]:
+        """What is on its machine: files, and copies of dumps. Python leaves empty folders there for processes."""
+        found = {*self.copies, *(path for path in self.folder.rglob("*") if not path.is_dir())}
+        return sorted(str(path.relative_to(self.folder)) for path in found)
+
+    @property
+    def copies(self) -> list[Path]:
+        """The copies of dumps that it reads, or was reading when it was killed."""
+        return list((self.folder / TEMPORARY).glob("analytics-dumps-*"))
 
     @property
     def log(self) -> str:
@@ -103,8 +128,7 @@ class Worker:
 
     def kill(self) -> None:
         """End it and its processes at once, as a power failure would."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        kill_session(self.process)
 
 
 @dataclass
@@ -112,6 +136,7 @@ class Cluster:
     """A main machine with Dagster's daemon, a broker, and workers."""
 
     settings: Settings
+    network: Network
     folder: Path
     broker: Broker
     stack: ExitStack
@@ -119,42 +144,44 @@ class Cluster:
 
     @classmethod
     @contextmanager
-    def open(cls, settings: Settings, folder: Path) -> Iterator[Cluster]:
-        broker = Broker(folder / "redis")
+    def open(cls, settings: Settings, network: Network, folder: Path) -> Iterator[Cluster]:
+        """Open one whose settings name what all machines reach."""
+        broker = Broker(folder / "redis", network.address)
         settings = replace(settings, executor=broker.url, data_dir=folder / "main")
-        home = settings.data_dir / "home"
+        home = settings.data_dir / HOME
         home.mkdir(parents=True)
         (home / "dagster.yaml").write_text(dagster_yaml())
         with ExitStack() as stack:
             instance = stack.enter_context(dagster_instance(settings, home))
             stack.callback(broker.kill)
-            yield cls(settings, folder, broker, stack, Pipeline(settings, instance))
+            yield cls(settings, network, folder, broker, stack, Pipeline(settings, instance))
 
     def start_daemon(self) -> subprocess.Popen[bytes]:
         """Start what launches runs."""
-        home = self.settings.data_dir / "home"
         command = [sys.executable, "-m", "dagster._daemon", "run", "--module-name", "analytics_assets.definitions"]
-        return self._start(command, self.settings, home, self.folder / "daemon.log")
+        return self._start(command, self.settings, self.settings.data_dir)
 
-    def start_worker(self, name: str, lost_after: int = 900) -> Worker:
-        """Start a worker on a machine of its own, as far as one machine has several."""
-        folder = self.folder / name
-        home = folder / "home"
-        home.mkdir(parents=True)
+    def start_worker(self, machine: str, lost_after: int = 900) -> Worker:
+        """Start a worker on a machine."""
+        folder = self.folder / machine
         settings = replace(self.settings, data_dir=folder / "data", publish_dir=folder / "data/pages")
-        program = f"from analytics_assets import workers; workers.LOST_AFTER = {lost_after};"
-        program += "from analytics_assets.cli import main; main(['worker'])"
-        return Worker(folder, self._start([sys.executable, "-c", program], settings, home, self.folder / f"{name}.log"))
+        code = f"from analytics_assets import workers; workers.LOST_AFTER = {lost_after};"
+        code += "from analytics_assets.cli import main; main(['worker'])"
+        command = [*self.network.enter(machine), sys.executable, "-c", code]
+        return Worker(folder, self._start(command, settings, folder))
 
-    def _start(self, command: list[str], settings: Settings, home: Path, log: Path) -> subprocess.Popen[bytes]:
+    def _start(self, command: list[str], settings: Settings, folder: Path) -> subprocess.Popen[bytes]:
+        home, temporary = folder / HOME, folder / TEMPORARY
+        for path in (home, temporary):
+            path.mkdir(parents=True, exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DAGSTER_")}
         environment |= settings.environment() | {"DAGSTER_HOME": str(home), "PYTHONPATH": str(ROOT)}
-        environment |= {"DAGSTER_EVENT_BATCH_SIZE": "1000", "TMPDIR": str(home)}
-        with log.open("ab") as output:
+        environment |= {"DAGSTER_EVENT_BATCH_SIZE": "1000", "HOME": str(home), "TMPDIR": str(temporary)}
+        with self.folder.joinpath(f"{folder.name}.log").open("ab") as output:
             process = subprocess.Popen(
-                command, env=environment, cwd=home.parent, stdout=output, stderr=output, start_new_session=True
+                command, env=environment, cwd=folder, stdout=output, stderr=output, start_new_session=True
             )
-        self.stack.callback(stop, process)
+        self.stack.callback(kill_session, process)  # what is left to do is of no interest
         return process
 
     def backfill(self, days: Sequence[date]) -> None:

@@ -62,7 +62,7 @@ def program(name: str) -> str:
     """Path of a system program. A test that is skipped for want of one is soon forgotten."""
     path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if path is None:
-        pytest.fail(f"the deployment tests need {name}: run `make test-programs`")
+        pytest.fail(f"the tests need {name}: run `make test-programs`")
     return path
 
 

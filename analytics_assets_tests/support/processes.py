@@ -22,6 +22,8 @@ COMMAND = [sys.executable, "-m", "analytics_assets"]
 
 SPAWN = multiprocessing.get_context("spawn")
 
+LOOPBACK = "127.0.0.1"
+
 PATIENCE = 120
 """Seconds after which something is not going to happen any more, however busy other tests keep the machine."""
 
@@ -35,17 +37,25 @@ def free_port() -> int:
     while True:
         port = 11_000 + secrets.randbelow(20_000)
         with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+            probe.bind((LOOPBACK, port))
             return port
 
 
-def wait_until(condition: Callable[[], bool], process: BaseProcess | None = None, seconds: float = PATIENCE) -> None:
-    """Wait for something that another process does, unless it is `process` and has ended."""
+def wait_until(
+    condition: Callable[[], bool],
+    process: BaseProcess | None = None,
+    seconds: float = PATIENCE,
+    pause: float = 0.05,
+) -> None:
+    """Wait for something that another process does, unless it is `process` and has ended.
+
+    A condition that takes a while to look at needs a longer `pause`, or it takes the time of those it waits for.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         assert process is None or process.is_alive(), "the process has ended before what was waited for"
         assert time.monotonic() < deadline, f"did not happen within {seconds} seconds"
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 def environment(data_dir: Path, retention_days: int = RETENTION_DAYS) -> dict[str, str]:

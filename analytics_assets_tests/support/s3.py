@@ -1,5 +1,6 @@
-"""A real server of S3 on loopback, and a proxy in front of it that cuts connections."""
+"""A real server of S3, on loopback by default, and a proxy in front of it that cuts connections."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import requests
 from s3fs import S3FileSystem
 
 from analytics_assets.local.processes import stop
-from analytics_assets_tests.support.processes import free_port, wait_until
+from analytics_assets_tests.support.processes import LOOPBACK, free_port, wait_until
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "canary-key",
@@ -24,9 +25,9 @@ CREDENTIALS = {
 }
 
 
-def environment(port: int) -> dict[str, str]:
+def environment(port: int, address: str = LOOPBACK) -> dict[str, str]:
     """What the library of S3 reads."""
-    return CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+    return CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://{address}:{port}"}
 
 
 def forget_sessions() -> None:
@@ -36,34 +37,52 @@ def forget_sessions() -> None:
 
 def be_away(patch: pytest.MonkeyPatch) -> None:
     """Let nobody listen where the server is looked for."""
-    patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    patch.setenv("AWS_ENDPOINT_URL", f"http://{LOOPBACK}:9")
     patch.setenv("AWS_MAX_ATTEMPTS", "1")
     forget_sessions()
 
 
-def answers(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+def answers(port: int, address: str = LOOPBACK) -> bool:
+    with suppress(OSError), socket.create_connection((address, port)):
         return True
     return False
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server of S3 without any bucket."""
+
+    address: str
+    port: int
+    process: subprocess.Popen[bytes]
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let requests wait for their answers."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+
 @contextmanager
-def s3_server() -> Iterator[int]:
-    """Start a server of S3 without any bucket. Yields its port."""
+def s3_server(address: str = LOOPBACK) -> Iterator[Server]:
+    """Start a server of S3."""
     port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-m", "moto.server", "-H", address, "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            wait_until(lambda: answers(port))
-            yield port
+            wait_until(lambda: answers(port, address))
+            yield Server(address, port, process)
         finally:
             stop(process)
 
 
-def make_bucket(port: int, name: str) -> None:
+def make_bucket(port: int, name: str, address: str = LOOPBACK) -> None:
     with requests.Session() as session:
-        session.trust_env = False  # loopback never goes through a proxy
-        session.put(f"http://127.0.0.1:{port}/{name}", timeout=60).raise_for_status()
+        session.trust_env = False  # it never goes through a proxy
+        session.put(f"http://{address}:{port}/{name}", timeout=60).raise_for_status()
 
 
 @dataclass
@@ -79,7 +98,7 @@ class CuttingProxy:
     @contextmanager
     def running(self) -> Iterator[int]:
         """Yield the port to connect to."""
-        with socket.create_server(("127.0.0.1", 0)) as listener:
+        with socket.create_server((LOOPBACK, 0)) as listener:
             threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
             try:
                 yield listener.getsockname()[1]
@@ -92,7 +111,7 @@ class CuttingProxy:
             while True:
                 client, _ = listener.accept()
                 cut_after = self.random.randrange(0, 2000) if self.random.random() < self.share else None
-                behind = socket.create_connection(("127.0.0.1", self.port_behind))
+                behind = socket.create_connection((LOOPBACK, self.port_behind))
                 for source, sink in ((client, behind), (behind, client)):
                     threading.Thread(target=self._pass, args=(source, sink, cut_after), daemon=True).start()
 
