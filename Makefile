@@ -6,7 +6,7 @@ WORKERS ?= 2
 
 .PHONY: help install demo up lint check test test-programs supported-python \
 	bench bench-collect bench-dumps bench-ship bench-runs bench-storage bench-publish bench-telemetry bench-scaling \
-	bench-friction bench-load lock clean
+	bench-friction bench-load bench-saturation lock clean
 # `make -j` must not start slow prerequisites beside those that refuse at once.
 .NOTPARALLEL:
 
@@ -71,6 +71,9 @@ bench-scaling: .venv/test-installed  ## How the cost of collecting grows with ro
 
 bench-load: .venv/test-installed test-programs  ## Fifty backfills at once behind PgBouncer, while twenty clients read.
 	$(BIN)/python benchmarks/load.py
+
+bench-saturation: .venv/test-installed test-programs  ## The load at which each part brings no more, and what is exhausted then.
+	$(BIN)/python benchmarks/saturation.py
 
 bench-friction: .venv/test-installed  ## False alarms and finds of the friction statistic, by simulation; writes docs/friction.md.
 	$(BIN)/python benchmarks/friction.py --write docs/friction.md
