@@ -1,8 +1,8 @@
 """Where each part saturates: `make bench-saturation`.
 
-The load on one part at a time is doubled until throughput no longer grows: the knee is the first load whose doubling
-adds less than 10 %. What was exhausted is judged at the doubled load: one core, where a part can use only one; the
-cores of the machine; or neither, and then the part waits. What PostgreSQL waited for is printed.
+The load on one part at a time is doubled again and again. The knee is the first load after which no larger one brings
+10 % more. What is exhausted is judged at the load after the knee: one core, where a part can use only one; the cores of
+the machine; or neither. What statements in PostgreSQL waited for is printed, too.
 
 * webserver: clients that ask what the UI asks for its pages of assets, partitions and runs;
 * daemon: the smallest runs, queued at once: each executes one check;
@@ -56,7 +56,7 @@ from analytics_assets.defs.checks import CUTOFF_IS_CERTAIN
 from analytics_assets.demo.webserver import Webserver
 from analytics_assets.local.postgres import embedded_postgres, find_postmaster
 from analytics_assets.local.processes import stop
-from analytics_assets.local.server import HOST, dagster_dev, dagster_instance, wait_until_ready
+from analytics_assets.local.server import HOST, dagster_dev, dagster_instance, exit_on_sigterm, wait_until_ready
 from analytics_assets.remote import RemoteFolder
 from analytics_assets.retention.event_log import EVENTS, EventLogStorage
 from analytics_assets.settings import Settings
@@ -64,7 +64,7 @@ from analytics_assets.store import open_store
 from analytics_assets.store.counts import Stored, read_window, replace_days
 
 GAIN: Final = 1.1
-"""A doubled load that brings less than so many times the throughput is past the knee."""
+"""Past the knee, no load brings so many times the throughput."""
 FULL: Final = 0.9
 """From this share of its cores on, a processor counts as exhausted."""
 PATIENCE: Final = 180
@@ -426,7 +426,7 @@ PARTS: Final = {
     "events": Part("event log, one by one", "events/s", "writers", 8, lambda bench: open_events(bench, 1)),
     "batches": Part("event log, by the hundred", "events/s", "writers", 8, lambda bench: open_events(bench, 100)),
     "counts": Part("analytics database", "days/s", "writers", 8, open_counts),
-    "broker": Part("Redis and Celery", "tasks/s", "workers", 8, open_broker, ("Redis", "clients")),
+    "broker": Part("Redis and Celery", "tasks/s", "workers", 4, open_broker, ("Redis", "clients")),
     "storage": Part(
         *("object storage (moto)", "files/s", "readers", 16, lambda bench: open_files(bench, s3=True)),
         one_core=("moto", "clients"),
@@ -506,22 +506,24 @@ def measure(bench: Bench, load: int, finish: Finish) -> Level:
     return Level(load, done / taken, cores, observer.waits, observer.connections)
 
 
-def saturate(bench: Bench, part: Part, most: int) -> tuple[list[Level], Level | None]:
-    """Double the load until throughput no longer grows. Returns what each brought, and the knee if it was reached."""
+def saturate(bench: Bench, part: Part, most: int) -> list[Level]:
+    """Double the load until the largest. Returns what each brought."""
     levels: list[Level] = []
     with part.open(bench) as ready:
         load = 1
         while load <= most:
             levels.append(measure(bench, load, ready(load)))
-            if knee := find_knee(levels):
-                return levels, knee
             load *= 2
-    return levels, None
+    return levels
 
 
-def find_knee(levels: Sequence[Level]) -> Level | None:
-    """Return the load before the last one if doubling it has brought less than GAIN."""
-    return levels[-2] if len(levels) > 1 and levels[-1].rate < GAIN * levels[-2].rate else None
+def find_knee(levels: Sequence[Level]) -> int:
+    """Return the position of the first load after which none brings GAIN times as much. It may be the last one."""
+    return next(
+        position
+        for position, level in enumerate(levels)
+        if all(larger.rate < GAIN * level.rate for larger in levels[position + 1 :])
+    )
 
 
 def exhausted(part: Part, level: Level, cores: int) -> str:
@@ -535,20 +537,20 @@ def exhausted(part: Part, level: Level, cores: int) -> str:
     return " and ".join(found)
 
 
-def report(part: Part, levels: Sequence[Level], knee: Level | None) -> None:
+def report(part: Part, levels: Sequence[Level]) -> None:
     """Print what each load brought, and where more brought no more."""
     print(f"{part.title}: {part.unit} by {part.load}")
     for level in levels:
         in_use = sorted(level.cores.items(), key=lambda each: -each[1])
         cores = ", ".join(f"{name} {number:.2f}" for name, number in in_use if number >= 0.05)
         print(f"  {level.load:>4} {level.rate * part.seconds:10,.1f}   cores: {cores}")
-    last = levels[-1]
-    waits = ", ".join(f"{wait} {number / last.waits.total():.0%}" for wait, number in last.waits.most_common(3))
-    print(f"  PostgreSQL: at most {last.connections} connections{waits and '; statements waited for '}{waits}")
-    found = knee or last
+    position = find_knee(levels)
+    knee, past = levels[position], levels[min(position + 1, len(levels) - 1)]
+    waits = ", ".join(f"{wait} {number / past.waits.total():.0%}" for wait, number in past.waits.most_common(3))
+    print(f"  PostgreSQL: at most {past.connections} connections{waits and '; statements waited for '}{waits}")
     print(
-        f"  {'knee:' if knee else 'no knee up to'} {found.load} {part.load}, {found.rate * part.seconds:,.0f}"
-        f" {part.unit}; exhausted: {exhausted(part, last, os.cpu_count() or 1)}"
+        f"  {'no knee up to' if knee is past else 'knee:'} {knee.load} {part.load}, {knee.rate * part.seconds:,.0f}"
+        f" {part.unit}; exhausted: {exhausted(part, past, os.cpu_count() or 1)}"
     )
 
 
@@ -559,6 +561,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=6, help="for each load (6)")
     parser.add_argument("--quick", action="store_true", help="two small loads each, to see that everything works")
     options = parser.parse_args()
+    exit_on_sigterm()  # it has started many processes
     with tempfile.TemporaryDirectory(prefix="analytics-benchmark-") as name, s3_server() as s3:
         folder = Path(name)
         folder.chmod(0o755)  # as root, the embedded server runs as another user
@@ -578,11 +581,11 @@ def main() -> int:
             bench = Bench(ready, server, folder, seconds, number, s3, pool, manager)
             for part in (PARTS[each] for each in PARTS if each in options.only):
                 try:
-                    levels, knee = saturate(bench, part, 2 if options.quick else part.most)
+                    levels = saturate(bench, part, 2 if options.quick else part.most)
                 except DifferentError as difference:
                     print(f"{part.title}: {difference}; nothing is measured", file=sys.stderr)
                     return 1
-                report(part, levels, knee)
+                report(part, levels)
     return 0
 
 

@@ -48,14 +48,14 @@ def test_another_result_is_not_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rates", "knee"), [([1.0], None), ([10, 20, 39], None), ([10, 20, 22], None), ([10, 20, 21.9], 2), ([5, 4], 1)]
+    ("rates", "knee"),
+    [([1], 1), ([10, 20, 39], 4), ([10, 20, 22], 4), ([10, 20, 21.9], 2), ([10, 9, 20, 21], 4), ([5, 4], 1)],
 )
-def test_the_knee_is_the_load_whose_doubling_adds_less_than_a_tenth(
-    saturation: dict[str, Any], rates: list[float], knee: int | None
+def test_the_knee_is_the_first_load_after_which_none_brings_a_tenth_more(
+    saturation: dict[str, Any], rates: list[float], knee: int
 ) -> None:
     levels = [saturation["Level"](2**step, rate, {}, Counter(), 0) for step, rate in enumerate(rates)]
-    found = saturation["find_knee"](levels)
-    assert (found.load if found else None) == knee
+    assert levels[saturation["find_knee"](levels)].load == knee
 
 
 @pytest.mark.parametrize(
