@@ -2,7 +2,8 @@
 
 The load on one part at a time is doubled again and again. The knee is the first load after which no larger one brings
 10 % more. What is exhausted is judged at the load after the knee: one core, where a part can use only one; the cores of
-the machine; or neither. What statements in PostgreSQL waited for is printed, too.
+the machine; or neither. What statements in PostgreSQL waited for is printed, too, and the processor time that each
+query, run, event and so on has cost at the knee: that holds on a busy machine, too.
 
 * webserver: clients that ask what the UI asks for its pages of assets, partitions and runs;
 * daemon: the smallest runs, queued at once: each executes one check;
@@ -542,12 +543,18 @@ def report(part: Part, levels: Sequence[Level]) -> None:
     print(f"{part.title}: {part.unit} by {part.load}")
     for level in levels:
         in_use = sorted(level.cores.items(), key=lambda each: -each[1])
-        cores = ", ".join(f"{name} {number:.2f}" for name, number in in_use if number >= 0.05)
+        cores = ", ".join(f"{name} {number:.2f}" for name, number in in_use if number >= 0.01)
         print(f"  {level.load:>4} {level.rate * part.seconds:10,.1f}   cores: {cores}")
     position = find_knee(levels)
     knee, past = levels[position], levels[min(position + 1, len(levels) - 1)]
     waits = ", ".join(f"{wait} {number / past.waits.total():.0%}" for wait, number in past.waits.most_common(3))
     print(f"  PostgreSQL: at most {past.connections} connections{waits and '; statements waited for '}{waits}")
+    costs = ", ".join(
+        f"{name} {1000 * number / knee.rate:.2f} ms"
+        for name, number in knee.cores.items()
+        if number >= 0.01 and name != "others"
+    )
+    print(f"  processor time for each: {costs}")
     print(
         f"  {'no knee up to' if knee is past else 'knee:'} {knee.load} {part.load}, {knee.rate * part.seconds:,.0f}"
         f" {part.unit}; exhausted: {exhausted(part, past, os.cpu_count() or 1)}"
