@@ -68,7 +68,7 @@ GAIN: Final = 1.1
 """Past the knee, no load brings so many times the throughput."""
 FULL: Final = 0.9
 """From this share of its cores on, a processor counts as exhausted."""
-PATIENCE: Final = 180
+PATIENCE: Final = 600
 """Seconds for what must happen to happen."""
 SPAWN: Final = get_context("spawn")
 
@@ -379,7 +379,7 @@ def open_broker(bench: Bench) -> Iterator[Callable[[int], Finish]]:
                 stack.callback(stop, worker)
                 workers.append(worker)
             end = time.monotonic() + PATIENCE
-            while len(app.control.ping(timeout=1, limit=load)) < load:
+            while len(app.control.ping(timeout=10, limit=load)) < load:
                 if time.monotonic() > end or any(worker.poll() is not None for worker in workers):
                     raise DifferentError("a worker did not start")
 
@@ -423,7 +423,7 @@ def open_files(bench: Bench, *, s3: bool) -> Iterator[Callable[[int], Finish]]:
 
 PARTS: Final = {
     "webserver": Part("webserver", "queries/s", "clients", 32, open_webserver, ("webserver", "clients")),
-    "daemon": Part("daemon", "runs/min", "queued runs", 16, open_daemon, ("daemon",), seconds=60),
+    "daemon": Part("daemon", "runs/min", "queued runs", 8, open_daemon, ("daemon",), seconds=60),
     "events": Part("event log, one by one", "events/s", "writers", 8, lambda bench: open_events(bench, 1)),
     "batches": Part("event log, by the hundred", "events/s", "writers", 8, lambda bench: open_events(bench, 100)),
     "counts": Part("analytics database", "days/s", "writers", 8, open_counts),
@@ -548,7 +548,8 @@ def report(part: Part, levels: Sequence[Level]) -> None:
     position = find_knee(levels)
     knee, past = levels[position], levels[min(position + 1, len(levels) - 1)]
     waits = ", ".join(f"{wait} {number / past.waits.total():.0%}" for wait, number in past.waits.most_common(3))
-    print(f"  PostgreSQL: at most {past.connections} connections{waits and '; statements waited for '}{waits}")
+    if past.connections:
+        print(f"  PostgreSQL: at most {past.connections} connections{waits and '; statements waited for '}{waits}")
     costs = ", ".join(
         f"{name} {1000 * number / knee.rate:.2f} ms"
         for name, number in knee.cores.items()
@@ -583,7 +584,7 @@ def main() -> int:
             ready = prepare(server, server, settings, days)
             if {"webserver", "daemon"} & set(options.only):
                 run_process("range", ready, days[0], days[-1])  # so that the pages have something to show
-            number = 20 if options.quick else 2_000
+            number = 20 if options.quick else 1_000
             seconds = 0.2 if options.quick else options.seconds
             bench = Bench(ready, server, folder, seconds, number, s3, pool, manager)
             for part in (PARTS[each] for each in PARTS if each in options.only):
