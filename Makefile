@@ -6,7 +6,7 @@ WORKERS ?= 2
 
 .PHONY: help install demo up lint check test test-programs supported-python \
 	bench bench-collect bench-dumps bench-ship bench-runs bench-storage bench-publish bench-telemetry bench-scaling \
-	bench-friction bench-load bench-workers lock clean
+	bench-friction bench-load bench-saturation bench-workers lock clean
 # `make -j` must not start slow prerequisites beside those that refuse at once.
 .NOTPARALLEL:
 
@@ -75,6 +75,9 @@ bench-load: .venv/test-installed test-programs  ## Fifty backfills at once behin
 # It starts the workers as the tests do.
 bench-workers: .venv/test-installed test-programs  ## A backfill by one process, by one Celery worker, and by two.
 	PYTHONPATH=. $(BIN)/python benchmarks/workers.py
+
+bench-saturation: .venv/test-installed test-programs  ## The load at which each part brings no more, and what is exhausted then.
+	$(BIN)/python benchmarks/saturation.py
 
 bench-friction: .venv/test-installed  ## False alarms and finds of the friction statistic, by simulation; writes docs/friction.md.
 	$(BIN)/python benchmarks/friction.py --write docs/friction.md

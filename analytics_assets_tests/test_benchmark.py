@@ -81,5 +81,5 @@ def test_a_benchmark_that_fails_leaves_the_page_as_it_is(tmp_path: Path) -> None
 def test_the_report_knows_every_benchmark_of_cost() -> None:
     known = runpy.run_path(str(ROOT / "benchmarks/report.py"))["BENCHMARKS"]
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    # Friction is about errors, load and workers about what many runs or processes do to each other.
-    assert set(known) == scripts - {"report", "friction", "load", "workers"}
+    # Friction is about errors; load, saturation and workers are about what many runs or processes do to each other.
+    assert set(known) == scripts - {"report", "friction", "load", "saturation", "workers"}

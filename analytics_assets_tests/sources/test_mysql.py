@@ -211,6 +211,26 @@ def test_any_rows_are_counted_the_same_in_both(maria: MariaHost, host: Host, row
     assert sum(totals.values()) == len(rows)
 
 
+def test_allowed_values_that_a_collation_takes_for_equal_are_not_summed_together(
+    maria: MariaHost, reading: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The contract allows no two such values; the statement must not rely on that."""
+    alike = ("a", "A", "a ", "\u00e4", "a\u0308")
+    monkeypatch.setattr(mysql, "EVENT_ID", replace(EVENT_ID, pattern=".*"))
+    monkeypatch.setattr(mysql, "SOURCE", replace(SOURCE, choices=alike))
+    mysql.groups_query.cache_clear()
+    for number, value in enumerate(alike, 1):
+        maria.occur("signups", moments(DAY, "Europe/Berlin", number), event_id=value, source="a")
+        maria.occur("signups", moments(DAY, "Europe/Berlin", number), event_id="a", source=value)
+    try:
+        with open_reader(SIGNUPS, reading) as reader:
+            found = {(row["event_id"], row["source"]): row["count"] for row in reader.count(DAY).rows}
+    finally:
+        mysql.groups_query.cache_clear()
+    counted = {pair: number for number, value in enumerate(alike, 1) for pair in ((value, "a"), ("a", value))}
+    assert found == counted | {("a", "a"): 2}
+
+
 # --- types
 
 
@@ -662,6 +682,20 @@ def test_what_it_could_read_is_found_and_the_sql_in_it_ends_that(
     assert found.what == what
     maria.sql(found.recovery)
     assert excess_of(nosy) == []
+
+
+def test_a_role_is_named_before_what_it_may_do() -> None:
+    """As MySQL 9.7 lists the rights of a login with a default role."""
+    usage, right, role = (
+        "GRANT USAGE ON *.* TO `nosy`@`%`",
+        "GRANT SELECT ON `events`.`consent` TO `nosy`@`%`",
+        "GRANT `crowd`@`%` TO `nosy`@`%`",
+    )
+    found = [str(excess) for line in mysql._roles_first([usage, right, role]) for excess, _ in mysql._excess_of(line)]
+    assert found == [
+        "everything that `crowd`@`%` may do: revoke `crowd`@`%` from `nosy`@`%`;",
+        "events.consent (select): revoke select on `events`.`consent` from `nosy`@`%`;",
+    ]
 
 
 def excess_of(url: str) -> list[Excess]:

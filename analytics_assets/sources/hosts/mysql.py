@@ -7,7 +7,7 @@ there the name of the column, `occurred_at_utc`, says that it is in UTC.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import date, datetime
 from functools import cache
@@ -288,8 +288,8 @@ def find_excess_rights(connection: sa.Connection) -> list[Excess]:
     """List what the login can read beyond the source views, on the whole server."""
     found: dict[str, Excess] = {}
     covered: set[str] = set()
-    for line in connection.scalars(sa.text("show grants")):
-        for excess, place in _excess_of(str(line)):
+    for line in _roles_first(map(str, connection.scalars(sa.text("show grants")))):
+        for excess, place in _excess_of(line):
             found.setdefault(excess.what, excess)
             covered.add(place)
     if _EVERYTHING not in covered:  # otherwise the whole server would be listed, too
@@ -300,6 +300,14 @@ def find_excess_rights(connection: sa.Connection) -> list[Excess]:
                 what, recovery = f"{schema}.{name}", "revoke what mysql.db gives everybody (its user is empty)."
                 found[what] = Excess(what, recovery)
     return [*found.values(), *_unexpected_columns(connection)]
+
+
+def _roles_first(lines: Iterable[str]) -> list[str]:
+    """Sort the lines of `show grants`.
+
+    MySQL lists what an active role may do as a right of the login. Revoking that is an error; it ends with the role.
+    """
+    return sorted(lines, key=lambda line: not _ROLE.match(line))
 
 
 def _excess_of(line: str) -> Iterator[tuple[Excess, str]]:
@@ -403,7 +411,8 @@ def parameters(edges: Sequence[datetime]) -> dict[str, Any]:
 def groups_query(view: SourceView, types: tuple[str, ...], several: bool) -> Query:
     """Return the statement that counts: what is refused by its rule, everything else by its values.
 
-    A text is grouped, and compared, as bytes: most collations ignore case, accents and trailing blanks.
+    A text is grouped, and compared, as bytes: most collations ignore case, accents and trailing blanks. It becomes
+    characters when nothing is grouped any more.
     """
     source_view, type_of = table(view, types), dict(zip(view.columns, types, strict=True))
     keys = {name: _key(name, type_of[name]) for name in view.columns if name != "occurred_at"}
@@ -426,15 +435,25 @@ def groups_query(view: SourceView, types: tuple[str, ...], several: bool) -> Que
         groups.c.number,
         refused.label("refused"),
         switch.label("turned_on"),
-        _text(event_id, type_of["event_id"]).label("event_id"),
-        _text(source, type_of["source"]).label("source"),
+        event_id,
+        source,
         groups.c.occurrences,
     ).subquery("classified")
     allowed = [
-        sa.case((classified.c.refused.is_(None), classified.c[name])) for name in ("turned_on", "event_id", "source")
+        sa.case((classified.c.refused.is_(None), classified.c[name])).label(name)
+        for name in ("turned_on", "event_id", "source")
     ]
     key = (classified.c.number, classified.c.refused, *allowed)
-    return sa.select(*key, sa.cast(sa.func.sum(classified.c.occurrences), sa.BigInteger)).group_by(*key)
+    occurrences = sa.cast(sa.func.sum(classified.c.occurrences), sa.BigInteger).label("occurrences")
+    summed = sa.select(*key, occurrences).group_by(*key).subquery("summed")
+    return sa.select(
+        summed.c.number,
+        summed.c.refused,
+        summed.c.turned_on,
+        _text(summed.c.event_id, type_of["event_id"]).label("event_id"),
+        _text(summed.c.source, type_of["source"]).label("source"),
+        summed.c.occurrences,
+    )
 
 
 def _key(name: str, type_: str) -> sa.ColumnElement[Any]:
