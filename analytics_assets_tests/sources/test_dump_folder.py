@@ -28,13 +28,8 @@ from analytics_assets_tests.support.dumps import counts as counts_of_folder
 Key = tuple[object, ...]
 
 
-@pytest.fixture(params=["s3", "file"])
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    if request.param == "s3":
-        url = request.getfixturevalue("s3_url")
-    else:
-        (tmp_path / "share").mkdir()
-        url = f"file://{tmp_path}/share"
+@pytest.fixture
+def settings(url: str, tmp_path: Path) -> Settings:
     return Settings.from_env({"ANALYTICS_DUMP_DIR": url, "ANALYTICS_DATA_DIR": str(tmp_path / "data")})
 
 
@@ -238,7 +233,7 @@ def test_only_what_has_been_quiet_for_a_month_is_merged(tmp_path: Path, dumps: P
         assert merge_dumps(settings, DAY).days == merged
 
 
-in_steps = pytest.mark.parametrize("settings", ["file"], indirect=True)
+in_steps = pytest.mark.parametrize("url", ["file"], indirect=True)
 """The steps are the same on each storage, and many."""
 
 OPERATIONS = ("list", "read", "write", "remove")
