@@ -4,7 +4,8 @@ The copy has the same layout, so that whoever reads dumps reads either. It goes 
 the storage again, also the one that a comparison makes.
 
 Nothing can be locked there, and many names are listed in pages, not at one moment. So a day is listed before and after
-it was copied, and copied once more when a name has vanished or a list of merged dumps has appeared.
+it was copied, and copied once more when a name has vanished, or a list of merged dumps or its dump has appeared. A dump
+that a machine ships meanwhile is left to the next reading.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Final
 
-from analytics_assets.dump_files import day_of, is_drop_file, is_dump, is_list, is_unfinished
+from analytics_assets.dump_files import DUMP, LIST, day_of, is_drop_file, is_dump, is_list, is_unfinished
 from analytics_assets.remote import Entry, RemoteError, RemoteFolder
 from analytics_assets.settings import Settings
 
@@ -118,13 +119,15 @@ def copy_day(remote: RemoteFolder, day: date, into: Path, contents: Contents = e
             continue
         after = remote.list(str(day))
         finished = {name for name in before if not is_unfinished(name)}
-        if finished <= after.keys() and _lists(before) == _lists(after) and bool(before) == bool(after):
+        if finished <= after.keys() and _merged(before) == _merged(after) and bool(before) == bool(after):
             return folder
     raise RemoteError("a day was changed each time that it was read: try again")
 
 
-def _lists(names: Iterable[str]) -> set[str]:
-    return set(filter(is_list, names))
+def _merged(names: Collection[str]) -> set[str]:
+    """Return the lists of merged dumps, and the dumps that belong to them."""
+    lists = set(filter(is_list, names))
+    return lists | {dump for name in lists if (dump := name.removesuffix(LIST) + DUMP) in names}
 
 
 def _copy(remote: RemoteFolder, entries: dict[str, Entry], folder: Path, contents: Contents) -> None:
