@@ -25,7 +25,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -80,14 +80,16 @@ Turn = Callable[[], AbstractContextManager[object]]
 """Waits until no other process is in its turn."""
 
 
-def merge_dumps(settings: Settings, last: date, turn: Turn = nullcontext) -> Merged:
+def merge_dumps(settings: Settings, last: date, turn: Turn = nullcontext, leave: Collection[date] = ()) -> Merged:
     """Merge the dumps of every day up to and including `last`, as `merge_closed_days` does, also behind a URL.
+
+    Days to `leave` are not merged.
 
     There, nothing may have changed in a dump for 30 days. Any other process that merges there must take turns, too.
     Raises what `turn` raises.
     """
     if settings.dump_url is None:
-        return merge_closed_days(settings.dump_dir, last)
+        return merge_closed_days(settings.dump_dir, last, leave)
     days = dumps = 0
     problems: list[Problem] = []
     try:
@@ -95,7 +97,7 @@ def merge_dumps(settings: Settings, last: date, turn: Turn = nullcontext) -> Mer
         names = remote.list()
     except RemoteError as error:
         return Merged(problems=(remote_problem(error),))
-    for day in sorted(day for day in map(day_of, names) if day is not None and day <= last):
+    for day in sorted(day for day in map(day_of, names) if day is not None and day <= last and day not in leave):
         try:
             replaced, found = _merge_remote(remote, day, turn)
         except RemoteError as error:
@@ -108,7 +110,7 @@ def merge_dumps(settings: Settings, last: date, turn: Turn = nullcontext) -> Mer
     return Merged(days, dumps, tuple(problems))
 
 
-def merge_closed_days(dump_dir: Path, last: date) -> Merged:
+def merge_closed_days(dump_dir: Path, last: date, leave: Collection[date] = ()) -> Merged:
     """Merge the dumps of every day up to and including `last`, each day by itself.
 
     A day is left as it is when a line or a file in it is refused, or when a dump has changed in the last 24 hours.
@@ -122,7 +124,7 @@ def merge_closed_days(dump_dir: Path, last: date) -> Merged:
         return Merged(problems=(Problem("dump folder", UNREADABLE),))
     for folder in entries:
         day = parse_day(folder)
-        if day is None or day > last:
+        if day is None or day > last or day in leave:
             continue
         try:
             with lock(folder, create=False):
