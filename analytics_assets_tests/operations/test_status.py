@@ -104,12 +104,14 @@ def test_a_database_that_is_away_is_red_and_the_rest_is_still_looked_at(pipeline
         "databases: analytics database": RED,
         "databases: schema": RED,
         "dumps: dumps of today": RED,
+        "dumps: late dumps": RED,
     }
     assert "cannot be reached" in lines["databases: analytics database"].words
     assert unread(lines) == dict.fromkeys(
         [
             "databases: schema",
             "dumps: dumps of today",
+            "dumps: late dumps",
             *(f"{group}: {UNREADABLE}" for group in ("days", "retention", "publication")),
         ],
         "databases: analytics database",
