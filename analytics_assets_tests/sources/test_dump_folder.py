@@ -61,8 +61,9 @@ def ship(dumps: Path, remote: RemoteFolder) -> None:
 def counts(settings: Settings, day: date = DAY) -> Counter[Key]:
     """The counts that are read of a day, which are also what it is compared with."""
     found: Counter[Key] = Counter()
+    run_id = os.urandom(8).hex()
     for metric in DUMP_FED:
-        with open_dumps(metric, settings, os.urandom(8).hex()) as reader:
+        with open_dumps(metric, settings, run_id) as reader:
             read = reader.count(day)
             assert read.problems == []
             assert reader.total(day) == sum(row["count"] for row in read.rows)
@@ -510,9 +511,9 @@ def test_a_merge_between_two_pages_of_a_listing_leaves_names_that_fit_together(
             before = {name: remote.read(f"{DAY}/{name}") for name in names(remote)}
             merge_dumps(settings, DAY)
         expected = set(filter(is_dump, before))
-        steps = ((begins, begins + later) for begins in range(1, 99) for later in range(2))
-        for begins, goes_on in steps:
-            merged = "0f"[goes_on % 2] * 32  # before every other name, or after
+        for begins in range(1, 99):
+            goes_on = begins + begins % 2
+            merged = "0f"[begins // 2 % 2] * 32  # before every other name, or after
             monkeypatch.setattr(secrets, "token_hex", lambda _, name=merged: name)
             for name, content in before.items():
                 remote.write(f"{DAY}/{name}", content)
