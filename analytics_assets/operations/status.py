@@ -138,8 +138,12 @@ def _read_rest(
         lines += _guard("publication", lambda: [_check_publication(store, settled)])
     elif isinstance(kept, Line):
         lines += [_unread(group, UNREADABLE, kept) for group in ("days", "retention", "publication")]
-    lines += _guard("dumps", lambda: _list_dumps(settings, kept))
-    if isinstance(store, Store) and isinstance(kept, _Kept):
+    dumps = _guard("dumps", lambda: _list_dumps(settings, kept))
+    lines += dumps
+    refused = next((line for line in dumps if line.level is Level.RED and line.because_of is None), None)
+    if refused is not None:
+        lines.append(_unread("dumps", "late dumps", refused))
+    elif isinstance(store, Store) and isinstance(kept, _Kept):
         lines += _guard("dumps", lambda: [_check_late_dumps(store, settled.last_closed)])
     elif isinstance(kept, Line):
         lines.append(_unread("dumps", "late dumps", kept))

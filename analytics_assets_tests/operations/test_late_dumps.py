@@ -191,7 +191,7 @@ def test_a_storage_that_cannot_be_listed_is_told(
     there = Pipeline(replace(pipeline.settings, dump_url=s3_url), pipeline.instance)
     be_away(monkeypatch)
     line = late_line(there)
-    assert (line.level, "it cannot be reached or used" in line.words) == (Level.RED, True)
+    assert (line.level, line.because_of) == (Level.RED, "dumps: dumps of today"), "one fault is told once"
 
 
 def test_a_folder_that_cannot_be_listed_is_told(pipeline: Pipeline, closed: date) -> None:
