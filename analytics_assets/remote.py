@@ -134,13 +134,13 @@ class RemoteFolder:
             with self.in_parallel() as executor:
                 return dict(zip(names, executor.map(self.list, names), strict=True))
         found: dict[str, dict[str, Entry]] = {name: {} for name in folders}
-        with _guarded():
+        with suppress(FileNotFoundError), _guarded():
             self._fs.invalidate_cache()
-            objects = self._fs.find(self._root, detail=True)  # a thousand names per question, whatever their folders
-        for path, info in objects.items():
-            folder, _, name = path.removeprefix(f"{self._root}/").partition("/")
-            if folder in found and name and "/" not in name:
-                found[folder][name] = _entry(info)
+            # A thousand names per question, whatever their folders.
+            for path, info in self._fs.find(self._root, detail=True).items():
+                folder, _, name = path.removeprefix(f"{self._root}/").partition("/")
+                if folder in found and name and "/" not in name:
+                    found[folder][name] = _entry(info)
         return found
 
     def read(self, path: str) -> bytes:

@@ -16,6 +16,7 @@ SECRETS = ("canary", "bucket-", "127.0.0.1")
 def test_what_was_written_is_listed_read_and_removed(url: str) -> None:
     folder = RemoteFolder(url)
     assert folder.list() == folder.list("2026-11-22") == {}
+    assert folder.list_folders(["2026-11-22"]) == {"2026-11-22": {}}
     folder.write("2026-11-22/a.ndjson", b"one")
     folder.write("2026-11-22/b.ndjson", b"two")
     folder.write("2026-11-22/a.ndjson", b"three")
@@ -26,6 +27,7 @@ def test_what_was_written_is_listed_read_and_removed(url: str) -> None:
         "b.ndjson": (True, 3),
     }
     assert all(entry.changed for entry in listed.values())
+    assert folder.list_folders(["2026-11-22", "2026-11-21"]) == {"2026-11-22": listed, "2026-11-21": {}}
     assert [folder.read(f"2026-11-22/{name}") for name in listed] == [b"three", b"two"]
     folder.remove("2026-11-22/a.ndjson")
     folder.remove("2026-11-22/a.ndjson")
