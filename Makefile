@@ -39,7 +39,7 @@ test: test-programs lint  ## Everything: lint, the definitions, all tests with t
 # `dg` is for projects of another layout.
 VALIDATE := cd .venv && PYTHONWARNINGS=ignore:Function bin/dagster definitions validate --workspace ../workspace.yaml
 
-test-programs:  ## Bring the programs that the tests run (Chromium, iproute2, MariaDB, nginx, openssl, PgBouncer, Redis), or say what brings them.
+test-programs:  ## Bring the programs that the tests run (Chromium, iproute2, MariaDB, nginx, openssl, PgBouncer, Redis, sshd), or say what brings them.
 	@.ci/test-programs
 
 bench: .venv/test-installed  ## Every benchmark, about half an hour; writes docs/benchmarks.md. QUICK=1 tries small sizes.

@@ -29,6 +29,7 @@ EXTRAS: Final = {
     "celery": {"celery", "dagster_celery"},
     "demo": {"jinja2", "starlette"},
     "ship": {"click", "fsspec", "rich"},
+    "sftp": {"asyncssh", "sshfs"},
 }
 """Extra -> the modules of it that this package imports."""
 
@@ -41,6 +42,7 @@ _PURPOSE: Final = {
     "celery": "steps on several workers",
     "demo": "the made-up application",
     "ship": "dumps from many machines",
+    "sftp": "dumps from many machines over SFTP",
 }
 
 

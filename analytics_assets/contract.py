@@ -193,7 +193,7 @@ OTHER_RELATIONS: Final = {
             Column("asset", "text", "name", "The metric."),
             Column("event_date", "date", "day, YYYY-MM-DD", "The day that was collected."),
             Column("rows", "integer", "rows", "Rows stored. 0 says that nothing happened on that day."),
-            Column("collected_at", "timestamp", "instant", "When the pipeline stored the day."),
+            Column("collected_at", "timestamp", "instant", "When the pipeline began to count the day."),
         ),
     ),
     f"{SCHEMA}.collected_since": Relation(

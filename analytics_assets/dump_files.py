@@ -23,6 +23,8 @@ SHIPPING: Final = ".shipping"
 is_dump: Final = re.compile(DUMP_FILE_PATTERN).fullmatch
 is_drop_file: Final = re.compile(DROP_FILE_PATTERN).fullmatch
 is_list: Final = re.compile(r"[0-9a-f]{32}\.merged").fullmatch
+is_copy: Final = re.compile(r"[0-9a-f]{32}\.shipping").fullmatch
+"""A copy that is being written, or was left half written."""
 is_unfinished: Final = re.compile(r"[0-9a-f]{32}\.(merging|shipping)").fullmatch
 
 is_of_file_system: Final = re.compile(r"lost\+found|\..*").fullmatch

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from analytics_assets.dump_files import SHIPPING
 _WHOLE_OBJECTS: Final = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci"})
 """Protocols of object storage: what is written there appears at once and whole, and there are no folders to make."""
 
+_SFTP: Final = frozenset({"sftp", "ssh"})
+
 _PARALLEL: Final = 16
-"""Transfers at once. fsspec's synchronous file systems, such as SFTP, share one connection and get one."""
+"""Transfers at once. fsspec's synchronous file systems share one connection and get one."""
 
 
 class RemoteError(OSError):
@@ -57,7 +60,8 @@ def find_url_problem(url: str) -> str | None:
         return "is not a URL of a folder (s3://bucket/folder)"
     if password is not None:
         return "must not hold a password: the library of its protocol reads credentials from the environment"
-    if not is_url(url) or parts.query or parts.fragment or "::" in url or re.search(r"\s", url):
+    no_folder = parts.scheme in _SFTP and not parts.path.strip("/")
+    if not is_url(url) or no_folder or parts.query or parts.fragment or "::" in url or re.search(r"\s", url):
         return "is not a URL of a folder (s3://bucket/folder)"
     if parts.scheme == "file" and parts.netloc:
         return "names a host: the path of a share comes after three slashes (file:///mnt/share)"
@@ -77,6 +81,8 @@ def _guarded() -> Iterator[None]:
     """Raise FileNotFoundError without its text, and any other error as RemoteError."""
     try:
         yield
+    except RemoteError:
+        raise
     except FileNotFoundError:
         raise FileNotFoundError from None
     except PermissionError:
@@ -97,18 +103,10 @@ class RemoteFolder:
             raise RemoteError(f"the URL {problem}")
         scheme = urlsplit(url).scheme
         try:
-            import fsspec  # the extra "ship", which a pipeline with a local folder does not need
-
-            # An object storage needs a session per process, which takes a third of a second. A connection of SFTP ends.
-            kept = scheme in _WHOLE_OBJECTS
-            self._fs, root = fsspec.core.url_to_fs(url, skip_instance_cache=not kept)
-        except (ImportError, ValueError):
-            raise RemoteError(
-                "the library of its protocol is not installed: pip install 'analytics-assets[ship]' brings that of"
-                " s3://; gs:// needs gcsfs, sftp:// needs paramiko"
-            ) from None
-        except Exception as error:  # SFTP connects here
-            raise RemoteError(f"it cannot be reached or used: {type(error).__name__}") from None
+            with _guarded():
+                self._fs, root = _open(url, scheme)
+        except FileNotFoundError:
+            raise RemoteError("a file that the environment names for its library does not exist") from None
         self._root = str(root).rstrip("/")
         self._whole_objects = scheme in _WHOLE_OBJECTS
         self._parallel = _PARALLEL if self._fs.async_impl else 1
@@ -129,6 +127,22 @@ class RemoteFolder:
                 entries[name] = _entry(info)
         return dict(sorted(entries.items()))
 
+    def list_folders(self, folders: Iterable[str]) -> dict[str, dict[str, Entry]]:
+        """Return what is directly in some folders, with as few questions as the protocol allows."""
+        if not self._whole_objects:
+            names = list(folders)
+            with self.in_parallel() as executor:
+                return dict(zip(names, executor.map(self.list, names), strict=True))
+        found: dict[str, dict[str, Entry]] = {name: {} for name in folders}
+        with suppress(FileNotFoundError), _guarded():
+            self._fs.invalidate_cache()
+            # A thousand names per question, whatever their folders.
+            for path, info in self._fs.find(self._root, detail=True).items():
+                folder, _, name = path.removeprefix(f"{self._root}/").partition("/")
+                if folder in found and name and "/" not in name:
+                    found[folder][name] = _entry(info)
+        return found
+
     def read(self, path: str) -> bytes:
         """Return the content of a file that is not empty. Raises FileNotFoundError where it is missing."""
         with _guarded():
@@ -146,11 +160,22 @@ class RemoteFolder:
                 folder = self._path(path.rpartition("/")[0])
                 # The root is never made: where a share is not mounted, dumps would fill the disk below.
                 if not self._fs.exists(folder):
-                    with suppress(FileExistsError):  # made meanwhile
+                    try:
                         self._fs.mkdir(folder, create_parents=False)
-                unfinished = self._path(path).rpartition(".")[0] + SHIPPING
-                self._fs.pipe_file(unfinished, content)
-                self._fs.mv(unfinished, self._path(path))
+                    except FileNotFoundError:
+                        raise
+                    except Exception:
+                        if not self._fs.exists(folder):  # another machine has made it; SFTP does not say why it failed
+                            raise
+                # A name of its own: what the server still writes of a process that was killed must not get into this.
+                unfinished = f"{folder}/{secrets.token_hex(16)}{SHIPPING}"
+                try:
+                    self._fs.pipe_file(unfinished, content)
+                    self._fs.mv(unfinished, self._path(path))
+                except Exception:
+                    with suppress(Exception):  # out of reach: a later round removes it
+                        self._fs.rm_file(unfinished)
+                    raise
         except FileNotFoundError:
             raise RemoteError("the bucket or folder does not exist") from None
 
@@ -170,6 +195,26 @@ class RemoteFolder:
 
     def _path(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
+
+
+def _open(url: str, scheme: str) -> tuple[Any, str]:
+    """Return fsspec's file system of a URL, and the path in it. Raises also what `_guarded` takes."""
+    try:
+        import fsspec  # the extra "ship", which a pipeline with a local folder does not need
+
+        if scheme not in _SFTP:
+            # An object storage needs a session per process, which takes a third of a second.
+            return fsspec.core.url_to_fs(url, skip_instance_cache=scheme not in _WHOLE_OBJECTS)  # type: ignore[no-any-return]  # fsspec has no types
+        from analytics_assets.sftp import HostKeyError, connect
+    except (ImportError, ValueError):
+        raise RemoteError(
+            "the library of its protocol is not installed: pip install 'analytics-assets[ship]' brings that of"
+            " s3://, and [ship,sftp] that of sftp://; gs:// needs gcsfs"
+        ) from None
+    try:
+        return connect(url)
+    except HostKeyError as error:
+        raise RemoteError(str(error)) from None
 
 
 def _entry(info: dict[str, Any]) -> Entry:

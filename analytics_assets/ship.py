@@ -34,13 +34,16 @@ from rich.progress import Progress
 
 from analytics_assets.contract import RETENTION_DAYS
 from analytics_assets.days import zone
-from analytics_assets.dump_files import DUMP, LIST, day_of, find_replaced, is_drop_file, is_dump, is_list
+from analytics_assets.dump_files import DUMP, LIST, day_of, find_replaced, is_copy, is_drop_file, is_dump, is_list
 from analytics_assets.folders import lock, lock_shared
 from analytics_assets.remote import Entry, RemoteError, RemoteFolder, find_url_problem, is_url, show
 
 _RECENT_DAYS: Final = 3
 """Days before today whose files are read in every round. The size of a dump does not tell that a count has grown, and
 nor does the time of its last change at once, because counts are written into mapped memory."""
+
+_LEFT: Final = timedelta(hours=1)
+"""How much older than the newest file of its day a half-written copy is, by the target's clock, that was left there."""
 
 _MAX_LINES: Final = 20
 """Problems that are printed per round. The rest is a number."""
@@ -84,7 +87,7 @@ class _Known:
     md5: str
     total: int
     version: str | None = None
-    """As the target calls it, None until it was listed."""
+    """As the target calls it, None until it was listed: a round later, so that another second tells a later write."""
 
 
 @dataclass
@@ -154,6 +157,8 @@ class Shipper:
         fates: list[Fate | str] = []
         try:
             there = self._target.list(str(day))
+            for name in _find_left(there):
+                self._target.remove(f"{day}/{name}")
             replaced = find_replaced(there, partial(self._read_list, day)) & sizes.keys()
             fates += [Fate.MERGED] * len(replaced)
             others = sizes.keys() - replaced
@@ -261,6 +266,15 @@ def _list_files(folder: Path) -> dict[str, int]:
             if travels and entry.is_file(follow_symlinks=False) and (size := entry.stat().st_size):
                 found[entry.name] = size
     return found
+
+
+def _find_left(there: Mapping[str, Entry]) -> list[str]:
+    """Return the half-written copies of a day that a process has left which was killed or lost the network."""
+    changes = {name: entry.changed for name, entry in there.items() if entry.changed}
+    newest = max(changes.values(), default=None)
+    if newest is None:
+        return []
+    return [name for name, changed in changes.items() if is_copy(name) and newest - changed > _LEFT]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -26,7 +26,7 @@ from analytics_assets.local.postgres import embedded_postgres, ensure_database  
 from analytics_assets.local.server import dagster_instance  # noqa: E402
 from analytics_assets.store.grants import RIGHTS  # noqa: E402
 from analytics_assets.store.setup import init_db  # noqa: E402
-from analytics_assets_tests.support import s3  # noqa: E402
+from analytics_assets_tests.support import s3, sftp  # noqa: E402
 from analytics_assets_tests.support.database import pipeline_settings  # noqa: E402
 from analytics_assets_tests.support.host import Host  # noqa: E402
 from analytics_assets_tests.support.pipeline import Pipeline  # noqa: E402
@@ -69,6 +69,30 @@ def s3_url(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"bucket-{next(_NUMBERS)}"
     s3.make_bucket(s3_port, bucket)
     return f"s3://{bucket}/dumps"
+
+
+@pytest.fixture(scope="session")
+def sftp_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sftp.SftpServer]:
+    """A server of SFTP."""
+    with sftp.sftp_server(tmp_path_factory.mktemp("sftp")) as server:
+        yield server
+
+
+@pytest.fixture
+def sftp_url(sftp_server: sftp.SftpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a folder there, of the test's own. The home folder has the keys."""
+    monkeypatch.setenv("HOME", str(sftp_server.home))
+    (tmp_path / "sftp").mkdir()
+    return sftp_server.url(tmp_path / "sftp")
+
+
+@pytest.fixture(params=["s3", "file", "sftp"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty folder on a storage of each kind."""
+    if request.param == "file":
+        (tmp_path / "share").mkdir()
+        return f"file://{tmp_path}/share"
+    return str(request.getfixturevalue(f"{request.param}_url"))
 
 
 @pytest.fixture(scope="session")

@@ -158,13 +158,17 @@ def test_the_pipeline_stores_what_the_clients_of_two_machines_sent(
     assert s3_url not in everything_said(pipeline.instance)
 
 
+on_servers = pytest.mark.parametrize("url", ["s3", "sftp"], indirect=True)
+
+
 def kept(store: Store) -> Report:
     (found,) = (target for target in list_own_targets(store) if target.name == "counter dumps")
     return preview([found], read_window(store).first)[0]
 
 
-def test_retention_looks_there(pipeline: Pipeline, s3_url: str) -> None:
-    settings, target = replace(pipeline.settings, dump_url=s3_url), RemoteFolder(s3_url)
+@on_servers
+def test_retention_looks_there(pipeline: Pipeline, url: str) -> None:
+    settings, target = replace(pipeline.settings, dump_url=url), RemoteFolder(url)
     there, today = Pipeline(settings, pipeline.instance), settings.today()
     expired = [today - timedelta(days=settings.retention_days + days) for days in (1, 30)]
     with open_store(settings) as store:
@@ -185,13 +189,14 @@ def test_retention_looks_there(pipeline: Pipeline, s3_url: str) -> None:
         target.write("canary/x", b"x")
         assert "has a folder that is not a day" in kept(store).problem
         assert not there.retain().success
-        away = replace(store, settings=replace(settings, dump_url="s3://canary@bucket:0/dumps"))
+        away = replace(store, settings=replace(settings, dump_url="sftp://canary@127.0.0.1:9/dumps"))
         assert "canary" not in kept(away).problem
         assert kept(away).problem
 
 
-def test_status_looks_there(pipeline: Pipeline, s3_url: str) -> None:
-    settings, target = replace(pipeline.settings, dump_url=s3_url), RemoteFolder(s3_url)
+@on_servers
+def test_status_looks_there(pipeline: Pipeline, url: str) -> None:
+    settings, target = replace(pipeline.settings, dump_url=url), RemoteFolder(url)
     today = settings.today()
 
     def dumps() -> dict[str, tuple[Level, str]]:

@@ -225,6 +225,7 @@ def test_every_folder_imports_what_its_extra_installs() -> None:
         "sources": ["pipeline", "mysql"],
         "demo": ["pipeline", "embedded", "demo"],
         "remote.py": ["ship"],
+        "sftp.py": ["ship", "sftp"],
         "ship.py": ["ship"],
         "workers.py": ["pipeline", "celery"],
     }
@@ -299,7 +300,7 @@ def bring_programs(folder: Path, **programs: str) -> subprocess.CompletedProcess
     return run("/bin/sh", folder / "script", cwd=folder, PATH=str(folder))
 
 
-NEEDED = dict.fromkeys(("chromium", "mariadb", "mariadbd", "nginx", "openssl", "pgbouncer", "redis-server"), "")
+NEEDED = dict.fromkeys(("chromium", "mariadb", "mariadbd", "nginx", "openssl", "pgbouncer", "redis-server", "sshd"), "")
 APT_GET = 'echo "apt-get $*"'
 ROOT_USER, OTHER_USER = "echo 0", "echo 1000"
 

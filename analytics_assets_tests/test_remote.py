@@ -1,7 +1,6 @@
 """A folder behind a URL: the same on a storage of objects and on a mounted share; no message tells a secret."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -14,18 +13,10 @@ from analytics_assets_tests.support.s3 import be_away, forget_sessions
 SECRETS = ("canary", "bucket-", "127.0.0.1")
 
 
-@pytest.fixture(params=["s3", "file"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "s3":
-        yield request.getfixturevalue("s3_url")
-    else:
-        (tmp_path / "share").mkdir()
-        yield f"file://{tmp_path}/share"
-
-
 def test_what_was_written_is_listed_read_and_removed(url: str) -> None:
     folder = RemoteFolder(url)
     assert folder.list() == folder.list("2026-11-22") == {}
+    assert folder.list_folders(["2026-11-22"]) == {"2026-11-22": {}}
     folder.write("2026-11-22/a.ndjson", b"one")
     folder.write("2026-11-22/b.ndjson", b"two")
     folder.write("2026-11-22/a.ndjson", b"three")
@@ -36,6 +27,7 @@ def test_what_was_written_is_listed_read_and_removed(url: str) -> None:
         "b.ndjson": (True, 3),
     }
     assert all(entry.changed for entry in listed.values())
+    assert folder.list_folders(["2026-11-22", "2026-11-21"]) == {"2026-11-22": listed, "2026-11-21": {}}
     assert [folder.read(f"2026-11-22/{name}") for name in listed] == [b"three", b"two"]
     folder.remove("2026-11-22/a.ndjson")
     folder.remove("2026-11-22/a.ndjson")
@@ -51,10 +43,11 @@ def test_another_process_sees_a_change_at_once(url: str) -> None:
     writer, reader = RemoteFolder(url), RemoteFolder(url)
     versions = set()
     for number in range(3):
-        writer.write("2026-11-22/a", b"%d" % number)
+        content = b"x" * (number + 1)  # SFTP tells times in whole seconds
+        writer.write("2026-11-22/a", content)
         (entry,) = reader.list("2026-11-22").values()
         versions.add(entry.version)
-        assert reader.read("2026-11-22/a") == b"%d" % number
+        assert reader.read("2026-11-22/a") == content
     assert len(versions) == 3
 
 
@@ -74,6 +67,33 @@ def test_a_reader_sees_a_file_whole(url: str) -> None:
         assert folder.read("2026-11-22/a") in contents
     thread.join()
     assert list(folder.list("2026-11-22")) == ["a"]
+
+
+@pytest.mark.parametrize("url", ["file", "sftp"], indirect=True)
+def test_two_machines_may_make_the_folder_of_a_day_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RemoteFolder(url)
+    folder.write("2026-11-22/a", b"one")
+    exists, asked = folder._fs.exists, list[str]()
+
+    def not_yet(path: str) -> Any:
+        asked.append(path)
+        return len(asked) > 1 and exists(path)
+
+    monkeypatch.setattr(folder._fs, "exists", not_yet)
+    folder.write("2026-11-22/b", b"two")
+    assert list(folder.list("2026-11-22")) == ["a", "b"]
+
+
+@pytest.mark.parametrize("url", ["file", "sftp"], indirect=True)
+def test_nothing_is_left_of_a_file_that_cannot_be_put_in_place(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RemoteFolder(url)
+
+    def refuse_to_rename(*_: object) -> None:
+        raise OSError("canary")
+
+    monkeypatch.setattr(folder._fs, "mv", refuse_to_rename)
+    refuse(folder.write, "2026-11-22/a", b"one")
+    assert folder.list("2026-11-22") == {}
 
 
 def test_a_share_that_is_not_mounted_is_not_made(tmp_path: Path) -> None:
@@ -130,8 +150,8 @@ def test_a_refused_access_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("url", ["canary://bucket/dumps", "sftp://bucket/dumps"])
 def test_a_protocol_without_its_library_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "paramiko", None)
-    monkeypatch.delitem(sys.modules, "fsspec.implementations.sftp", raising=False)
+    monkeypatch.setitem(sys.modules, "sshfs", None)
+    monkeypatch.delitem(sys.modules, "analytics_assets.sftp", raising=False)
     assert "pip install 'analytics-assets[ship]'" in refuse(RemoteFolder, url)
 
 
@@ -147,6 +167,8 @@ def test_fsspec_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None
         ("s3://bucket", None),
         ("sftp://user@host:2222/dumps", None),
         ("file:///mnt/share/dumps", None),
+        ("sftp://canary", "is not a URL of a folder"),
+        ("sftp://canary/", "is not a URL of a folder"),
         ("sftp://user:canary@host/dumps", "must not hold a password"),
         ("sftp://user:@host/dumps", "must not hold a password"),
         ("az://container/dumps?sig=canary", "is not a URL of a folder"),

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from datetime import date, timedelta
 from pathlib import Path
 from threading import Thread
@@ -30,13 +30,9 @@ RETENTION_DAYS = 180
 ROW = {"event_date": str(DAY), "event_name": "directory_searched", "event_id": "7"}
 
 
-@pytest.fixture(params=["s3", "file"])
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RemoteFolder]:
-    if request.param == "s3":
-        yield RemoteFolder(request.getfixturevalue("s3_url"))
-    else:
-        (tmp_path / "share").mkdir()
-        yield RemoteFolder(f"file://{tmp_path}/share")
+@pytest.fixture
+def target(url: str) -> RemoteFolder:
+    return RemoteFolder(url)
 
 
 @pytest.fixture
@@ -326,6 +322,19 @@ def test_many_processes_at_once_ship_what_one_does(dumps: Path, target: RemoteFo
     dump.close()
 
 
+@pytest.mark.parametrize("url", ["file"], indirect=True)
+def test_a_copy_that_was_left_half_written_goes_when_nobody_writes_it_any_more(
+    dumps: Path, target: RemoteFolder, tmp_path: Path
+) -> None:
+    left, of_now = ("a" * 32 + SHIPPING, "b" * 32 + SHIPPING)
+    write_day(dumps, files=1)
+    for name, hours in ((left, 2), (of_now, 0)):
+        target.write(f"{DAY}/{name}", b"half a li")
+        os.utime(tmp_path / "share" / str(DAY) / name, (time.time() - hours * 3600,) * 2)
+    assert shipped(ship(dumps, target)) == 1
+    assert set(contents(target)) == {of_now, *local(dumps)}
+
+
 # --- the command
 
 
@@ -426,10 +435,10 @@ def test_the_page_names_only_options_and_messages_that_exist() -> None:
     page = (ROOT / "docs/several-machines.md").read_text(encoding="utf-8")
     options = {option for parameter in command.params for option in parameter.opts}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page)) <= options
-    sources = "".join((ROOT / f"analytics_assets/{name}.py").read_text() for name in ("ship", "remote"))
+    sources = "".join((ROOT / f"analytics_assets/{name}.py").read_text() for name in ("ship", "remote", "sftp"))
     told = re.findall(r"^\| `([^`]+)` \| ", page.partition("## When something is wrong")[2], re.MULTILINE)
-    assert len(told) == 7
-    for message in told[1:6]:
+    assert len(told) == 9
+    for message in told[1:8]:
         assert message in sources
 
 

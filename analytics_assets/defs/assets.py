@@ -7,6 +7,7 @@ The checks that concern the whole database belong to it.
 import ast
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
@@ -35,13 +36,17 @@ from analytics_assets.defs.pages import make_core_pages, published_pages
 from analytics_assets.defs.partitions import chunks
 from analytics_assets.defs.retries import HOST_DATABASE, retried
 from analytics_assets.dictionary import asset_descriptions, column_text
+from analytics_assets.operations.late_dumps import find_late_days
 from analytics_assets.operations.runs import days_awaited, days_of_run
 from analytics_assets.publication.findings import refresh_friction
 from analytics_assets.publication.pages.publish import INSTALLED
 from analytics_assets.publication.publish import publish_closed
+from analytics_assets.remote import RemoteError
 from analytics_assets.settings import Settings
+from analytics_assets.sources import Problem
+from analytics_assets.sources.counter_dumps import UNREADABLE, remote_problem
 from analytics_assets.sources.hosts import HostDatabase, find_host
-from analytics_assets.sources.merge import merge_dumps
+from analytics_assets.sources.merge import Merged, merge_dumps
 from analytics_assets.store import open_store
 from analytics_assets.store.counts import read_window
 from analytics_assets.store.gaps import missing_days
@@ -139,9 +144,15 @@ def _published_asset(description: str) -> dg.AssetsDefinition:
             missing = missing_days(store, days_of_run(context.run.tags))
             made = publish_closed(store, days_awaited(context.instance, missing, context.run))
             last_closed = read_window(store).last_closed
-            # The daily job collects a closed day no more, so its dumps may become one.
-            with merging(store):
-                merged = merge_dumps(settings, last_closed)
+            # The daily job collects a closed day no more, so its dumps may become one, unless that would hide that some
+            # are not counted.
+            try:
+                late = find_late_days(store, last_closed)
+            except OSError as error:
+                problem = Problem("dump folder", UNREADABLE)
+                merged = Merged(problems=(remote_problem(error) if isinstance(error, RemoteError) else problem,))
+            else:
+                merged = merge_dumps(settings, last_closed, partial(merging, store), late)
         # No day is named: Dagster keeps this longer than a day that was published long ago.
         for violation, times in Counter(problem.violation for problem in merged.problems).items():
             context.log.warning("dumps of closed days are not merged: %s (%d times)", violation, times)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
 from functools import partial
 from typing import Final
 
@@ -159,7 +159,7 @@ def _collect_days(
         counting = thread.submit(_count_chunk, reader, waiting)
         while (chunk := counting.result()) and not outcome.out_of_reach:
             counting = thread.submit(_count_chunk, reader, waiting)
-            _store_chunk(store, metric, chunk, outcome, config)
+            _store_chunk(store, metric, chunk, outcome, begun=window.now, config=config)
     for day in [*chunk, *waiting]:
         outcome.failed.setdefault(day, "not tried, because a database was out of reach")
     if not outcome.out_of_reach:
@@ -193,6 +193,8 @@ def _store_chunk(
     metric: Metric,
     chunk: Mapping[date, Counted | DatabaseError | OSError],
     outcome: _Outcome,
+    *,
+    begun: datetime,
     config: CollectConfig,
 ) -> None:
     rows: dict[date, Sequence[Row]] = {}
@@ -210,7 +212,9 @@ def _store_chunk(
             outcome.failed[day] = f"the dumps cannot be read: {type(counted).__name__}"
     if not rows:
         return
-    stored = replace_days(store, metric, rows, allow_empty=config.allow_empty, allow_decrease=config.allow_decrease)
+    stored = replace_days(
+        store, metric, rows, begun, allow_empty=config.allow_empty, allow_decrease=config.allow_decrease
+    )
     for day, result in stored.items():
         if isinstance(result, Stored):
             outcome.stored[day] = result

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,7 @@ from analytics_assets.days import format_range, ranges, span, zone
 from analytics_assets.dump_files import is_drop_file
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Outbox
+from analytics_assets.operations.late_dumps import find_late_days
 from analytics_assets.operations.receiver import ReceiverError, open_receiver
 from analytics_assets.operations.runs import (
     RECENT_DAYS,
@@ -43,6 +44,8 @@ from analytics_assets.operations.services import read_check, read_daemons
 from analytics_assets.remote import RemoteError
 from analytics_assets.retention.sweep import read_oldest, registry
 from analytics_assets.settings import Settings, SettingsError
+from analytics_assets.sources import Problem
+from analytics_assets.sources.counter_dumps import UNREADABLE as DUMPS_UNREADABLE
 from analytics_assets.sources.counter_dumps import count_dumps, find_folder_problem, remote_problem
 from analytics_assets.sources.drops import read_drops
 from analytics_assets.sources.dump_folder import NothingThereError, open_folder
@@ -135,7 +138,15 @@ def _read_rest(
         lines += _guard("publication", lambda: [_check_publication(store, settled)])
     elif isinstance(kept, Line):
         lines += [_unread(group, UNREADABLE, kept) for group in ("days", "retention", "publication")]
-    lines += _guard("dumps", lambda: _list_dumps(settings, kept))
+    dumps = _guard("dumps", lambda: _list_dumps(settings, kept))
+    lines += dumps
+    refused = next((line for line in dumps if line.level is Level.RED and line.because_of is None), None)
+    if refused is not None:
+        lines.append(_unread("dumps", "late dumps", refused))
+    elif isinstance(store, Store) and isinstance(kept, _Kept):
+        lines += _guard("dumps", lambda: [_check_late_dumps(store, settled.last_closed)])
+    elif isinstance(kept, Line):
+        lines.append(_unread("dumps", "late dumps", kept))
     return [*lines, _check_receiver(settings, states.get(ALERT_SENSOR), records, now)]
 
 
@@ -172,7 +183,7 @@ def _settle(window: Window, now: datetime) -> Window:
     A day ends at midnight, and what follows from it is done by `DUE`.
     """
     late = timedelta(days=0 if now.time() >= DUE else 1)
-    return Window(window.first - late, window.last - late, window.last_closed - late)
+    return replace(window, first=window.first - late, last=window.last - late, last_closed=window.last_closed - late)
 
 
 # --- databases
@@ -488,6 +499,21 @@ def _check_drops(folder: Path, days: Sequence[date]) -> Line:
         words = f"counts were dropped, or a drop file cannot be read: {'; '.join(facts)}"
         return Line("dumps", "telemetry", Level.WARNING, words, facts=tuple(facts))
     return Line("dumps", "telemetry", Level.OK, f"dropped nothing in {RECENT_DAYS} days")
+
+
+def _check_late_dumps(store: Store, last: date) -> Line:
+    """Judge the days that the daily job does not collect again."""
+    name = "late dumps"
+    try:
+        days = find_late_days(store, last)
+    except RemoteError as error:
+        return Line("dumps", name, Level.RED, str(remote_problem(error)))
+    except OSError:
+        return Line("dumps", name, Level.RED, str(Problem("dump folder", DUMPS_UNREADABLE)))
+    if days:
+        words = f"dumps have come or changed after their day was collected; materialize again: {_list_ranges(days)}"
+        return Line("dumps", name, Level.WARNING, words, facts=tuple(map(str, days)))
+    return Line("dumps", name, Level.OK, "none")
 
 
 # --- alerts

@@ -5,7 +5,8 @@ the storage again, also the one that a comparison makes. The copy of a process t
 reading on its machine, or when a worker starts there.
 
 Nothing can be locked there, and many names are listed in pages, not at one moment. So a day is listed before and after
-it was copied, and copied once more when a name has vanished or a list of merged dumps has appeared.
+it was copied, and copied once more when a name has vanished, or a list of merged dumps or its dump has appeared. A dump
+that a machine ships meanwhile is left to the next reading.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Final
 
-from analytics_assets.dump_files import day_of, is_drop_file, is_dump, is_list, is_unfinished
+from analytics_assets.dump_files import DUMP, LIST, day_of, is_drop_file, is_dump, is_list, is_unfinished
+from analytics_assets.folders import lock_shared
 from analytics_assets.remote import Entry, RemoteError, RemoteFolder
 from analytics_assets.settings import Settings
 
@@ -122,13 +124,50 @@ def copy_day(remote: RemoteFolder, day: date, into: Path, contents: Contents = e
             continue
         after = remote.list(str(day))
         finished = {name for name in before if not is_unfinished(name)}
-        if finished <= after.keys() and _lists(before) == _lists(after) and bool(before) == bool(after):
+        if finished <= after.keys() and _merged(before) == _merged(after) and bool(before) == bool(after):
             return folder
     raise RemoteError("a day was changed each time that it was read: try again")
 
 
-def _lists(names: Iterable[str]) -> set[str]:
-    return set(filter(is_list, names))
+def read_last_changes(settings: Settings, days: Collection[date]) -> dict[date, datetime]:
+    """Return when a dump of each day last changed, by the storage's clock. Only names are listed.
+
+    A merged dump is left out, and so is one that counts nothing yet. A day without any other dump is absent, as is one
+    where the storage tells no times.
+
+    Raises:
+        RemoteError: the storage behind the URL cannot be listed.
+        OSError: the dump folder cannot be listed.
+    """
+    if settings.dump_url is None:
+        folders = {str(day): _list_local(settings.dump_dir / str(day)) for day in days}
+    else:
+        folders = RemoteFolder(settings.dump_url).list_folders(map(str, days))
+    found = {}
+    for day in days:
+        entries = folders.get(str(day), {})
+        merged = _merged(entries)
+        dumps = [entry for name, entry in entries.items() if is_dump(name) and name not in merged and entry.size]
+        changes = [entry.changed for entry in dumps if entry.changed]
+        if changes:
+            found[day] = max(changes)
+    return found
+
+
+def _list_local(folder: Path) -> dict[str, Entry]:
+    entries = {}
+    with suppress(FileNotFoundError), lock_shared(folder), os.scandir(folder) as found:
+        for each in found:
+            told = each.stat(follow_symlinks=False)
+            changed = datetime.fromtimestamp(told.st_mtime, UTC)
+            entries[each.name] = Entry(each.is_file(follow_symlinks=False), told.st_size, "", None, changed)
+    return entries
+
+
+def _merged(names: Collection[str]) -> set[str]:
+    """Return the lists of merged dumps, and the dumps that belong to them."""
+    lists = set(filter(is_list, names))
+    return lists | {dump for name in lists if (dump := name.removesuffix(LIST) + DUMP) in names}
 
 
 def _copy(remote: RemoteFolder, entries: dict[str, Entry], folder: Path, contents: Contents) -> None:

@@ -15,8 +15,8 @@ and merged the next time.
 The folder of the day is locked, so that no reader of the pipeline sees a step and no two merges meet.
 
 Behind a URL nothing can be locked or renamed. There a copy of the day is merged, and its changes are made in an order
-that is as safe: the list, then its dump, then the deletions. The caller lets no two merges meet, and `dump_folder` says
-how a reader notices one.
+that is as safe: the list, then its dump, then the deletions. Merges take turns from a last look at the day until the
+list and its dump are there. `dump_folder` says how a reader notices one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -75,13 +76,20 @@ class Merged:
     """Days that were left as they are. The dumps of such a day are counted as before."""
 
 
-def merge_dumps(settings: Settings, last: date) -> Merged:
+Turn = Callable[[], AbstractContextManager[object]]
+"""Waits until no other process is in its turn."""
+
+
+def merge_dumps(settings: Settings, last: date, turn: Turn = nullcontext, leave: Collection[date] = ()) -> Merged:
     """Merge the dumps of every day up to and including `last`, as `merge_closed_days` does, also behind a URL.
 
-    There, no other process may merge at the same time, and nothing may have changed in a dump for 30 days.
+    Days to `leave` are not merged.
+
+    There, nothing may have changed in a dump for 30 days. Any other process that merges there must take turns, too.
+    Raises what `turn` raises.
     """
     if settings.dump_url is None:
-        return merge_closed_days(settings.dump_dir, last)
+        return merge_closed_days(settings.dump_dir, last, leave)
     days = dumps = 0
     problems: list[Problem] = []
     try:
@@ -89,9 +97,9 @@ def merge_dumps(settings: Settings, last: date) -> Merged:
         names = remote.list()
     except RemoteError as error:
         return Merged(problems=(remote_problem(error),))
-    for day in sorted(day for day in map(day_of, names) if day is not None and day <= last):
+    for day in sorted(day for day in map(day_of, names) if day is not None and day <= last and day not in leave):
         try:
-            replaced, found = _merge_remote(remote, day)
+            replaced, found = _merge_remote(remote, day, turn)
         except RemoteError as error:
             replaced, found = 0, [remote_problem(error)]
         except OSError:  # it has vanished meanwhile, or the copy does not fit here
@@ -102,7 +110,7 @@ def merge_dumps(settings: Settings, last: date) -> Merged:
     return Merged(days, dumps, tuple(problems))
 
 
-def merge_closed_days(dump_dir: Path, last: date) -> Merged:
+def merge_closed_days(dump_dir: Path, last: date, leave: Collection[date] = ()) -> Merged:
     """Merge the dumps of every day up to and including `last`, each day by itself.
 
     A day is left as it is when a line or a file in it is refused, or when a dump has changed in the last 24 hours.
@@ -116,7 +124,7 @@ def merge_closed_days(dump_dir: Path, last: date) -> Merged:
         return Merged(problems=(Problem("dump folder", UNREADABLE),))
     for folder in entries:
         day = parse_day(folder)
-        if day is None or day > last:
+        if day is None or day > last or day in leave:
             continue
         try:
             with lock(folder, create=False):
@@ -157,7 +165,7 @@ def _merge(folder: Path, day: date) -> tuple[int, list[Problem]]:
     return len(names), []
 
 
-def _merge_remote(remote: RemoteFolder, day: date) -> tuple[int, list[Problem]]:
+def _merge_remote(remote: RemoteFolder, day: date, turn: Turn) -> tuple[int, list[Problem]]:
     """Merge a copy of a day, and make the same changes behind the URL. Returns as `_merge`."""
     entries = remote.list(str(day))
     dumps = {name: entry for name, entry in entries.items() if is_dump(name)}
@@ -172,22 +180,28 @@ def _merge_remote(remote: RemoteFolder, day: date) -> tuple[int, list[Problem]]:
             return 0, []  # a machine has shipped meanwhile
         replaced, problems = _merge(folder, day)
         names = set(os.listdir(folder))
-        versions = {name: entry.version for name, entry in remote.list(str(day)).items()}
-        if problems or any(versions.get(name) != entry.version for name, entry in dumps.items()):
-            return 0, problems  # as above
         made = names - copied
-        for name in sorted(made, key=lambda name: bool(is_dump(name))):
-            remote.write(f"{day}/{name}", (folder / name).read_bytes())
-        for name in made:
-            if remote.read(f"{day}/{name}") != (folder / name).read_bytes():
-                for each in sorted(made, key=lambda name: bool(is_list(name))):
-                    remote.remove(f"{day}/{each}")
-                return 0, [Problem(f"{day}/", NOT_MERGED)]
-    gone = {name for name in copied if is_dump(name) or is_list(name)} - names
+        with turn():
+            now = remote.list(str(day))
+            same = _dumps_and_lists(now) == _dumps_and_lists(copied)
+            if problems or not same or any(now[name].version != entry.version for name, entry in dumps.items()):
+                return 0, problems  # as above, or another process has merged
+            for name in sorted(made, key=lambda name: bool(is_dump(name))):
+                remote.write(f"{day}/{name}", (folder / name).read_bytes())
+            for name in made:
+                if remote.read(f"{day}/{name}") != (folder / name).read_bytes():
+                    for each in sorted(made, key=lambda name: bool(is_list(name))):
+                        remote.remove(f"{day}/{each}")
+                    return 0, [Problem(f"{day}/", NOT_MERGED)]
+    gone = _dumps_and_lists(copied) - names
     for of_kind in (is_dump, is_list):  # the lists last, as below
         with remote.in_parallel() as executor:
             list(executor.map(lambda name: remote.remove(f"{day}/{name}"), filter(of_kind, gone)))
     return replaced, []
+
+
+def _dumps_and_lists(names: Iterable[str]) -> set[str]:
+    return {name for name in names if is_dump(name) or is_list(name)}
 
 
 def _remove_left(folder: Path) -> None:

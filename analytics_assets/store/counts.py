@@ -56,6 +56,8 @@ class Window:
     last: date
     last_closed: date
     """The newest day that the daily job has collected for the last time, the first day of its newest run."""
+    now: datetime
+    """When this was read, by the database's clock."""
 
     def has(self, day: date) -> bool:
         """Whether a day is kept and finished."""
@@ -77,7 +79,7 @@ def read_window(store: Store) -> Window:
     """
     query = sa.text(
         "select analytics.first_kept_day() as first, analytics.today() as today, retention_days, time_zone,"
-        " cast(now() at time zone time_zone as time) < :daily_run as early from analytics.settings"
+        " now() as now, cast(now() at time zone time_zone as time) < :daily_run as early from analytics.settings"
     )
     with store.transaction("reading the retention period") as connection:
         try:
@@ -92,13 +94,15 @@ def read_window(store: Store) -> Window:
             " run `analytics-assets init-db` to set them there too"
         )
     last = row.today - timedelta(days=1)
-    return Window(row.first, last, max(row.first, last - timedelta(days=LOOKBACK_DAYS + row.early)))
+    return Window(row.first, last, max(row.first, last - timedelta(days=LOOKBACK_DAYS + row.early)), row.now)
 
 
 def replace_days(
     store: Store,
     metric: Metric,
     days: Mapping[date, Sequence[Row]],
+    begun: datetime | None = None,
+    /,
     *,
     allow_empty: bool = False,
     allow_decrease: bool = False,
@@ -107,7 +111,8 @@ def replace_days(
 
     The rows have every field of the metric's table; an absent source is None. Concurrent calls are serialized, and the
     later one replaces the whole day. The days are in one transaction; if the database refuses it, each day is tried by
-    itself, so that a bad day costs no other.
+    itself, so that a bad day costs no other. `begun` is when counting them began, by the database's clock; now, unless
+    given.
 
     Returns what is stored of a day now, or why it is unchanged: it has counts and `rows` is empty without
     `allow_empty`, or much smaller without `allow_decrease`; or a constraint or the retention period refuses; or the
@@ -115,20 +120,28 @@ def replace_days(
     """
     ordered = {day: days[day] for day in sorted(days)}
     try:
-        return _replace(store, metric, ordered, allow_empty=allow_empty, allow_decrease=allow_decrease)
+        return _replace(store, metric, ordered, begun, allow_empty=allow_empty, allow_decrease=allow_decrease)
     except DatabaseError as error:
         outcomes: dict[date, Stored | DayRefusedError | DatabaseError] = dict.fromkeys(ordered, error)
         if len(ordered) == 1 or isinstance(error, UnreachableError):
             return outcomes
     for day, rows in ordered.items():
-        outcomes |= replace_days(store, metric, {day: rows}, allow_empty=allow_empty, allow_decrease=allow_decrease)
+        outcomes |= replace_days(
+            store, metric, {day: rows}, begun, allow_empty=allow_empty, allow_decrease=allow_decrease
+        )
         if isinstance(outcomes[day], UnreachableError):
             return outcomes | {later: outcomes[day] for later in ordered if later > day}
     return outcomes
 
 
 def _replace(
-    store: Store, metric: Metric, days: Mapping[date, Sequence[Row]], *, allow_empty: bool, allow_decrease: bool
+    store: Store,
+    metric: Metric,
+    days: Mapping[date, Sequence[Row]],
+    begun: datetime | None,
+    *,
+    allow_empty: bool,
+    allow_decrease: bool,
 ) -> dict[date, Stored | DayRefusedError | DatabaseError]:
     """Do what `replace_days` says, in the order of the days: two runs that have days in common never deadlock."""
     table = COUNTS[metric.table]
@@ -161,7 +174,7 @@ def _replace(
                         "asset": metric.asset,
                         "event_date": day,
                         "rows": len(days[day]),
-                        "collected_at": sa.func.now(),
+                        "collected_at": begun or sa.func.now(),
                     }
                     for day in kept
                 ]
@@ -236,8 +249,21 @@ def read_collected_days(store: Store, window: Window) -> dict[str, set[date]]:
     return found
 
 
+def read_dumps_read_at(store: Store, window: Window) -> dict[date, datetime]:
+    """Return when reading the dumps of each collected day of the window began, for the metric where it is longest ago.
+
+    The metrics of a run share what was read of a day.
+    """
+    assets = [metric.asset for metric in METRICS if isinstance(metric.origin, CounterDumps)]
+    day = COLLECTED_DAYS.c.event_date
+    query = sa.select(day, sa.func.min(COLLECTED_DAYS.c.collected_at).label("read_at")).group_by(day)
+    query = query.where(COLLECTED_DAYS.c.asset.in_(assets), day.between(window.first, window.last))
+    with store.transaction("reading the collected days") as connection:
+        return {row.event_date: row.read_at for row in connection.execute(query)}
+
+
 def count_collected_since(store: Store, moment: datetime) -> int:
-    """Return how many days, summed over the metrics, were stored at or after `moment`."""
+    """Return how many days, summed over the metrics, were collected by runs that began at or after `moment`."""
     query = sa.select(sa.func.count()).where(COLLECTED_DAYS.c.collected_at >= moment)
     with store.transaction("reading the collected days") as connection:
         return connection.scalar(query) or 0

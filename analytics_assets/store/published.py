@@ -94,7 +94,10 @@ def publishing(store: Store) -> Iterator[sa.Connection]:
 
 @contextmanager
 def merging(store: Store) -> Iterator[None]:
-    """Let no two pipelines merge dumps at once, on whichever machines they run. Raises DatabaseError."""
+    """Let no two pipelines change merged dumps at once, on whichever machines they run. Raises DatabaseError.
+
+    The lock is a transaction's, because a pooler may hand a session to somebody else between two transactions.
+    """
     with store.transaction("waiting for another merge of dumps") as connection:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext("analytics merge"))))
         yield

@@ -104,12 +104,14 @@ def test_a_database_that_is_away_is_red_and_the_rest_is_still_looked_at(pipeline
         "databases: analytics database": RED,
         "databases: schema": RED,
         "dumps: dumps of today": RED,
+        "dumps: late dumps": RED,
     }
     assert "cannot be reached" in lines["databases: analytics database"].words
     assert unread(lines) == dict.fromkeys(
         [
             "databases: schema",
             "dumps: dumps of today",
+            "dumps: late dumps",
             *(f"{group}: {UNREADABLE}" for group in ("days", "retention", "publication")),
         ],
         "databases: analytics database",
@@ -417,7 +419,7 @@ def test_the_dumps_of_today(pipeline: Pipeline, host: Host, yesterday: date) -> 
     level, words = line()
     assert level is RED
     assert "does not exist: set ANALYTICS_DUMP_DIR" in words
-    assert unread(status(pipeline)) == {"dumps: telemetry": "dumps: dumps of today"}
+    assert unread(status(pipeline)) == dict.fromkeys(["dumps: telemetry", "dumps: late dumps"], "dumps: dumps of today")
 
 
 def test_before_the_first_day_is_collected_from_dumps_their_absence_is_no_fault(

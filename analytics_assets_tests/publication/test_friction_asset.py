@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from random import Random
 from typing import get_args
 
@@ -215,7 +215,7 @@ def test_it_comes_after_the_metrics_and_before_the_core_pages(pipeline: Pipeline
 
 def test_a_day_whose_history_has_begun_to_expire_keeps_what_was_found() -> None:
     last = date(2026, 6, 30)
-    window = Window(last - timedelta(days=179), last, last - timedelta(days=LOOKBACK_DAYS))
+    window = Window(last - timedelta(days=179), last, last - timedelta(days=LOOKBACK_DAYS), datetime.now(UTC))
     first = window.first + timedelta(days=HISTORY_DAYS)
     assert list_judged(window) == span(first, last)
     assert list_judged(window, [first - timedelta(days=1), first, last, last + timedelta(days=1)]) == [first, last]
@@ -225,7 +225,7 @@ def test_a_day_whose_history_has_begun_to_expire_keeps_what_was_found() -> None:
 @pytest.mark.parametrize("kept", [1, 2, 3, 30, HISTORY_DAYS])
 def test_with_a_short_retention_the_days_of_the_daily_run_are_judged(kept: int) -> None:
     last = date(2026, 6, 30)
-    window = Window(last - timedelta(days=kept - 1), last, last - timedelta(days=LOOKBACK_DAYS))
+    window = Window(last - timedelta(days=kept - 1), last, last - timedelta(days=LOOKBACK_DAYS), datetime.now(UTC))
     assert list_judged(window) == span(max(window.first, last - timedelta(days=LOOKBACK_DAYS)), last)
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -9,9 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
+from threading import Event, Lock, Thread, current_thread
 from typing import Any
 
 import pytest
@@ -23,12 +25,13 @@ from analytics_assets.remote import RemoteError, RemoteFolder
 from analytics_assets.settings import Settings
 from analytics_assets.ship import Shipper
 from analytics_assets.sources import OriginRefusedError, merge
-from analytics_assets.sources.counter_dumps import check_newest_days, find_problem, open_dumps
+from analytics_assets.sources.counter_dumps import check_newest_days, find_problem, list_dumps, open_dumps
 from analytics_assets.sources.drops import read_drops
 from analytics_assets.sources.dump_folder import (
     DayFolders,
     copy_day,
     everything,
+    nothing,
     open_folder,
     remove_left_copies,
     temporary_folder,
@@ -37,17 +40,14 @@ from analytics_assets.sources.merge import NOT_COPIED, NOT_MERGED, merge_dumps
 from analytics_assets.telemetry.dumps import DumpFile
 from analytics_assets_tests.support.dumps import DAY, DUMP_FED, FILES, write_day
 from analytics_assets_tests.support.dumps import counts as counts_of_folder
+from analytics_assets_tests.support.processes import PATIENCE
+from analytics_assets_tests.support.s3 import PagesProxy, environment, forget_sessions, make_bucket, s3_server
 
 Key = tuple[object, ...]
 
 
-@pytest.fixture(params=["s3", "file"])
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    if request.param == "s3":
-        url = request.getfixturevalue("s3_url")
-    else:
-        (tmp_path / "share").mkdir()
-        url = f"file://{tmp_path}/share"
+@pytest.fixture
+def settings(url: str, tmp_path: Path) -> Settings:
     return Settings.from_env({"ANALYTICS_DUMP_DIR": url, "ANALYTICS_DATA_DIR": str(tmp_path / "data")})
 
 
@@ -75,8 +75,9 @@ def ship(dumps: Path, remote: RemoteFolder) -> None:
 def counts(settings: Settings, day: date = DAY) -> Counter[Key]:
     """The counts that are read of a day, which are also what it is compared with."""
     found: Counter[Key] = Counter()
+    run_id = os.urandom(8).hex()
     for metric in DUMP_FED:
-        with open_dumps(metric, settings, os.urandom(8).hex()) as reader:
+        with open_dumps(metric, settings, run_id) as reader:
             read = reader.count(day)
             assert read.problems == []
             assert reader.total(day) == sum(row["count"] for row in read.rows)
@@ -322,7 +323,7 @@ def test_only_what_has_been_quiet_for_a_month_is_merged(tmp_path: Path, dumps: P
         assert merge_dumps(settings, DAY).days == merged
 
 
-in_steps = pytest.mark.parametrize("settings", ["file"], indirect=True)
+in_steps = pytest.mark.parametrize("url", ["file"], indirect=True)
 """The steps are the same on each storage, and many."""
 
 OPERATIONS = ("list", "read", "write", "remove")
@@ -416,6 +417,34 @@ def test_any_moment_of_a_merge_reads_the_same(
 
 
 @pytest.mark.usefixtures("_old")
+@in_steps
+def test_two_merges_that_meet_count_nothing_twice(
+    shipped: tuple[Settings, Counter[Key]], remote: RemoteFolder, dumps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole merge of another pipeline between any two steps of a merge, unless it is its turn."""
+    settings, expected = shipped
+    turn, refused = Lock(), 0
+
+    def other() -> None:
+        nonlocal refused
+        if turn.locked():
+            refused += 1
+        else:
+            merge_dumps(settings, DAY, lambda: turn)
+
+    for step in range(1, 200):
+        remote.remove_folder(str(DAY))
+        ship(dumps, remote)
+        with monkeypatch.context() as patch:
+            interrupt = Interrupt(patch, step, other)
+            merge_dumps(settings, DAY, lambda: turn)
+        assert counts(settings) == expected, step
+        if not interrupt.done:
+            break
+    assert 5 <= refused < step - 5  # one more look, two writes, two times reading back
+
+
+@pytest.mark.usefixtures("_old")
 def test_a_day_that_changes_while_it_is_merged_is_left(
     shipped: tuple[Settings, Counter[Key]], remote: RemoteFolder, dumps: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -473,6 +502,7 @@ def test_a_day_that_cannot_be_copied_is_left_and_told(
     [
         {".merged"},  # the dump was made after the first page of names, the list before it is on that page
         {".merged", "merged"},  # the deletions were made before the last page, the merged dump after its own
+        {"merged"},  # the same, and the list is on a later page than its dump: SFTP and shares sort nothing
     ],
 )
 @pytest.mark.usefixtures("_old")
@@ -506,6 +536,87 @@ def test_names_that_do_not_fit_together_are_listed_again(
                 total = sum(row["count"] for row in reader.count(DAY).rows)
             assert not torn
             assert total == sum(count for (asset, *_), count in expected.items() if asset == metric.asset)
+
+
+@dataclass
+class PausedMerge:
+    """A merge that begins before one page of a reader's listing, and writes its dump before a later one."""
+
+    settings: Settings
+    begins: int
+    goes_on: int
+    pages: int = 0
+    thread: Thread | None = None
+    list_is_there: Event = field(default_factory=Event)
+    may_go_on: Event = field(default_factory=Event)
+
+    def before_page(self) -> None:
+        if self.thread and (self.may_go_on.is_set() or not self.list_is_there.is_set()):
+            return  # the merge's own
+        self.pages += 1
+        if self.pages == self.begins:
+            self.thread = Thread(target=merge_dumps, args=(self.settings, DAY))
+            self.thread.start()
+            assert self.list_is_there.wait(PATIENCE)
+        if self.pages == self.goes_on:
+            self.end()
+
+    def end(self) -> None:
+        self.may_go_on.set()
+        if self.thread:
+            self.thread.join()
+            assert self.list_is_there.is_set()
+
+    def write(self, write: Callable[..., None]) -> Callable[..., None]:
+        def paused(remote: RemoteFolder, path: str, content: bytes) -> None:
+            if current_thread() is self.thread and path.endswith(".ndjson"):
+                self.list_is_there.set()
+                assert self.may_go_on.wait(PATIENCE)
+            write(remote, path, content)
+
+        return paused
+
+
+@pytest.mark.usefixtures("_old")
+def test_a_merge_between_two_pages_of_a_listing_leaves_names_that_fit_together(
+    dumps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was merged before is merged again, with dumps that came later. S3 lists names in their order."""
+    with (
+        s3_server(MOTO_S3_DEFAULT_MAX_KEYS="2") as server,
+        (proxy := PagesProxy(server.port)).running() as port,
+    ):
+        make_bucket(server.port, "paged")
+        for name, value in environment(port).items():
+            monkeypatch.setenv(name, value)
+        forget_sessions()
+        settings = replace(Settings.from_env({}), dump_url="s3://paged/dumps")
+        remote = RemoteFolder("s3://paged/dumps")
+        for _ in range(2):
+            write_day(dumps, files=2)
+            ship(dumps, remote)
+            before = {name: remote.read(f"{DAY}/{name}") for name in names(remote)}
+            merge_dumps(settings, DAY)
+        expected = set(filter(is_dump, before))
+        for begins in range(1, 99):
+            goes_on = begins + begins % 2
+            merged = "0f"[begins // 2 % 2] * 32  # before every other name, or after
+            monkeypatch.setattr(secrets, "token_hex", lambda _, name=merged: name)
+            for name, content in before.items():
+                remote.write(f"{DAY}/{name}", content)
+            for name in names(remote) - before.keys():
+                remote.remove(f"{DAY}/{name}")
+            merging = PausedMerge(settings, begins, goes_on)
+            with monkeypatch.context() as patch:
+                patch.setattr(RemoteFolder, "write", merging.write(RemoteFolder.write))
+                patch.setattr(proxy, "before_page", merging.before_page)
+                found = set(list_dumps(copy_day(remote, DAY, tmp_path, nothing))[0])
+                assert found in (expected, {f"{merged}.ndjson"}), (begins, goes_on)
+                merging.end()
+            if merging.thread is None:
+                break
+            assert {Path(name).stem for name in names(remote)} == {merged}
+        assert begins > 4
 
 
 @in_steps

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -76,10 +76,12 @@ def test_days_that_were_stored_before_the_database_was_lost_are_known(
     rows = {day: [event(day)] for day in days} | {days[1]: [event(days[1], source="canary")]}
     really = counts._replace
 
-    def lose(store: Store, asset: Metric, some: Mapping[date, Sequence[Row]], **allowed: bool) -> object:
+    def lose(
+        store: Store, asset: Metric, some: Mapping[date, Sequence[Row]], begun: datetime | None, **allowed: bool
+    ) -> object:
         if list(some) == [days[1]]:
             raise UnreachableError("out of reach")
-        return really(store, asset, some, **allowed)
+        return really(store, asset, some, begun, **allowed)
 
     monkeypatch.setattr(counts, "_replace", lose)
     outcomes = replace_days(store, SIGNUPS, rows)

@@ -1,11 +1,12 @@
 """A real server of S3, on loopback by default, and a proxy in front of it that cuts connections."""
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from random import Random
@@ -67,11 +68,12 @@ class Server:
 
 
 @contextmanager
-def s3_server(address: str = LOOPBACK) -> Iterator[Server]:
-    """Start a server of S3."""
+def s3_server(address: str = LOOPBACK, **variables: str) -> Iterator[Server]:
+    """Start a server of S3, with some environment variables."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", address, "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    env = os.environ | variables
+    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             wait_until(lambda: answers(port, address))
             yield Server(address, port, process)
@@ -112,6 +114,8 @@ class CuttingProxy:
                 client, _ = listener.accept()
                 cut_after = self.random.randrange(0, 2000) if self.random.random() < self.share else None
                 behind = socket.create_connection((LOOPBACK, self.port_behind))
+                for each in (client, behind):
+                    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else small answers wait 40 ms
                 for source, sink in ((client, behind), (behind, client)):
                     threading.Thread(target=self._pass, args=(source, sink, cut_after), daemon=True).start()
 
@@ -125,6 +129,25 @@ class CuttingProxy:
                     break
                 sink.sendall(data)
                 passed += len(data)
+        for each in (source, sink):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+                each.close()
+
+
+@dataclass
+class PagesProxy(CuttingProxy):
+    """Passes connections on, and does something before each page of a listing that a client asks for."""
+
+    share: float = 0
+    before_page: Callable[[], object] = lambda: None
+
+    def _pass(self, source: socket.socket, sink: socket.socket, cut_after: int | None) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if b"list-type=2" in data:
+                    self.before_page()
+                sink.sendall(data)
         for each in (source, sink):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
