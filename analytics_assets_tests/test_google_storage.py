@@ -1,4 +1,4 @@
-"""Dumps behind gs://, against an emulator of Google Cloud Storage: shipped, read, merged and removed as elsewhere."""
+"""Dumps behind gs://, against an emulator of Google Cloud Storage: shipped, read and removed as elsewhere."""
 
 import subprocess
 import sys
@@ -14,10 +14,8 @@ from analytics_assets.remote import RemoteFolder
 from analytics_assets.retention.targets import Amount, RemoteDumps
 from analytics_assets.settings import Settings
 from analytics_assets.ship import Fate, Shipper
-from analytics_assets.sources import merge
 from analytics_assets.sources.counter_dumps import find_problem, read_day
 from analytics_assets.sources.dump_folder import DayFolders, read_last_changes
-from analytics_assets.sources.merge import merge_dumps
 from analytics_assets.telemetry.dumps import DumpFile
 from analytics_assets_tests.support.dumps import DAY, FILES, write_day
 from analytics_assets_tests.support.processes import free_port, wait_until
@@ -40,9 +38,7 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             stop(process)
 
 
-def test_dumps_are_shipped_read_merged_and_removed(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge, "_REMOTE_QUIET", timedelta(days=-1))
-    monkeypatch.setattr(merge, "_QUIET_SECONDS", -86_400)
+def test_dumps_are_shipped_read_and_removed(url: str, tmp_path: Path) -> None:
     settings, remote, dumps = replace(Settings.from_env({}), dump_url=url), RemoteFolder(url), tmp_path / "dumps"
 
     def ship() -> tuple[int, int]:
@@ -69,11 +65,8 @@ def test_dumps_are_shipped_read_merged_and_removed(url: str, tmp_path: Path, mon
     assert ship() == (1, FILES)
     assert remote.list_folders([str(DAY), "2026-11-21"]) == {str(DAY): remote.list(str(DAY)), "2026-11-21": {}}
     assert list(read_last_changes(settings, [DAY])) == [DAY]
-    expected = counts(dumps / str(DAY))
-    assert merge_dumps(settings, DAY).dumps == FILES + 1
-    assert (counts_there(), len(remote.list(str(DAY)))) == (expected, 2)
-    assert read_last_changes(settings, [DAY]) == {}
+    assert counts_there() == counts(dumps / str(DAY))
     kept = RemoteDumps(url, "UTC")
     assert kept.oldest() == DAY
-    assert list(kept.remove(DAY + timedelta(days=1))) == [Amount(1, 2)]
+    assert list(kept.remove(DAY + timedelta(days=1))) == [Amount(1, FILES + 1)]
     assert kept.oldest() is None
