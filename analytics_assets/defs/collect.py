@@ -138,7 +138,7 @@ def collect(
 def _forget_planned(context: dg.AssetExecutionContext, metric: Metric, expired: Sequence[date]) -> None:
     """Delete what Dagster has planned for expired days. It would remain as a record of them."""
     if expired:
-        # Another event log than the one of dagster.yaml cannot do it, and check `no_expired_days` says so.
+        # The stock event log cannot do it. Check `no_expired_days` says so until retention has removed the record.
         with suppress(NotImplementedError):
             storage = context.instance.event_log_storage
             storage.wipe_asset_partitions(dg.AssetKey(metric.asset), list(map(str, expired)))

@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from dagster._core.storage import tags
 from dagster._core.storage.runs.schema import BackfillTagsTable, BulkActionsTable, RunsTable, RunTagsTable
 from dagster._core.storage.schedules.schema import AssetDaemonAssetEvaluationsTable, JobTable, JobTickTable
+from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.utils import DagsterPostgresException
 
 from analytics_assets.contract import ABOUT, ASSET_PATHS
@@ -71,10 +72,11 @@ class Records:
         """Yield a connection with a transaction.
 
         Raises:
-            DatabaseError: the database refuses, or the event log is not ours and cannot forget a partition.
+            DatabaseError: the database refuses, or the event log is not in PostgreSQL.
         """
         storage = self.instance.event_log_storage
-        if not isinstance(storage, EventLogStorage):
+        # Dagster's Helm chart configures the stock one. Its tables are the same.
+        if not isinstance(storage, PostgresEventLogStorage):
             raise DatabaseError("Dagster's event log cannot forget days: start Dagster with the project's dagster.yaml")
         try:
             with redacted_errors(doing), storage.index_transaction() as connection:

@@ -15,6 +15,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import sqlalchemy as sa
+from dagster_postgres.event_log import PostgresEventLogStorage
 
 from analytics_assets.contract import ABOUT
 from analytics_assets.database import DatabaseError, UnreachableError
@@ -595,6 +596,22 @@ def test_an_event_log_that_cannot_forget_is_named_with_the_way_out(settings: Set
     assert "Dagster's event log cannot forget days: start Dagster with the project's dagster.yaml" in (
         result.description or ""
     )
+
+
+def test_what_has_expired_leaves_the_stock_event_log_too(
+    pipeline: Pipeline, yesterday: date, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster's Helm chart writes a `dagster.yaml` of its own."""
+    stock = PostgresEventLogStorage(str(pipeline.settings.dagster_url), should_autocreate_tables=False)
+    stock.register_instance(pipeline.instance)
+    monkeypatch.setattr(pipeline.instance, "_event_storage", stock)
+    assert pipeline.run(["event_signups"], yesterday - timedelta(days=1), yesterday).success
+    set_clock(pipeline.settings, noon_of(pipeline.settings, yesterday + timedelta(days=180)))
+    assert "expired" in failures(pipeline.run(["event_signups"], yesterday - timedelta(days=2)))["event_signups"]
+    assert not run_check(pipeline, LEDGER, NO_EXPIRED_DAYS).passed
+    assert pipeline.retain().success
+    assert pipeline.materialized("event_signups") == {yesterday}
+    assert run_check(pipeline, LEDGER, NO_EXPIRED_DAYS).passed
 
 
 def test_a_folder_that_does_not_exist_keeps_nothing(tmp_path: Path) -> None:
