@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES, Bulk
 from dagster._core.scheduler.instigation import TickStatus
 from rich.progress import Progress
 from runs import disposed, find_undone
+from ship import free_port
 
 from analytics_assets.contract import METRICS
 from analytics_assets.demo.activity import create_demo_app, record_activity
@@ -254,13 +254,6 @@ def find_problems(instance: dg.DagsterInstance, backfills: list[str], seen: Seen
     if any(number > POOL for number in seen.connections.values()) or seen.connections.keys() != set(DATABASES):
         problems.append("there were other connections than the pooler allows")
     return problems
-
-
-def free_port() -> int:
-    """Return a port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -48,9 +48,9 @@ import sqlalchemy as sa
 from collect import SIGNUPS, DifferentError
 from dagster._core.events import DagsterEvent, StepMaterializationData
 from dumps import DAY, write_dumps
-from load import ASSETS, LOOK, free_port, prepare
+from load import ASSETS, LOOK, prepare
 from runs import disposed, run_process, use_new_databases
-from ship import s3_server
+from ship import free_port, s3_server
 
 from analytics_assets.days import span
 from analytics_assets.defs.checks import CUTOFF_IS_CERTAIN

@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from secrets import token_hex
+from secrets import randbelow, token_hex
 from statistics import median
 from time import perf_counter
 
@@ -43,11 +43,22 @@ PATIENCE = 60
 """Seconds for the server to start."""
 
 
+def free_port() -> int:
+    """Return a port that nobody uses now.
+
+    It is below those that the system hands out, where another connection could take it before it is used.
+    """
+    while True:
+        port = 11_000 + randbelow(20_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 @contextmanager
 def s3_server() -> Iterator[str]:
     """Start a server of S3. Yields the URL of a folder in it; the environment has what its library reads."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with (
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
