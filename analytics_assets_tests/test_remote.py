@@ -56,10 +56,12 @@ def test_a_reader_sees_a_file_whole(url: str) -> None:
     folder.write("2026-11-22/a", contents[0])
 
     def write() -> None:
-        writer = RemoteFolder(url)
-        for number in range(30):
-            writer.write("2026-11-22/a", contents[number % 2])
-        done.set()
+        try:
+            writer = RemoteFolder(url)
+            for number in range(30):
+                writer.write("2026-11-22/a", contents[number % 2])
+        finally:
+            done.set()
 
     thread = Thread(target=write)
     thread.start()
