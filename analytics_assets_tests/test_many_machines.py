@@ -125,7 +125,7 @@ def test_the_pipeline_stores_what_the_clients_of_two_machines_sent(
 
         send(100)
         wait_until(lambda: at_the_target() > 0)
-        # A machine goes down in the middle of a transfer, and comes up again with its disk.
+        # A machine goes down while it ships, and comes up again with its disk.
         send(20)
         servers[0].shippers[-1].kill()
         servers[0].processes[-1].kill()
