@@ -61,7 +61,8 @@ def find_url_problem(url: str) -> str | None:
     if password is not None:
         return "must not hold a password: the library of its protocol reads credentials from the environment"
     no_folder = parts.scheme in _SFTP and not parts.path.strip("/")
-    if not is_url(url) or no_folder or parts.query or parts.fragment or "::" in url or re.search(r"\s", url):
+    is_pattern = re.search(r"[*\[]", parts.path)  # fsspec would remove whatever fits it
+    if not is_url(url) or no_folder or is_pattern or parts.query or parts.fragment or re.search(r"::|\s", url):
         return "is not a URL of a folder (s3://bucket/folder)"
     if parts.scheme == "file" and parts.netloc:
         return "names a host: the path of a share comes after three slashes (file:///mnt/share)"

@@ -176,6 +176,8 @@ def test_fsspec_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None
         ("az://container/dumps?sig=canary", "is not a URL of a folder"),
         ("simplecache::s3://bucket/dumps", "is not a URL of a folder"),
         ("s3://bucket/dumps #canary", "is not a URL of a folder"),
+        ("s3://bucket/canary*", "is not a URL of a folder"),
+        ("s3://bucket/[canary]/dumps", "is not a URL of a folder"),
         ("http://[canary", "is not a URL of a folder"),
         ("/var/canary", "is not a URL of a folder"),
         ("s3:///dumps", "names no bucket or host"),
