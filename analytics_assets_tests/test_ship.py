@@ -404,7 +404,7 @@ def test_it_stays_and_ships_once_more_on_sigterm(dumps: Path, s3_url: str) -> No
     dump.close()
 
 
-def test_it_goes_on_when_the_folder_or_the_server_is_away_for_a_time(tmp_path: Path, s3_url: str) -> None:
+def test_it_goes_on_until_the_folder_is_there(tmp_path: Path, s3_url: str) -> None:
     """A container's telemetry makes the folder with its first count."""
     stays = [*COMMAND, "ship", s3_url, "--from", str(tmp_path / "dumps"), "--every", "1"]
     with subprocess.Popen(stays, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
