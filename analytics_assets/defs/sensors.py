@@ -20,6 +20,7 @@ from analytics_assets.defs.jobs import (
 from analytics_assets.defs.partitions import range_tags
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Message, Outbox
+from analytics_assets.operations.late_dumps import HourlyLook
 from analytics_assets.operations.receiver import ReceiverError, send
 from analytics_assets.operations.runs import days_of_run
 from analytics_assets.operations.status import ALERT_SENSOR, read_status
@@ -82,6 +83,8 @@ def publication_sensor(context: dg.RunStatusSensorContext) -> dg.RunRequest:
     return dg.RunRequest(run_key=failed.run_id, tags=range_tags(days[0], days[-1]) if days else {})
 
 
+_look_for_late_dumps: Final = HourlyLook()
+
 _SENDING_SECONDS: Final = 20
 """Sending stops after this time, and goes on at the next tick: Dagster ends a tick after 60 seconds."""
 
@@ -138,7 +141,7 @@ def alert_sensor(context: dg.SensorEvaluationContext, settings: dg.ResourceParam
         context.update_cursor(outbox.dump())
         return dg.SkipReason(f"{sent} messages sent, {len(outbox.waiting)} wait")
     try:
-        lines = read_status(settings, context.instance, context.repository_def)
+        lines = read_status(settings, context.instance, context.repository_def, _look_for_late_dumps)
     except Exception as error:  # an error of the tick itself would be told to nobody
         lines = [
             Line("services", UNREADABLE, Level.RED, f"the installation cannot be looked at: {type(error).__name__}")

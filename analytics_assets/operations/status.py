@@ -30,7 +30,7 @@ from analytics_assets.days import format_range, ranges, span, zone
 from analytics_assets.dump_files import is_drop_file
 from analytics_assets.operations import UNREADABLE, Level, Line
 from analytics_assets.operations.alerts import Outbox
-from analytics_assets.operations.late_dumps import find_late_days
+from analytics_assets.operations.late_dumps import FindLateDays, find_late_days
 from analytics_assets.operations.receiver import ReceiverError, open_receiver
 from analytics_assets.operations.runs import (
     RECENT_DAYS,
@@ -76,21 +76,22 @@ def read_status(
     settings: Settings,
     instance: dg.DagsterInstance | SettingsError | DatabaseError,
     repository: dg.RepositoryDefinition,
+    late_days: FindLateDays = find_late_days,
 ) -> list[Line]:
     """Look at everything.
 
     Where Dagster's records cannot be read, `instance` is the error. `repository` says which schedules, sensors and
-    checks there should be.
+    checks there should be. `late_days` finds the days with late dumps.
     """
     now = datetime.now(UTC)
     try:
         with open_store(settings) as store:
             lines, kept = _read_database(store)
-            return [*lines, *_read_rest(store, kept, instance, repository, now)]
+            return [*lines, *_read_rest(store, kept, instance, repository, now, late_days=late_days)]
     except SettingsError as error:
         absent = Line("databases", "analytics database", Level.RED, str(error))
         lines = [absent, _unread("databases", "schema", absent)]
-        return [*lines, *_read_rest(settings, absent, instance, repository, now)]
+        return [*lines, *_read_rest(settings, absent, instance, repository, now, late_days=late_days)]
 
 
 def exit_code(lines: Iterable[Line]) -> int:
@@ -104,6 +105,8 @@ def _read_rest(
     instance: dg.DagsterInstance | _Error,
     repository: dg.RepositoryDefinition,
     now: datetime,
+    *,
+    late_days: FindLateDays,
 ) -> list[Line]:
     """Return every line but those of the analytics database. `store` is the settings if it has no URL.
 
@@ -144,7 +147,7 @@ def _read_rest(
     if refused is not None:
         lines.append(_unread("dumps", "late dumps", refused))
     elif isinstance(store, Store) and isinstance(kept, _Kept):
-        lines += _guard("dumps", lambda: [_check_late_dumps(store, settled.last_closed)])
+        lines += _guard("dumps", lambda: [_check_late_dumps(store, settled.last_closed, late_days)])
     elif isinstance(kept, Line):
         lines.append(_unread("dumps", "late dumps", kept))
     return [*lines, _check_receiver(settings, states.get(ALERT_SENSOR), records, now)]
@@ -501,11 +504,11 @@ def _check_drops(folder: Path, days: Sequence[date]) -> Line:
     return Line("dumps", "telemetry", Level.OK, f"dropped nothing in {RECENT_DAYS} days")
 
 
-def _check_late_dumps(store: Store, last: date) -> Line:
+def _check_late_dumps(store: Store, last: date, late_days: FindLateDays) -> Line:
     """Judge the days that the daily job does not collect again."""
     name = "late dumps"
     try:
-        days = find_late_days(store, last)
+        days = late_days(store, last)
     except RemoteError as error:
         return Line("dumps", name, Level.RED, str(remote_problem(error)))
     except OSError:

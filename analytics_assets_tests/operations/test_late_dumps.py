@@ -12,8 +12,8 @@ import pytest
 
 from analytics_assets.contract import LOOKBACK_DAYS, PUBLISHED_PATH
 from analytics_assets.defs.jobs import publication_job
-from analytics_assets.operations import Level, Line
-from analytics_assets.operations.late_dumps import find_late_days
+from analytics_assets.operations import Level, Line, late_dumps
+from analytics_assets.operations.late_dumps import HourlyLook, find_late_days
 from analytics_assets.remote import RemoteFolder
 from analytics_assets.sources import counter_dumps, merge
 from analytics_assets.store import open_store
@@ -78,6 +78,28 @@ def let_a_second_pass() -> None:
     """Until the time of what was written can be told from the next one, where a storage tells whole seconds."""
     until = int(time.time()) + 1
     wait_until(lambda: time.time() >= until)
+
+
+def test_the_sensor_lists_what_is_behind_a_url_once_an_hour(
+    place: Pipeline, put: Callable[[date, str, bytes], None], closed: date, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(closed, f"{'a' * 32}.ndjson", dump(closed))
+    let_a_second_pass()
+    note_collected(place, DUMP_FED_ASSETS, [closed])
+    look, passed = HourlyLook(), time.monotonic()
+    monkeypatch.setattr(late_dumps, "monotonic", lambda: passed)
+    with open_store(place.settings) as store:
+        assert look(store, closed) == []
+        put(closed, f"{'b' * 32}.ndjson", dump(closed))
+        behind_a_url = place.settings.dump_url is not None
+        passed += 3599
+        assert look(store, closed) == ([] if behind_a_url else [closed])
+        passed += 1
+        assert look(store, closed) == [closed]
+        let_a_second_pass()
+        for asset in DUMP_FED_ASSETS:
+            assert place.run([asset], closed).success
+        assert look(store, closed) == [], "where something was late, it looks each time"
 
 
 def test_what_comes_or_grows_behind_the_look_back_is_told(

@@ -113,7 +113,11 @@ class CuttingProxy:
             while True:
                 client, _ = listener.accept()
                 cut_after = self.random.randrange(0, 2000) if self.random.random() < self.share else None
-                behind = socket.create_connection((LOOPBACK, self.port_behind))
+                try:
+                    behind = socket.create_connection((LOOPBACK, self.port_behind))
+                except OSError:  # the client is told, and the next one is served
+                    client.close()
+                    continue
                 for each in (client, behind):
                     each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else small answers wait 40 ms
                 for source, sink in ((client, behind), (behind, client)):
