@@ -27,8 +27,9 @@ Redis cannot tell a vanished worker from a slow one. So a step that takes longer
 long: it is done several times at once.
 """
 
-_TASKS_PER_PROCESS: Final = 50
-"""A task of dagster-celery leaves its connection to Dagster's database open. It closes with the process."""
+_TASKS_PER_PROCESS: Final = 25
+"""A task of dagster-celery leaves two connections to Dagster's database open, of the event log and of the run storage.
+They close with the process at the latest."""
 
 
 def make_executor(broker_url: str) -> dg.ExecutorDefinition:

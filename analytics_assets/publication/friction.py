@@ -73,7 +73,7 @@ Kind = Literal["spike", "drop", "error spike", "drop-off"]
 _EACH_DAY_ALIKE: Final = np.ones((1, 1, 1))
 _LEAST_PHI: Final = np.ones(1)
 _JUDGED_TOGETHER: Final = 250_000
-"""Counts that are scored in one step, unless a day has more: few steps for few series, and 2 MB for many."""
+"""Counts that are scored in one step, unless a single day has more: 2 MB per matrix."""
 
 
 @dataclass(frozen=True)
@@ -253,8 +253,8 @@ def _estimate(y: Array, exposure: Array, weights: Array, pseudo: float) -> Basel
 
 def _score_spike(window: Array) -> tuple[Array, Mask]:
     count = window[-1]
-    # The expectation is a mean of the history, and phi is at least 1. So a count that is no spike above the least day
-    # of its history is none at all. Most series are left out here.
+    # The expectation is a weighted mean of the history, hence not below its least day, and phi is at least 1. With the
+    # least of both, z and the excess are largest: what is no spike then is none. Most series are left out here.
     least = np.fmin.reduce(window[:-1], axis=0)
     z = deviation(count, least, _LEAST_PHI)
     found = (z > SPIKE_Z) & (count - least >= SPIKE_EXCESS)
@@ -387,6 +387,6 @@ def _judge(
         z, found = score(*(values[rows].reshape(-1, length).T for values in windows))
         for n in np.flatnonzero(found):
             day, column = divmod(int(n), len(series))
-            # The last bits of a sum depend on what is added up beside it.
+            # Rounded, because the last bits of a sum depend on how many series are added up together.
             findings.append(Finding(kind, event_name, series[column], some[day], round(abs(float(z[n])), 9), per))
     return findings

@@ -13,7 +13,7 @@ import pytest
 from analytics_assets.contract import FRICTION_PATH, metric
 from analytics_assets.days import span
 from analytics_assets.definitions import build_definitions
-from analytics_assets.defs.evaluation import NO_MISSING_DAYS
+from analytics_assets.defs.evaluation import NO_MISSING_DAYS, evaluate
 from analytics_assets.defs.jobs import daily_metrics_job
 from analytics_assets.defs.partitions import MARGIN_DAYS, daily_partitions, range_tags
 from analytics_assets.defs.schedules import MAX_GAP_RUNS, Gap, choose
@@ -110,6 +110,22 @@ def test_after_days_off_one_run_collects_and_publishes_every_day(pipeline: Pipel
     assert {sum(pipeline.stored("event_signups", day).values()) for day in days} == {5}
     states = pipeline.sql("select event_date, state from published.days where event_name = 'event_signup' order by 1")
     assert states == [(day, "published") for day in days[:-2]]
+
+
+def test_a_day_that_another_run_stores_meanwhile_is_not_missing(settings: Settings, yesterday: date) -> None:
+    """That run is in progress when the days are read, and has ended when runs are looked for."""
+    note(settings, ALL, [yesterday - timedelta(days=2), yesterday])
+
+    def end_the_other_run() -> dict[str, set[date]]:
+        note(settings, [LATE], [yesterday - timedelta(days=1)])
+        return {}
+
+    with open_store(settings) as store:
+        for in_progress, passed in ((dict, False), (end_the_other_run, True)):
+            (result,) = evaluate(
+                store, metric(LATE), [yesterday], run_id="", names=[NO_MISSING_DAYS], in_progress=in_progress
+            )
+            assert result.passed is passed
 
 
 def test_a_metric_that_lags_is_selected_alone_and_metrics_that_lack_the_same_are_one_run(

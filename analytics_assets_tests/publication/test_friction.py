@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -40,6 +40,7 @@ DAYS = 180
 WEEK = (20, 22, 21, 19, 20, 8, 8)
 
 Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 
 def frame(*columns: Sequence[float] | Array, first: date = FIRST) -> pd.DataFrame:
@@ -316,6 +317,114 @@ def test_the_future_changes_nothing() -> None:
         past = all_days(frame(counts))[:131]
         assert find(frame(counts), "signups", past) == find(frame(later), "signups", past)
     assert spike_rows(counts) == {130}
+
+
+# Series that cannot have a finding are left out early. The same statistic, with nothing left out, finds the same.
+
+
+def unpruned_spikes(window: Array) -> tuple[Array, Mask]:
+    history, count = window[:-1], window[-1]
+    baseline = fit(history.reshape(8, 7, -1), pseudo=2)
+    expected, n = baseline.rate[0], baseline.exposure[0]
+    enough = (n > 0) & ((~np.isnan(history)).sum(axis=0) >= MIN_BASELINE_DAYS)
+    z = deviation(count, expected, baseline.phi * (1 + 1 / np.where(n > 0, n, 1)))
+    return z, enough & (z > 4) & (count - expected >= 10)
+
+
+def unpruned_drops(window: Array) -> tuple[Array, Mask]:
+    weeks = window.reshape(13, 7, -1)
+    sums = weeks.sum(axis=1)
+    n = (~np.isnan(sums[:-1])).sum(axis=0)
+    expected = np.array([np.median(known) if len(known := own[~np.isnan(own)]) else 0 for own in sums[:-1].T])
+    phi = np.maximum(fit(weeks[:-1], pseudo=2).phi, fit(sums[:-1, np.newaxis]).phi)
+    z = deviation(sums[-1], expected, phi * (1 + 1 / np.maximum(n, 1)))
+    is_open = (window[-14:] > 0).any(axis=0)
+    return z, (n >= 6) & is_open & (z < -3.5) & (expected - sums[-1] >= 15)
+
+
+def unpruned_shares(counts: Array, exposures: Array, days: int) -> tuple[Array, Array, Mask]:
+    """z, count - expectation, and whether there is enough to judge."""
+    usable = ~np.isnan(counts) & (exposures > 0)
+    y, exposure = np.where(usable, counts, math.nan), np.where(usable, exposures, 0)
+    before, now = slice(-days - 28, -days), slice(-days, None)
+    enough = (usable[before].sum(axis=0) >= 14) & (usable[now].sum(axis=0) >= min(14, days))
+    share = fit(y[before, np.newaxis], exposure[before, np.newaxis])
+    phi = fit(y[:-days, np.newaxis], exposure[:-days, np.newaxis]).phi
+    count, exposed = np.nansum(y[now], axis=0), exposure[now].sum(axis=0)
+    expected, n = share.rate[0] * exposed, share.exposure[0] / np.where(enough, exposed, 1)
+    return deviation(count, expected, phi * (1 + 1 / np.where(enough, n, 1))), count - expected, enough
+
+
+def unpruned_error_spikes(errors: Array, requests: Array) -> tuple[Array, Mask]:
+    z, excess, enough = unpruned_shares(errors, requests, days=1)
+    return z, enough & (z > 4.2) & (excess >= 10)
+
+
+def unpruned_drop_offs(taken: Array, entered: Array) -> tuple[Array, Mask]:
+    z, excess, enough = unpruned_shares(taken, entered, days=28)
+    return z, enough & (z < -3.5) & (excess <= -15) & (taken[-14:] > 0).any(axis=0)
+
+
+def unpruned_scores(
+    length: int,
+    statistic: Callable[..., tuple[Array, Mask]],
+    *matrices: Array,
+) -> dict[tuple[int, str], float]:
+    """What `statistic` finds, day by day."""
+    padded = [np.pad(matrix, ((length - 1, 0), (0, 0)), constant_values=math.nan) for matrix in matrices]
+    found: dict[tuple[int, str], float] = {}
+    for row in range(DAYS):
+        z, mask = statistic(*(matrix[row : row + length] for matrix in padded))
+        found |= {(row, str(column)): abs(float(z[column])) for column in np.flatnonzero(mask)}
+    return found
+
+
+def eventful(rng: np.random.Generator, series: int) -> Array:
+    """Counts of many levels, steady or scattered, with high days, low weeks, beginnings, ends, and days missing."""
+    level = rng.choice([0.2, 1, 3, 10, 40, 300], series) * np.resize(np.array(WEEK) / 16, DAYS)[:, np.newaxis]
+    level[rng.integers(100, DAYS) :, ::4] /= 8
+    counts = np.where(np.arange(series) % 2, rng.negative_binomial(level / 2, 1 / 3), np.round(level))
+    for column in counts.T:
+        high = rng.integers(DAYS, size=8)
+        column[high] = np.round(column[high] * rng.choice([1, 1, 2, 3], 8) + rng.integers(6, 20, 8))
+        for start in rng.integers(DAYS, size=2):
+            column[start : start + 7] = np.floor(column[start : start + 7] * rng.uniform(0, 0.8))
+        column[: rng.choice([0, 0, 60, 100])] = 0
+        column[DAYS - rng.choice([0, 0, 30]) :] = 0
+    counts[rng.integers(DAYS, size=6)] = math.nan
+    return counts
+
+
+def test_leaving_out_series_early_loses_no_finding() -> None:
+    rng, series = np.random.default_rng(1), 200
+    counts, whole = eventful(rng, series), eventful(rng, series)
+    share = np.tile(rng.choice([0.01, 0.02, 0.1, 0.3], series), (DAYS, 1))
+    for column in share.T:
+        column[rng.integers(DAYS, size=8)] *= rng.uniform(1, 3, 8)
+        column[rng.integers(60, DAYS) :] *= rng.uniform(0, 1)  # for good
+    scattered, steady = rng.binomial(np.nan_to_num(whole).astype(int), share), np.round(np.nan_to_num(whole) * share)
+    part = np.where(np.arange(series) % 2, scattered, steady)
+    part += rng.integers(8, 30, part.shape) * (rng.random(part.shape) < 0.01)  # also more than the whole
+    part[rng.integers(DAYS, size=4)] = math.nan
+
+    counts_frame, whole_frame, part_frame = (frame(*matrix.T) for matrix in (counts, whole, part))
+    counts[np.cumsum(np.nan_to_num(counts), axis=0) == 0] = math.nan  # before its first count, a series does not exist
+    days = all_days(counts_frame)
+    for findings, unpruned in (
+        (spikes(counts_frame, "signups", days), unpruned_scores(57, unpruned_spikes, counts)),
+        (drops(counts_frame, "signups", days), unpruned_scores(91, unpruned_drops, counts)),
+        (
+            error_spikes(part_frame, whole_frame, "responses", days),
+            unpruned_scores(57, unpruned_error_spikes, part, whole),
+        ),
+        (
+            drop_offs({"views": whole_frame, "searches": part_frame}, days),
+            unpruned_scores(56, unpruned_drop_offs, part, whole),
+        ),
+    ):
+        found = {((finding.day - FIRST).days, finding.series): finding.score for finding in findings}
+        assert found == pytest.approx(unpruned)
+        assert len(found) > 50
 
 
 # What is planted is found, and nothing else.

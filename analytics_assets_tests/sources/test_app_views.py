@@ -445,7 +445,7 @@ def test_each_reason_is_counted_by_itself(host: Host, reading: Settings, yesterd
     host.occur("consent", moments(yesterday, "UTC", 4), source="canary", turned_on=False)
     host.occur("consent", moments(yesterday, "UTC", 5), turned_on=None)
     host.occur("consent", moments(yesterday, "UTC", 6), turned_on=False)
-    with open_reader(CONSENT, reading) as source:
+    with statements() as sent, open_reader(CONSENT, reading) as source:
         counted = source.count(yesterday)
     assert {problem.violation.field: problem.rows for problem in counted.problems} == {
         "event_id": 3,
@@ -453,6 +453,11 @@ def test_each_reason_is_counted_by_itself(host: Host, reading: Settings, yesterd
         "turned_on": 5,
     }
     assert "canary" not in repr(counted)
+    # Not in what the database has sent, either.
+    ((statement, parameters),) = sent
+    found = host.connection.exec_driver_sql(statement, parameters).all()
+    assert len(found) == 4
+    assert "canary" not in repr(found)
 
 
 def test_what_postgresql_prints_of_a_number_without_sign_and_of_a_uuid_is_an_id(host: Host) -> None:
