@@ -6,7 +6,7 @@ WORKERS ?= 2
 
 .PHONY: help install demo up lint check test test-programs supported-python \
 	bench bench-collect bench-dumps bench-ship bench-runs bench-storage bench-publish bench-telemetry bench-scaling \
-	bench-friction bench-load bench-saturation bench-workers lock clean
+	bench-demo bench-friction bench-load bench-saturation bench-workers lock clean
 # `make -j` must not start slow prerequisites beside those that refuse at once.
 .NOTPARALLEL:
 
@@ -59,6 +59,9 @@ bench-ship: .venv/test-installed  ## What reading a day of counter dumps behind 
 
 bench-runs: .venv/test-installed  ## What whole runs cost, beside runs of six empty assets on stock Dagster.
 	$(BIN)/python benchmarks/runs.py
+
+bench-demo: .venv/test-installed  ## How long the first demonstration takes, without installing.
+	$(BIN)/python benchmarks/demo.py
 
 bench-storage: .venv/test-installed  ## What the event log and removing a day cost, beside stock storage and deleting.
 	$(BIN)/python benchmarks/storage.py

@@ -40,6 +40,24 @@ def test_what_stores_nothing_is_not_compared(tmp_path: Path) -> None:
     assert "target" not in done.stdout
 
 
+DEMO = [sys.executable, str(ROOT / "benchmarks/demo.py"), "--days", "4", "--rounds", "1"]
+
+
+def test_a_green_demonstration_is_timed() -> None:
+    done = subprocess.run(DEMO, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    line = r"demonstration of 4 days: \d+ s .*\(target: at most 75 s\) (?:met|MISSED)"
+    assert re.fullmatch(line, done.stdout.strip()), done.stdout
+
+
+def test_a_demonstration_that_is_not_green_is_not_timed() -> None:
+    env = os.environ | {"ANALYTICS_TIMEZONE": "Nowhere/Nothing"}
+    done = subprocess.run(DEMO, check=False, capture_output=True, text=True, env=env)
+    assert done.returncode == 1
+    assert "not everything is green; nothing is measured" in done.stderr
+    assert done.stdout.strip() == ""
+
+
 REPORT = [sys.executable, str(ROOT / "benchmarks/report.py"), "--quick", "--only"]
 
 

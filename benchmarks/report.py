@@ -43,6 +43,7 @@ BENCHMARKS: Final = {
     "dumps": Benchmark("Reading counter dumps", "--files 3 --keys 50 --small 20 --times 1 --rounds 1"),
     "ship": Benchmark("Dumps of many machines", "--files 3 --keys 5 --rounds 1"),
     "runs": Benchmark("Whole runs", "--days 3 --rounds 1"),
+    "demo": Benchmark("The first demonstration", "--days 4 --rounds 1"),
     "storage": Benchmark("The event log, and removing a day", "--days 3 --rounds 1 --small 10 --large 100"),
     "publish": Benchmark("Publishing", "--events 20 --nightly-events 30 --pages 3 --rounds 1"),
     "telemetry": Benchmark("Counting in the web application", "--rounds 2 --calls 3"),
