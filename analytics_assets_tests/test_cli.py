@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from analytics_assets.cli import main
 from analytics_assets.database import place
+from analytics_assets.days import bounds
 from analytics_assets.local.postgres import embedded_postgres, has_database
 from analytics_assets.settings import VARIABLES, Settings
 from analytics_assets_tests.support.activity import fill
@@ -299,7 +300,10 @@ def test_another_zone_is_refused_when_a_stored_day_would_end(pipeline: Pipeline,
     first = settings.today() - timedelta(days=180)
     command = ["init-db", "--admin-url", admin_url(settings)]
     east = settings.environment() | {"ANALYTICS_TIMEZONE": "Pacific/Kiritimati"}
-    set_clock(settings, noon_of(settings, settings.today()) + timedelta(hours=11))  # there, it is tomorrow
+    # Tomorrow there, and still today here: both hold for hours, whatever zone the session has.
+    today_begins = bounds(settings.today(), settings.time_zone)[0]
+    tomorrow_begins_there = bounds(settings.today() + timedelta(days=1), "Pacific/Kiritimati")[0]
+    set_clock(settings, max(today_begins, tomorrow_begins_there) + timedelta(minutes=30))
     fill(host, settings, [first])
     assert pipeline.run(ALL, first).success
     refused = CliRunner().invoke(main, command, env=east)
