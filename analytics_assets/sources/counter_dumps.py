@@ -529,7 +529,7 @@ def _refuse_constant(_: str) -> None:
 def _sum_again(folder: Path) -> Counter[str]:
     """Sum the same lines per event name with another parser, for the comparison with what is stored.
 
-    Every line is parsed, and none is remembered.
+    Every line is parsed, and no value is remembered.
 
     Raises:
         OriginRefusedError: a file cannot be read.
@@ -550,7 +550,7 @@ def sum_files(folder: Path, dumps: Iterable[str]) -> Counter[str]:
             try:
                 for line in file:
                     if line != b"\n":
-                        row = from_json(line, allow_inf_nan=False, cache_strings="none")
+                        row = from_json(line, allow_inf_nan=False, cache_strings="keys")
                         totals[row[EVENT_NAME.name]] += row[COUNT.name]
             except (ValueError, KeyError, TypeError):
                 unreadable = Problem(f"{folder.name}/{name}", NOT_JSON)
