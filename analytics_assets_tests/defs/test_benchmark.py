@@ -36,6 +36,7 @@ def test_every_alternative_runs_and_has_the_same_numbers() -> None:
     named = re.findall(r"^([a-z, ]+?) +ours .*, alternative .*, ratio \d", done.stdout, re.MULTILINE)
     assert named == ["count", "count, psql", "compare", "store a new day", "store again", "check", "whole run"]
     assert len(re.findall(r"\(target: at most [0-9.]+\) (?:met|MISSED)", done.stdout)) == 4
+    assert re.search(r"^the plain statements of each day, .*: \d+\.\d s, \d+\.\d\d of the", done.stdout, re.MULTILINE)
 
 
 def test_different_numbers_are_not_compared(tmp_path: Path) -> None:
