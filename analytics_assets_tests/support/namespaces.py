@@ -11,7 +11,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Address
@@ -43,13 +43,15 @@ class Network:
 
 @cache
 def available() -> bool:
-    """Whether namespaces can be made here."""
-    try:
-        with namespaces("machine") as network:
+    """Whether namespaces can be made here.
+
+    It is tried three times: what another process does at the same moment must not decide what a session's tests are.
+    """
+    for _ in range(3):
+        with suppress(OSError, subprocess.CalledProcessError), namespaces("machine") as network:
             subprocess.run([*network.enter("machine"), "true"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        return False
-    return True
+            return True
+    return False
 
 
 def kind() -> str:
