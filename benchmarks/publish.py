@@ -119,6 +119,8 @@ def measure(admin: sa.Engine, settings: Settings, events: int, nightly_events: i
         collect(admin, window.first, last - timedelta(days=1), events)
         collect(admin, last, last, nightly_events)
         night = last - timedelta(days=1)
+        # From the last day that is closed to today: a day more before the hour of the daily run.
+        until_today = window.last - last + timedelta(days=1)
         alternative, first_fill, nightly = [], [], []
         for _ in range(rounds):
             start_again(admin)
@@ -126,12 +128,12 @@ def measure(admin: sa.Engine, settings: Settings, events: int, nightly_events: i
             at_first = sa.text("delete from analytics.collected_days where event_date = :last")
             with admin.begin() as connection:
                 connection.execute(at_first, {"last": last})
-                connection.exec_driver_sql(HOLD.format(today=night + timedelta(days=1 + LOOKBACK_DAYS)))
+                connection.exec_driver_sql(HOLD.format(today=night + until_today))
             first_fill.append(seconds(lambda: publish_closed(store)))
             with admin.begin() as connection:
                 notes = {"assets": [m.asset for m in DAILY], "first": last, "last": last}
                 connection.execute(sa.text(NOTES), notes)
-                connection.exec_driver_sql(HOLD.format(today=last + timedelta(days=1 + LOOKBACK_DAYS)))
+                connection.exec_driver_sql(HOLD.format(today=last + until_today))
             nightly.append(seconds(lambda: publish_closed(store)))
         checks = {"only_fives": find_altered, "no_hidden_day_recoverable": find_recoverable}
         costs = {name: seconds(lambda check=check: check(store)) for name, check in checks.items()}  # type: ignore[misc]
