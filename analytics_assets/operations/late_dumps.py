@@ -38,7 +38,7 @@ def find_late_days(store: Store, last: date) -> list[date]:
 class HourlyLook:
     """`find_late_days` for somebody who asks each minute.
 
-    Behind a URL, thousands of names may be listed. So an hour passes after nothing was found there.
+    Behind a URL, a look may list hundreds of thousands of names. So it looks again an hour after it has found nothing.
     """
 
     def __init__(self) -> None:
