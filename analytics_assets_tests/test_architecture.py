@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -145,3 +146,17 @@ def test_only_definitions_read_the_environment_at_import() -> None:
             inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             waiting += [] if inside else ast.iter_child_nodes(node)
     assert readers == {"analytics_assets.definitions"}
+
+
+def test_definitions_load_only_what_every_run_needs() -> None:
+    """Every run loads them, in a process of its own."""
+    script = (
+        "import dagster, gc, sys; before = len(gc.get_objects()); import analytics_assets.definitions;"
+        " print(before < gc.get_freeze_count(), *sys.modules)"
+    )
+    frozen, *loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.split()
+    assert frozen == "True"
+    rare = {"altair", "apprise", "celery", "fsspec", "pymysql", "starlette", "vl_convert"}
+    assert not rare & set(loaded)

@@ -246,7 +246,7 @@ def test_only_looking_changes_nothing(data_dir: Path, embedded: Callable[..., Re
         engine = sa.create_engine(server.set(database="analytics"))
         with engine.begin() as connection:
             connection.exec_driver_sql(
-                "select analytics.create_day(analytics.today() - n) from generate_series(1, 5) n"
+                "select analytics.create_days(analytics.today() - n) from generate_series(1, 5) n"
             )
         engine.dispose()
         before = state()

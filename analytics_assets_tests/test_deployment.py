@@ -212,7 +212,7 @@ def fill(deployment: Deployment) -> None:
     engine = sa.create_engine(deployment.server.set(database="analytics"), isolation_level="AUTOCOMMIT")
     expired = last_day() - timedelta(days=400)
     with engine.connect() as connection:
-        connection.exec_driver_sql(f"select analytics.create_day('{last_day()}')")
+        connection.exec_driver_sql(f"select analytics.create_days('{last_day()}')")
         connection.exec_driver_sql(
             f"create table analytics.daily_event_counts_{expired:%Y%m%d} partition of analytics.daily_event_counts"
             f" for values from ('{expired}') to ('{expired + timedelta(days=1)}');"

@@ -81,7 +81,7 @@ def collect(admin: sa.Engine, first: date, last: date, events: int) -> None:
     parameters = {"names": NAMES, "assets": [m.asset for m in DAILY], "events": events, "first": first, "last": last}
     with admin.begin() as connection:
         for number in range((last - first).days + 1):
-            connection.execute(sa.select(sa.func.analytics.create_day(first + timedelta(days=number))))
+            connection.execute(sa.select(sa.func.analytics.create_days(first + timedelta(days=number))))
         connection.execute(sa.text(COUNTS), parameters)
         connection.execute(sa.text(NOTES), parameters)
     with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

@@ -325,7 +325,7 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, metavar="SVG", help="draw the curves in this file")
     options = parser.parse_args()
     os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")  # like `analytics-assets up`
-    gc.freeze()  # as collecting does: without it, what Dagster has loaded is gone through again and again
+    gc.freeze()  # as a run does, see definitions.py
     measured = []
     with tempfile.TemporaryDirectory(prefix="analytics-benchmark-") as folder:
         Path(folder).chmod(0o755)  # as root, the embedded server runs as another user

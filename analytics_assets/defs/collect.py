@@ -5,11 +5,10 @@ How a day is counted belongs to `sources`, how it is stored to `store`.
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import partial
@@ -155,7 +154,7 @@ def _collect_days(
         except DayRefusedError as refusal:
             outcome.failed[day] = str(refusal)
     waiting = deque(day for day in days if day not in outcome.failed)
-    with _only_new_garbage(), ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1) as thread:
         counting = thread.submit(_count_chunk, reader, waiting)
         while (chunk := counting.result()) and not outcome.out_of_reach:
             counting = thread.submit(_count_chunk, reader, waiting)
@@ -221,16 +220,6 @@ def _store_chunk(
         else:
             outcome.failed[day] = str(result)
             outcome.out_of_reach |= isinstance(result, UnreachableError)
-
-
-@contextmanager
-def _only_new_garbage() -> Iterator[None]:
-    """Keep Python from going through everything that Dagster has loaded each time many rows were made."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def gate_result(

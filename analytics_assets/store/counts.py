@@ -152,8 +152,9 @@ def _replace(
         no_wait = sa.func.set_config("synchronous_commit", "off", True)
         # Attaching locks out attaching, so two runs that make several days each would wait for one another for ever.
         connection.execute(sa.select(no_wait, sa.func.pg_advisory_xact_lock(sa.func.hashtext("analytics partitions"))))
-        made = sa.func.analytics.create_day(sa.func.unnest(sa.literal(list(days), postgresql.ARRAY(sa.Date))))
-        connection.execute(sa.select(made))
+        connection.execute(
+            sa.text("select analytics.create_days(variadic cast(:days as date[]))"), {"days": list(days)}
+        )
     with store.transaction("replacing the days") as connection:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(metric.asset), ordinals)))
         before = _totals(connection, metric, list(days))

@@ -68,7 +68,7 @@ grant execute on function {SCHEMA}.today(), {SCHEMA}.first_kept_day() to {_ANALY
 grant select on {_READ} to {_ANALYSTS};
 grant select on {SCHEMA}.alembic_version to {WRITER};
 -- Functions create and drop days, because the service account owns no table.
-grant execute on function {SCHEMA}.create_day(date), {SCHEMA}.drop_day(date), {SCHEMA}.forget_days(date) to {WRITER};
+grant execute on function {SCHEMA}.create_days(date[]), {SCHEMA}.drop_day(date), {SCHEMA}.forget_days(date) to {WRITER};
 grant execute on function {SCHEMA}.confirm_cutoff(date) to {WRITER};
 grant insert, delete on {_COUNTS}, {FRICTION} to {WRITER};
 grant insert, update (rows, collected_at) on {COLLECTED_DAYS} to {WRITER};

@@ -62,7 +62,7 @@ def collect_at_once(settings: Settings, given: Mapping[tuple[str, date], Mapping
     notes = [{"asset": asset, "event_date": day, "rows": 0, "collected_at": sa.func.now()} for asset, day in given]
     with open_store(settings) as store, store.transaction("collecting") as connection:
         for day in sorted({day for _, day in given}):
-            connection.execute(sa.select(sa.func.analytics.create_day(day)))
+            connection.execute(sa.select(sa.func.analytics.create_days(day)))
         connection.execute(sa.insert(COUNTS["daily_event_counts"]), rows)
         connection.execute(sa.insert(COLLECTED_DAYS).values(notes))
 

@@ -295,7 +295,7 @@ def test_the_writer_can_neither_lose_a_day_that_is_kept_nor_keep_one_that_has_ex
         (f"select analytics.drop_day('{yesterday}')", "only a day past the retention period can be dropped"),
         (f"select analytics.drop_day('{first}')", "only a day past the retention period can be dropped"),
         (f"select analytics.forget_days('{first + timedelta(days=1)}')", "only days past the retention period"),
-        (f"select analytics.create_day('{first - timedelta(days=1)}')", "only a finished day inside the retention"),
+        (f"select analytics.create_days('{first - timedelta(days=1)}')", "only a finished day inside the retention"),
         (
             f"insert into analytics.collected_days values ('event_signups', '{first - timedelta(days=1)}', 0, now())",  # noqa: S608
             "only a day inside the retention period can be kept",

@@ -52,7 +52,7 @@ IN_THE_ANALYTICS_DATABASE: Rights = {
     "function analytics.today()": {WRITER: "execute", READER: "execute"},
     "function analytics.first_kept_day()": {WRITER: "execute", READER: "execute"},
     "function analytics.confirm_cutoff(date)": {WRITER: "execute"},
-    "function analytics.create_day(date)": {WRITER: "execute"},
+    "function analytics.create_days(date[])": {WRITER: "execute"},
     "function analytics.drop_day(date)": {WRITER: "execute"},
     "function analytics.forget_days(date)": {WRITER: "execute"},
     "function analytics.refuse_expired()": {},
@@ -163,7 +163,7 @@ ROWS = {
     "analytics.retention_ledger": "(run_id, cutoff, target, days, rows) values ('x', '{day}', 'x', 0, 0)",
 }
 CALLS = {
-    "analytics.create_day(date)": "analytics.create_day('{day}')",
+    "analytics.create_days(date[])": "analytics.create_days('{day}')",
     "analytics.confirm_cutoff(date)": "analytics.confirm_cutoff(analytics.first_kept_day())",
     "analytics.drop_day(date)": "analytics.drop_day('2020-01-01')",
     "analytics.forget_days(date)": "analytics.forget_days('2020-01-01')",
@@ -264,7 +264,7 @@ class Database:
 def analytics(make_analytics_database: Callable[[], sa.URL]) -> Database:
     url = make_analytics_database()
     day = Settings.from_env().today() - timedelta(days=1)
-    superuser(url, f"select analytics.create_day('{day}')", *STAGE)
+    superuser(url, f"select analytics.create_days('{day}')", *STAGE)
     return Database(url, day, IN_THE_ANALYTICS_DATABASE)
 
 

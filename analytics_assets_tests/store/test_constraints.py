@@ -38,6 +38,10 @@ from analytics_assets_tests.support.texts import TEXTS
 WRITER, READER = "analytics_writer", "analytics_reader"
 EVENTS, RESPONSES = COUNTS["daily_event_counts"], COUNTS["daily_response_counts"]
 Row = dict[str, Any]
+PARTITIONS = """
+select c.relname, c.oid from pg_inherits join pg_class c on c.oid = inhrelid
+where c.relkind = 'r' and c.relnamespace = 'analytics'::regnamespace
+"""
 
 
 @dataclass
@@ -72,7 +76,7 @@ def database(make_analytics_database: Callable[[], sa.URL], tmp_path_factory: py
     made = pipeline_settings(url, url.render_as_string(hide_password=False), tmp_path_factory.mktemp("constraints"))
     database = Database(made, made.today() - timedelta(days=1))
     with database.login(WRITER) as connection, connection.begin():
-        connection.execute(sa.select(sa.func.analytics.create_day(database.day)))
+        connection.execute(sa.select(sa.func.analytics.create_days(database.day)))
     return database
 
 
@@ -353,16 +357,31 @@ def test_python_and_postgresql_read_a_rule_alike(database: Database, field: Fiel
 @pytest.mark.parametrize("day", ["today()", "today() + 1", "today() + 1000", "first_kept_day() - 1", "null"])
 def test_no_partition_for_an_unfinished_or_expired_day(database: Database, day: str) -> None:
     with database.login(WRITER) as connection, pytest.raises(sa.exc.DBAPIError, match="only a finished day"):
-        connection.exec_driver_sql(f"select analytics.create_day({qualified(day)})")
+        connection.exec_driver_sql(f"select analytics.create_days({qualified(day)})")
 
 
 @pytest.mark.parametrize("day", ["first_kept_day()", "today() - 1"])
 def test_a_partition_for_the_ends_of_the_kept_days(database: Database, day: str) -> None:
     with database.login(WRITER) as connection:
         for _ in range(2):
-            connection.exec_driver_sql(f"select analytics.create_day({qualified(day)})")
+            connection.exec_driver_sql(f"select analytics.create_days({qualified(day)})")
         row = database.row(EVENTS) | {"event_date": sa.text(qualified(day))}
         assert connection.execute(sa.insert(EVENTS).values(row)).rowcount == 1
+
+
+def test_partitions_of_several_days_are_made_once_each_and_only_if_all_are_kept(database: Database) -> None:
+    asked = "select analytics.create_days(variadic array(select analytics.today() - n from generate_series(1, {}) n))"
+    with database.login(WRITER) as connection:
+        connection.exec_driver_sql("select analytics.create_days(analytics.today() - 2)")
+        before = dict(map(tuple, connection.exec_driver_sql(PARTITIONS)))
+        connection.exec_driver_sql(asked.format(4))
+        connection.exec_driver_sql("select analytics.create_days(analytics.today() - 5, analytics.today() - 5)")
+        made = dict(map(tuple, connection.exec_driver_sql(PARTITIONS)))
+        assert before.items() < made.items()
+        days = [f"{database.day - timedelta(days=n):%Y%m%d}" for n in range(5)]
+        assert set(made) == {f"{table.name}_{day}" for table in (EVENTS, RESPONSES) for day in days}
+        with pytest.raises(sa.exc.DBAPIError, match="only a finished day"):
+            connection.exec_driver_sql(asked.format(database.settings.retention_days + 1))
 
 
 @pytest.mark.parametrize("day", ["first_kept_day()", "today() - 1", "today()", "today() + 1", "null", "'1999-12-31'"])
@@ -380,7 +399,7 @@ def test_an_expired_day_is_dropped_whole_and_alone(database: Database) -> None:
     expired = database.day - timedelta(days=30)
     note: Row = {"asset": METRICS[0].asset, "rows": 1, "collected_at": sa.func.now()}
     with database.login(SUPERUSER) as connection:
-        connection.execute(sa.select(sa.func.analytics.create_day(expired)))
+        connection.execute(sa.select(sa.func.analytics.create_days(expired)))
         for day in (expired, database.day):
             for table in (EVENTS, RESPONSES):
                 connection.execute(sa.insert(table).values(database.row(table) | {"event_date": day}))
@@ -435,7 +454,7 @@ NOT_THE_READER = [
     "delete from analytics.daily_event_counts",
     "delete from analytics.daily_response_counts",
     "update analytics.collected_days set rows = 1",
-    "select analytics.create_day('{day}')",
+    "select analytics.create_days('{day}')",
     "select analytics.drop_day('2020-01-01')",
 ]
 
@@ -583,7 +602,7 @@ def test_a_check_that_is_gone_comes_back(settings: Settings, yesterday: date) ->
     bad_row = BAD_ROW.format(day=yesterday)
     as_superuser(
         settings,
-        f"select analytics.create_day('{yesterday}')",
+        f"select analytics.create_days('{yesterday}')",
         "alter table analytics.daily_event_counts drop constraint daily_event_counts_event_id",
     )
     init_db(admin_url(settings), settings)
@@ -599,7 +618,7 @@ def test_a_check_that_the_contract_has_changed_is_replaced(settings: Settings, y
         f"alter table analytics.daily_event_counts drop constraint {name}",
         f"alter table analytics.daily_event_counts add constraint {name} check (event_id <> '')",
         f"comment on constraint {name} on analytics.daily_event_counts is 'event_id <> '''''",
-        f"select analytics.create_day('{yesterday}')",
+        f"select analytics.create_days('{yesterday}')",
     )
     init_db(admin_url(settings), settings)
     with pytest.raises(sa.exc.IntegrityError):
@@ -612,7 +631,7 @@ def test_a_check_that_the_contract_has_changed_is_replaced(settings: Settings, y
 def test_stored_rows_that_break_a_rule_stop_the_set_up_without_being_shown(settings: Settings, yesterday: date) -> None:
     as_superuser(
         settings,
-        f"select analytics.create_day('{yesterday}')",
+        f"select analytics.create_days('{yesterday}')",
         "alter table analytics.daily_event_counts drop constraint daily_event_counts_event_id",
         BAD_ROW.format(day=yesterday),
     )

@@ -42,7 +42,7 @@ def unguarded(
     url = make_analytics_database()
     made = pipeline_settings(url, url.render_as_string(hide_password=False), tmp_path_factory.mktemp("unguarded"))
     for days in (1, 2):
-        as_superuser(made, f"select analytics.create_day('{made.today() - timedelta(days=days)}')")
+        as_superuser(made, f"select analytics.create_days('{made.today() - timedelta(days=days)}')")
     for table in COUNTS.values():
         checks = [c for c in table.constraints if isinstance(c, sa.CheckConstraint | sa.UniqueConstraint)]
         optional = [c.name for c in table.columns if not c.nullable and c.name != "event_date"]

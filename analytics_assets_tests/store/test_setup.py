@@ -147,7 +147,7 @@ def test_every_table_has_a_replica_identity(settings: Settings, yesterday: date)
     # A day of before the upgrade.
     as_superuser(
         settings,
-        f"select analytics.create_day('{before}')",
+        f"select analytics.create_days('{before}')",
         *(f"alter table analytics.{table}_{before:%Y%m%d} replica identity default" for table in TABLES),
         *(f"alter table analytics.{table} replica identity default" for table in TABLES),
         "alter table analytics.settings drop column cutoff, drop column cutoff_at",
@@ -155,7 +155,7 @@ def test_every_table_has_a_replica_identity(settings: Settings, yesterday: date)
         "update analytics.alembic_version set version_num = '0007'",
     )
     init_db(admin_url(settings), settings)
-    as_superuser(settings, f"select analytics.create_day('{after}')")
+    as_superuser(settings, f"select analytics.create_days('{after}')")
     engine = sa.create_engine(admin_url(settings))
     with engine.connect() as connection:
         assert connection.exec_driver_sql(IDENTITY).all() == []
