@@ -74,7 +74,7 @@ class Round:
         always = {Fate.SHIPPED, Fate.UNCHANGED}
         parts = [f"{self.fates[fate]:,} {fate.value}" for fate in Fate if fate in always or self.fates[fate]]
         if self.expired:
-            parts.append(f"{self.expired} days too old to ship")
+            parts.append(f"{self.expired} day(s) too old to ship")
         if self.problems:
             parts.append(f"{len(self.problems)} problem(s)")
         return ", ".join(parts)

@@ -203,7 +203,7 @@ def test_a_day_that_expires_soon_is_not_shipped(dumps: Path, target: RemoteFolde
     done = ship(dumps, target)
     assert shipped(done) == travels
     assert done.expired == (not travels)
-    assert str(done) == ("1 shipped, 0 unchanged" if travels else "0 shipped, 0 unchanged, 1 days too old to ship")
+    assert str(done) == ("1 shipped, 0 unchanged" if travels else "0 shipped, 0 unchanged, 1 day(s) too old to ship")
     assert len(list(dumps.iterdir())) == 1  # the target keeps no other day that would vouch for the clock
 
 
