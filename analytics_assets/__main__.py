@@ -3,6 +3,8 @@
 The package installs without dependencies. A command whose extra is missing names that extra.
 """
 
+import atexit
+import gc
 import sys
 from typing import Final
 
@@ -48,6 +50,8 @@ _PURPOSE: Final = {
 
 def main() -> None:
     """Run the command line; an extra that is missing, or too old, is one sentence instead of a traceback."""
+    # At its end, Python searches every object of Dagster for cycles, which takes a second. Frozen, they are left alone.
+    atexit.register(gc.freeze)
     command = sys.argv[1:2]
     extras = EXTRAS
     try:

@@ -350,7 +350,7 @@ class _Day:
             "client": (browser.ip_address, 0),
             "server": ("127.0.0.1", 80),
         }
-        body = {"type": "http.request", "body": urlencode(form or {}).encode(), "more_body": False}
+        body = {"type": "http.request", "body": urlencode(form).encode() if form else b"", "more_body": False}
 
         async def receive() -> dict[str, Any]:
             return body

@@ -22,6 +22,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -79,13 +80,13 @@ def build_app(directory: Directory, telemetry: Telemetry, render: Callable[..., 
             Route("/", pages.home),
             Route("/events", pages.events),
             Route("/events/{event_id:int}", pages.event),
+            Route("/events/{event_id:int}/directory", pages.directory),
+            Route("/events/{event_id:int}/directory/search", pages.search),
+            Route("/organizer/events/{event_id:int}/signups", pages.organizer),
             Route("/events/{event_id:int}/signup", pages.sign_up, methods=["POST"]),
             Route("/events/{event_id:int}/cancel", pages.cancel, methods=["POST"]),
             Route("/events/{event_id:int}/visibility", pages.change_visibility, methods=["POST"]),
             Route("/events/{event_id:int}/consent", pages.change_consent, methods=["POST"]),
-            Route("/events/{event_id:int}/directory", pages.directory),
-            Route("/events/{event_id:int}/directory/search", pages.search),
-            Route("/organizer/events/{event_id:int}/signups", pages.organizer),
             Route("/organizer/events/{event_id:int}/signups", pages.organizer_sign_up, methods=["POST"]),
             Route("/organizer/events/{event_id:int}/visibility", pages.organizer_visibility, methods=["POST"]),
             Route("/counting", pages.change_counting, methods=["POST"]),
@@ -105,12 +106,17 @@ def is_excluded(scope: Scope) -> bool:
     Opting out and in is not counted either: the counts would reveal how many people do so.
     """
     request = Request(scope)
-    return _has_opt_out_signal(request) or COOKIE_OPTED_OUT in request.cookies or scope["path"] == "/counting"
+    return _has_opt_out_signal(request) or _has_opted_out(request) or scope["path"] == "/counting"
 
 
 def _has_opt_out_signal(request: Request) -> bool:
     """Whether the browser sends Do Not Track or Global Privacy Control."""
     return "1" in (request.headers.get("DNT"), request.headers.get("Sec-GPC"))
+
+
+def _has_opted_out(request: Request) -> bool:
+    """Whether the visitor has opted out here."""
+    return COOKIE_OPTED_OUT in request.cookies
 
 
 class Pages:
@@ -270,8 +276,8 @@ def _directory_page(request: Request, event: Event, attendees: Sequence[Attendee
 def _page(request: Request, page: str, title: str, status_code: int = 200, **values: Any) -> Response:
     visitor = {
         "path_now": request.scope["path"],
-        "opt_out_signal": _has_opt_out_signal(request),
-        "opted_out": COOKIE_OPTED_OUT in request.cookies,
+        "has_opt_out_signal": partial(_has_opt_out_signal, request),
+        "has_opted_out": partial(_has_opted_out, request),
     }
     html = request.app.state.render(page, title=title, **{"event": None} | visitor | values)
     return HTMLResponse(html, status_code)

@@ -71,12 +71,12 @@ footer > p:first-child { padding-top: 1rem; border-top: 1px solid var(--line); }
 <footer>
 <p>This site counts per day: directory views, searches (without the search text), and responses by page and status code.
 Sign-ups and changes of visibility and consent are counted from the database. No count contains anything about you.</p>
-{% if opt_out_signal %}
+{% if has_opt_out_signal() %}
 <p>Your browser asks not to be tracked (Do Not Track or Global Privacy Control), so your views, searches and responses
 are not counted.</p>
 {% else %}
 <form method="post" action="/counting">
-{% if opted_out %}
+{% if has_opted_out() %}
 <p>You have opted out: your views, searches and responses
 are not counted. <button class="plain" name="counted" value="yes">Count me again</button></p>
 {% else %}

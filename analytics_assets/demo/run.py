@@ -121,6 +121,7 @@ def run(settings: Settings, port: int, app_port: int, *, once: bool) -> bool:
             with _step(progress, "Demo application"):
                 wait_until_ready(app, app_port, name="The application", path="/events")
             with _step(progress, "Dagster webserver and daemon"):
+                _write_to_disk(ready)
                 wait_until_ready(dagster, port)
             webserver = Webserver(f"http://{HOST}:{port}")
             backfilled = _backfill(webserver, ready, requested, progress)
@@ -140,6 +141,12 @@ def run(settings: Settings, port: int, app_port: int, *, once: bool) -> bool:
     except KeyboardInterrupt:
         console.print("Stopped; the next start continues from here.")
         return not once
+
+
+def _write_to_disk(settings: Settings) -> None:
+    """Let PostgreSQL write its new databases to disk, which takes seconds, while Dagster starts and not at the end."""
+    with engine(settings.dagster_url, "dagster") as database, database.connect() as connection:
+        connection.exec_driver_sql("checkpoint")
 
 
 def _send_sample_requests(url: str) -> None:

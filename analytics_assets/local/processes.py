@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -23,24 +24,35 @@ class ServerError(RuntimeError):
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt a process and its children, and kill their descendants. Kill everything that runs after two seconds.
+    """Interrupt a process and its childless children, and kill the others. Kill everything that runs after two seconds.
 
-    All at once: Dagster ends its processes one after the other, and its code server waits for its runs. A run is a
-    descendant. Interrupted, it would be recorded as failed.
+    All at once: Dagster ends its processes one after the other, and its code server waits for its runs and for the
+    webserver. A run is a descendant. Interrupted, it would be recorded as failed.
     """
     with uninterrupted():
         family = _family(process)
+        parents = {member.pid: _parent(member) for member in family}
         for member in family:
+            child = parents[member.pid] == process.pid and member.pid not in parents.values()
             with suppress(psutil.NoSuchProcess):
-                near = process.pid in (member.pid, member.ppid())
-                member.send_signal(signal.SIGINT if near else signal.SIGKILL)
-        psutil.wait_procs(family, timeout=_GRACE)
+                member.send_signal(signal.SIGINT if child or member.pid == process.pid else signal.SIGKILL)
+        _wait(family)
         while alive := _family(process):  # again: the last moment may have brought another one
             for member in alive:
                 with suppress(psutil.NoSuchProcess):
                     member.kill()
-            psutil.wait_procs(alive, timeout=_GRACE)
+            _wait(alive)
         process.wait()
+
+
+def _wait(members: list[psutil.Process]) -> None:
+    """Wait until none of these runs, at most two seconds.
+
+    Not until they are gone: that takes until a parent asks for them, and the parent of orphans may be slow.
+    """
+    deadline = time.monotonic() + _GRACE
+    while any(map(_runs, members)) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -53,6 +65,13 @@ def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
             if os.getsid(pid) == process.pid:
                 found.add(psutil.Process(pid))
     return [member for member in found if _runs(member)]
+
+
+def _parent(process: psutil.Process) -> int | None:
+    try:
+        return int(process.ppid())
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _runs(process: psutil.Process) -> bool:

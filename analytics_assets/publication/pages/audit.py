@@ -39,6 +39,7 @@ class Facts:
 
 
 _DATE: Final = re.compile(r"\b\d{1,2} (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)(?: \d{4})?\b")
+_DIGIT: Final = re.compile(r"\d")
 _NUMBER: Final = re.compile(r"<?[+-]?\d+(?:,\d{3})*(?:\.\d+)?%?")
 _FORM: Final = {
     *("charset", "class", "colspan", "content", "d", "data-label-of", "data-of", "datetime", "fill", "fill-opacity"),
@@ -198,9 +199,10 @@ class _Reader(HTMLParser):
         if len(self.open) < 2 or self.open[-1].tag != tag:
             raise ValueError
         element, text = self.open.pop(), self.texts.pop()
-        inside = {other.tag for other in self.open} | {tag}
+        numbers = [*self._numbers(text), *element.numbers]
         # What is drawn has ticks; the comparison of the files is for it.
-        numbers = [] if inside & {"style", "svg"} else [*self._numbers(text), *element.numbers]
+        if numbers and {tag, *(other.tag for other in self.open)} & {"style", "svg"}:
+            numbers = []
         if element.of is None:
             self.open[-1].numbers += numbers
         else:
@@ -215,6 +217,8 @@ class _Reader(HTMLParser):
         return self.found
 
     def _numbers(self, text: str) -> list[str]:
+        if not _DIGIT.search(text):
+            return []
         text = _without_sentences(text)
         if self.scope is not None:
             text = text.replace(f"Event {self.scope}", "")
@@ -247,7 +251,9 @@ class _Reader(HTMLParser):
     def _sum(self, name: str, first: str, last: str | None = None) -> int | None:
         """Return the sum of a period, of the event of the page or of all; None when nothing of it was published."""
         days = Period(date.fromisoformat(first), date.fromisoformat(last or first))
-        if not any(days.first <= day <= days.last for day in self.facts.published.get(name, ())):
+        published = self.facts.published.get(name, frozenset())
+        within = days.first in published if last is None else any(days.first <= day <= days.last for day in published)
+        if not within:
             return None
         return _sum_within(self.facts.steps.get((name, self.scope), {}), days)
 
@@ -269,4 +275,6 @@ class _Reader(HTMLParser):
 
 
 def _sum_within(steps: Mapping[date, int], days: Period) -> int:
+    if days.first == days.last:  # as in most cells
+        return steps.get(days.first, 0)
     return sum(step for day, step in steps.items() if days.first <= day <= days.last)
