@@ -41,10 +41,15 @@ _NUMBERS = count(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts a PostgreSQL server; other modules that need programs or long-lived processes say so."""
+    """Mark what starts a PostgreSQL server, and put the long modules first.
+
+    Other modules that need programs or long-lived processes have the mark themselves.
+    """
     for item in items:
         if "make_server_folder" in getattr(item, "fixturenames", ()):
             item.add_marker("server")
+    # A long module that begins last would leave the other workers idle.
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(autouse=True)

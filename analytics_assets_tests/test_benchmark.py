@@ -13,7 +13,7 @@ import pytest
 
 from analytics_assets.local.server import ROOT
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 
 
 def run(comparison: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -40,7 +40,7 @@ from analytics_assets_tests.support.pooler import Pooler
 from analytics_assets_tests.support.pooler import pooler as open_pooler
 from analytics_assets_tests.support.processes import LOOPBACK, PATIENCE, wait_until
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 
 MakeOther = Callable[[], Settings]
 

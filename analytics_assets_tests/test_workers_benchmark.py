@@ -13,7 +13,7 @@ import pytest
 from analytics_assets.contract import METRICS
 from analytics_assets.local.server import ROOT
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 
 SCRIPT = ROOT / "benchmarks/workers.py"
 DAYS = [date(2026, 11, 22), date(2026, 11, 23)]

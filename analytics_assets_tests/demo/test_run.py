@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
+import pytest
 import sqlalchemy as sa
 
 from analytics_assets.contract import METRICS, RETENTION_DAYS, TARGETS
@@ -22,6 +23,8 @@ from analytics_assets_tests.support.processes import (
     left_running,
     running,
 )
+
+pytestmark = pytest.mark.long
 
 ALL_PASSED = f"({len(CHECK_NAMES)} passed|{len(CHECK_NAMES) - 1} passed, planted friction found)"
 
