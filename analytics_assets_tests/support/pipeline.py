@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import cached_property
 from typing import Any
 
 import dagster as dg
@@ -56,7 +57,11 @@ class Pipeline:
             yield cls(settings, instance)
 
     def definitions(self) -> dg.Definitions:
-        """The real ones, on these settings."""
+        """The real ones, on these settings. They are built once, as a code location does until it reloads."""
+        return self._definitions
+
+    @cached_property
+    def _definitions(self) -> dg.Definitions:
         return build_definitions(self.settings)
 
     def run(
