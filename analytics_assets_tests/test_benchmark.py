@@ -40,6 +40,33 @@ def test_what_stores_nothing_is_not_compared(tmp_path: Path) -> None:
     assert "target" not in done.stdout
 
 
+def test_what_is_not_checked_is_not_compared(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "from analytics_assets.defs import evaluation\nevaluation.count_row_violations = lambda *_: 1 / 0\n"
+    )
+    done = run("range", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    assert "target" not in done.stdout
+
+
+@pytest.mark.parametrize("lost", ["event_signups", "endpoint_error_rates"])
+def test_a_total_that_the_application_does_not_have_is_not_compared(tmp_path: Path, lost: str) -> None:
+    """The checks are made to see nothing of it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from analytics_assets.defs import evaluation\nfrom analytics_assets.store import counts\n"
+        "replace = counts.replace_days\n"
+        "counts.replace_days = lambda store, metric, days, *begun, **allowed: replace(\n"
+        f"    store, metric, {{d: days[d][metric.asset == {lost!r}:] for d in days}}, *begun, **allowed)\n"
+        "match = evaluation._compare_totals\n"
+        "evaluation._compare_totals = lambda *arguments: match(*arguments)._replace(passed=True)\n"
+    )
+    done = run("range", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert f"range: the stored total of {lost} differs from the application's; no comparison" in done.stderr
+    assert "target" not in done.stdout
+
+
 DEMO = [sys.executable, str(ROOT / "benchmarks/demo.py"), "--days", "4", "--rounds", "1"]
 
 
@@ -99,5 +126,6 @@ def test_a_benchmark_that_fails_leaves_the_page_as_it_is(tmp_path: Path) -> None
 def test_the_report_knows_every_benchmark_of_cost() -> None:
     known = runpy.run_path(str(ROOT / "benchmarks/report.py"))["BENCHMARKS"]
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    # Friction is about errors; load, saturation and workers are about what many runs or processes do to each other.
-    assert set(known) == scripts - {"report", "friction", "load", "saturation", "workers"}
+    # Friction is about errors; load, saturation and workers are about what many runs or processes do to each other. The
+    # benchmark of whole runs starts one_run.
+    assert set(known) == scripts - {"report", "friction", "load", "saturation", "workers", "one_run"}

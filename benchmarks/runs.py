@@ -1,15 +1,16 @@
 """Compare whole runs of the pipeline with runs of six empty assets on stock Dagster: `make bench-runs`.
 
 The demonstration's application is filled with activity first. Then two alternatives take turns, each as a process of
-its own on empty databases:
+its own (`one_run.py`) on empty databases:
 
 * ours: the six metrics with every check, on our event log and run storage.
-* empty: six assets that do nothing, without checks, on the stock storage of dagster-postgres, with batched events.
+* empty: six assets that do nothing, without checks, on the stock storage of dagster-postgres, with batched events. It
+  imports nothing of ours.
 
 There are three comparisons: a range of many days in one run, as a backfill; the three days of the daily run; and the
 whole daily job, which also publishes, looks for friction and writes the pages. A run counts only if every day of every
-asset is recorded, and if our stored totals equal what plain SQL counts in the application's views. Otherwise the script
-ends with status 1.
+asset is recorded, if every check of ours was evaluated and none failed, and if our stored totals equal what plain SQL
+counts in the application's views and what DuckDB adds up in its dumps. Otherwise the script ends with status 1.
 
 A missed target is printed but does not fail the script, because the machine may be the reason.
 """
@@ -21,7 +22,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,69 +31,59 @@ from statistics import median
 from time import perf_counter
 
 import dagster as dg
+import duckdb
 import sqlalchemy as sa
-from dagster_postgres.event_log import PostgresEventLogStorage
-from dagster_postgres.run_storage import PostgresRunStorage
 from rich.progress import track
 
 from analytics_assets.contract import METRICS, SourceView
 from analytics_assets.days import bounds
-from analytics_assets.defs.partitions import range_tags
+from analytics_assets.demo.activity import create_demo_app, record_activity
 from analytics_assets.local.postgres import embedded_postgres, ensure_database
-from analytics_assets.local.server import dagster_instance
-from analytics_assets.operations.runs import DAILY_JOB
+from analytics_assets.local.server import dagster_home, dagster_instance
 from analytics_assets.settings import Settings
+from analytics_assets.store.counts import belongs_to
 from analytics_assets.store.setup import init_db
+from analytics_assets.store.tables import COUNTS
 
 COMPARISONS = ("range", "daily", "job")
+ONE_RUN = Path(__file__).with_name("one_run.py")
+STOCK = """
+storage:
+  postgres:
+    postgres_url:
+      env: DAGSTER_POSTGRES_URL
+telemetry:
+  enabled: false
+"""
+SUMS = """
+select event_name, cast(sum(count) as bigint)
+from read_json(?, format = 'newline_delimited', columns = {event_name: 'VARCHAR', count: 'BIGINT'}) group by 1
+"""
 DAILY = 3
 """Days of the daily run: yesterday and the lookback."""
 
 
-def run_ours(first: date, last: date, *, whole_job: bool) -> None:
-    """Run the six metrics with their checks, or the daily job with everything that it does."""
-    from analytics_assets.definitions import defs
-
-    with dagster_instance(Settings.from_env()) as instance:
-        if whole_job:
-            job, selection = defs.resolve_job_def(DAILY_JOB), None
-        else:
-            job = defs.resolve_implicit_global_asset_job_def()
-            selection = [dg.AssetKey(metric.asset) for metric in METRICS]
-        job.execute_in_process(instance=instance, tags=range_tags(first, last), asset_selection=selection)
-
-
-def run_empty(first: date, last: date) -> None:
-    """Run six assets that do nothing, on the stock event log."""
-    daily = dg.DailyPartitionsDefinition(start_date=first.isoformat(), end_offset=0)
-
-    def empty(name: str) -> dg.AssetsDefinition:
-        @dg.asset(name=name, partitions_def=daily, backfill_policy=dg.BackfillPolicy.single_run())
-        def nothing() -> None: ...
-
-        return nothing
-
-    assets = [empty(metric.asset) for metric in METRICS]
-    job = dg.Definitions(assets=assets, executor=dg.in_process_executor).resolve_implicit_global_asset_job_def()
-    settings = Settings.from_env()
-    with dagster_instance(settings) as instance:
-        stock = PostgresEventLogStorage(str(settings.dagster_url)), PostgresRunStorage(str(settings.dagster_url))
-        for storage in stock:
-            storage.register_instance(instance)
-        instance._event_storage, instance._run_storage = stock
-        job.execute_in_process(instance=instance, tags=range_tags(first, last))
-
-
 def run_process(name: str, settings: Settings, first: date, last: date) -> float:
-    """Seconds of a whole process that executes one of the runs above."""
+    """Seconds of a whole process that executes a run. Raises CalledProcessError when the run fails."""
+    home = stock_home(settings) if name == "empty" else dagster_home(settings)
+    assets = [metric.asset for metric in METRICS] if name == "empty" else []
     started = perf_counter()
     subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, "--execute", name, str(first), str(last)],
-        env=os.environ | settings.environment() | {"DAGSTER_EVENT_BATCH_SIZE": "1000"},
-        stderr=subprocess.DEVNULL,  # Dagster's log
+        [sys.executable, "-W", "ignore", ONE_RUN, name, str(first), str(last), *assets],
+        env=os.environ | settings.environment() | {"DAGSTER_HOME": str(home), "DAGSTER_EVENT_BATCH_SIZE": "1000"},
+        capture_output=True,
+        text=True,
         check=True,
     )
     return perf_counter() - started
+
+
+def stock_home(settings: Settings) -> Path:
+    """Return a folder with the least configuration of Dagster on PostgreSQL."""
+    home = settings.data_dir / "stock"
+    home.mkdir(exist_ok=True)
+    (home / "dagster.yaml").write_text(STOCK, encoding="utf-8")
+    return home
 
 
 def find_undone(settings: Settings, host: sa.Engine, name: str, days: list[date]) -> str | None:
@@ -105,18 +95,27 @@ def find_undone(settings: Settings, host: sa.Engine, name: str, days: list[date]
                 return f"{name}: {recorded} of {len(days)} days of an asset recorded"
     if name == "empty":
         return None
+    dumped = read_dumps(settings, days)
     start, end = bounds(days[0], settings.time_zone)[0], bounds(days[-1], settings.time_zone)[1]
-    stored = sa.text("select coalesce(sum(count), 0) from analytics.daily_event_counts where event_name = any(:names)")
     with disposed(settings.database_url) as database, database.connect() as ours, host.connect() as theirs:
         for metric in METRICS:
-            if not isinstance(metric.origin, SourceView):
-                continue
-            view = ".".join(metric.origin.path)
-            query = sa.text(f"select count(*) from {view} where occurred_at >= :start and occurred_at < :end")  # noqa: S608  # of the contract
-            total = theirs.scalar(query, {"start": start, "end": end})
-            if total != ours.scalar(stored, {"names": list(metric.event_names)}):
+            if isinstance(metric.origin, SourceView):
+                view = ".".join(metric.origin.path)
+                query = sa.text(f"select count(*) from {view} where occurred_at >= :start and occurred_at < :end")  # noqa: S608  # of the contract
+                total = theirs.scalar(query, {"start": start, "end": end})
+            else:
+                total = sum(dumped.get(event_name, 0) for event_name in metric.event_names)
+            counts = COUNTS[metric.table].c.count
+            if total != ours.scalar(sa.select(sa.func.sum(counts)).where(belongs_to(metric, days))):
                 return f"{name}: the stored total of {metric.asset} differs from the application's"
     return None
+
+
+def read_dumps(settings: Settings, days: list[date]) -> dict[str, int]:
+    """Return the sum of each event name over the dumps of some days, as DuckDB adds it up."""
+    paths = [str(path) for day in days for path in (settings.dump_dir / str(day)).glob("*.ndjson")]
+    with duckdb.connect() as connection:
+        return dict(connection.execute(SUMS, [paths]).fetchall())
 
 
 @contextmanager
@@ -136,7 +135,11 @@ def compare(
         for number in track(range(rounds), f"{len(days)} days: rounds", transient=True):
             for name, taken in seconds.items():
                 own = use_new_databases(server, settings, f"{ours}_{name}_{number}")
-                taken.append(run_process(name, own, days[0], days[-1]))
+                try:
+                    taken.append(run_process(name, own, days[0], days[-1]))
+                except subprocess.CalledProcessError as error:
+                    print(f"{name}: {error.stderr[-2000:]}; no comparison", file=sys.stderr)
+                    return False
                 if undone := find_undone(own, host, name, days):
                     print(f"{undone}; no comparison", file=sys.stderr)
                     return False
@@ -165,16 +168,7 @@ def main() -> int:
     parser.add_argument("--days", type=int, default=180, help="days of the range run (default: 180)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison (default: 5)")
     parser.add_argument("--only", nargs="+", choices=COMPARISONS, default=COMPARISONS, help="comparisons to make")
-    parser.add_argument("--execute", nargs=3, metavar=("RUN", "FIRST", "LAST"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    # Beta for years, as in definitions.py.
-    warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
-    if options.execute:
-        name, first, last = options.execute[0], *map(date.fromisoformat, options.execute[1:])
-        run_empty(first, last) if name == "empty" else run_ours(first, last, whole_job=name == "job")
-        return 0
-    from analytics_assets.demo.activity import create_demo_app, record_activity
-
     with tempfile.TemporaryDirectory(prefix="analytics-benchmark-") as folder:
         Path(folder).chmod(0o755)  # as root, the embedded server runs as another user
         settings = Settings.from_env({"ANALYTICS_DATA_DIR": folder})

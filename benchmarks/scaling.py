@@ -19,7 +19,6 @@ linearly. A missed target is printed but does not fail the run, because the mach
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 import tempfile
@@ -325,7 +324,6 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, metavar="SVG", help="draw the curves in this file")
     options = parser.parse_args()
     os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")  # like `analytics-assets up`
-    gc.freeze()  # as a run does, see definitions.py
     measured = []
     with tempfile.TemporaryDirectory(prefix="analytics-benchmark-") as folder:
         Path(folder).chmod(0o755)  # as root, the embedded server runs as another user

@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 
-from analytics_assets.database import engine, redacted_errors
+from analytics_assets.database import DatabaseError, engine, explain_postgresql, redacted_errors, sqlstate
 from analytics_assets.settings import Settings
+
+_LACKING: Final = {"42P01", "42703", "42883"}
+"""SQLSTATEs of a table, a column and a function that is not there."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Store:
     @contextmanager
     def transaction(self, doing: str) -> Iterator[sa.Connection]:
         """Yield a connection with a transaction. Raises DatabaseError without values, whatever the driver raises."""
-        with redacted_errors(doing), self.engine.begin() as connection:
+        with redacted_errors(doing, _explain), self.engine.begin() as connection:
             yield connection
 
 
@@ -35,3 +39,10 @@ def open_store(settings: Settings) -> Iterator[Store]:
     """Open the analytics database. Raises SettingsError when no URL is known."""
     with engine(settings.database_url, "ANALYTICS_DATABASE_URL") as database:
         yield Store(database, settings)
+
+
+def _explain(error: sa.exc.DBAPIError) -> tuple[type[DatabaseError], str]:
+    kind, text = explain_postgresql(error)
+    if sqlstate(error) in _LACKING:
+        text += ", so the schema is not of this version of the package: run `analytics-assets init-db`"
+    return kind, text

@@ -1,11 +1,16 @@
 """The daily schedule: when it ticks, what it asks for, and that this is what then runs."""
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 from dagster._utils.schedules import schedule_execution_time_iterator
 
 from analytics_assets.contract import LOOKBACK_DAYS
@@ -17,6 +22,21 @@ from analytics_assets.defs.jobs import daily_metrics_job
 from analytics_assets.operations.runs import days_of_run
 from analytics_assets.settings import Settings
 from analytics_assets_tests.support.pipeline import ALL, Pipeline, tick
+
+
+@contextmanager
+def log_ins() -> Iterator[Counter[str | None]]:
+    """Database -> how often this process has logged in to it."""
+    made = Counter[str | None]()
+
+    def note(connection: Any, _record: object) -> None:
+        made[connection.info.dbname] += 1
+
+    sa.event.listen(sa.Pool, "connect", note)
+    try:
+        yield made
+    finally:
+        sa.event.remove(sa.Pool, "connect", note)
 
 
 def requested(settings: Settings, moment: datetime) -> dg.RunRequest:
@@ -73,9 +93,16 @@ def test_what_it_asks_for_is_what_runs(pipeline: Pipeline, yesterday: date) -> N
         settings, datetime.combine(settings.today(), time(1, 15), ZoneInfo(settings.time_zone)).astimezone(UTC)
     )
     job = build_definitions(settings).resolve_job_def(daily_metrics_job.name)
-    result = job.execute_in_process(instance=pipeline.instance, tags=request.tags)
+    with log_ins() as made:
+        result = job.execute_in_process(instance=pipeline.instance, tags=request.tags)
 
     assert result.success
+    for url in (settings.database_url, settings.source_url):
+        assert made[sa.make_url(str(url)).database] == 1
+    steps = [event.step_key for event in result.all_events if event.is_step_start]
+    published = ["published_counts", "product_friction", "core_pages", "published_pages"]
+    shared_checks = 4
+    assert len(steps) == len(set(steps)) == 2 * len(ALL) + len(published) + shared_checks
     days = {yesterday - timedelta(days=n) for n in range(3)}
     assert {asset: pipeline.materialized(asset) for asset in ALL} == dict.fromkeys(ALL, days)
     collected = pipeline.sql("select asset, event_date from analytics.collected_days")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import random
@@ -128,6 +129,34 @@ def make_settings(make_database: Callable[[str], sa.URL], tmp_path: Path) -> Cal
 def closed(settings: Settings) -> date:
     """The last closed day."""
     return settings.today() - timedelta(days=1 + LOOKBACK_DAYS)
+
+
+# --- the notes
+
+
+def test_the_fingerprint_of_what_was_published_never_changes(settings: Settings, closed: date) -> None:
+    """Another formula would call everything altered that was published before."""
+    monday = closed - timedelta(days=closed.weekday() + 7)
+    missing = monday + timedelta(days=7)  # begins a week
+    for day in span(monday, closed):
+        if day != missing:
+            collect(settings, SIGNUPS, day, {"7": 15, "10": 5, "9": 5} if day == monday else {"7": 1})
+            collect(settings, "consent_changes", day, {"7": 1})
+    publish(settings)
+    notes = {
+        (name, day): fingerprint
+        for name, day, fingerprint in query(
+            settings, "select event_name, event_date, fingerprint from analytics.publications"
+        )
+    }
+
+    def fingerprint(text: str) -> str:
+        return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+    assert notes[NAME, monday] == fingerprint("published 10=5 7=15 9=5")
+    assert notes[NAME, monday + timedelta(days=1)] == fingerprint("published")
+    assert notes["consent_turned_on", monday] == fingerprint("published consent_turned_on=5")
+    assert notes[NAME, missing] == fingerprint("not_collected")
 
 
 # --- the rule

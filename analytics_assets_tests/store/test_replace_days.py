@@ -14,7 +14,7 @@ from analytics_assets.guard import Row
 from analytics_assets.settings import Settings
 from analytics_assets.store import Store, counts, open_store
 from analytics_assets.store.counts import Stored, read_collected_days, read_window, replace_days
-from analytics_assets_tests.support.database import event
+from analytics_assets_tests.support.database import as_superuser, event
 
 SIGNUPS = metric("event_signups")
 ONE = Stored(rows=1, total=1)
@@ -89,3 +89,17 @@ def test_days_that_were_stored_before_the_database_was_lost_are_known(
     assert isinstance(outcomes[days[1]], UnreachableError)
     assert isinstance(outcomes[days[2]], UnreachableError)
     assert read_collected_days(store, read_window(store))["event_signups"] == {days[0]}
+
+
+@pytest.mark.parametrize(
+    "older",
+    [
+        "drop function analytics.create_days",
+        "alter table analytics.collected_days drop column collected_at",
+        "drop table analytics.collected_days",
+    ],
+)
+def test_a_schema_of_another_version_is_called_so(store: Store, yesterday: date, older: str) -> None:
+    as_superuser(store.settings, older)
+    outcome = replace_days(store, SIGNUPS, {yesterday: [event(yesterday)]})[yesterday]
+    assert str(outcome).endswith("so the schema is not of this version of the package: run `analytics-assets init-db`")
