@@ -81,7 +81,7 @@ def up(port: int) -> None:
     from analytics_assets.local import server, status
 
     server.exit_on_sigterm()
-    with server.databases(Settings.from_env()) as settings:
+    with server.databases(Settings.from_env()) as settings, server.alone(settings):
         click.echo("Before this start:")
         status.show(status.look_before_start(settings, _repository(settings)), settings)
         with server.dagster_dev(settings, port) as process:
@@ -420,6 +420,7 @@ def publish(day: datetime | None, dagster_home: Path | None) -> None:
         if not INSTALLED:
             click.echo("No page is written: that needs the extra \"pages\": pip install 'analytics-assets[pages]'")
         else:
+            click.echo(f"Writing the pages in {settings.publish_dir} ...")
             write_published_pages(store)
             if instance is None:
                 click.echo("The core team's pages are not written: they say which checks fail, as Dagster records it.")

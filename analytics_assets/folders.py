@@ -10,19 +10,20 @@ from pathlib import Path
 
 
 @contextmanager
-def lock(folder: Path, *, create: bool = True) -> Iterator[None]:
+def lock(folder: Path, *, create: bool = True, wait: bool = True) -> Iterator[None]:
     """Wait until no other process holds the lock of this folder, then hold it. `create` the folder if it is missing.
 
     The system releases the lock of a process that ends, however it ends.
 
     Raises:
+        BlockingIOError: another process holds the lock, and this one should not `wait`.
         OSError: the folder cannot be created or opened.
     """
     if create:
         folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)

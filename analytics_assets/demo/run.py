@@ -54,6 +54,7 @@ from analytics_assets.local.postgres import embedded_postgres, ensure_database
 from analytics_assets.local.processes import ServerError, stop
 from analytics_assets.local.server import (
     HOST,
+    alone,
     dagster_dev,
     dagster_instance,
     databases,
@@ -111,6 +112,7 @@ def run(settings: Settings, port: int, app_port: int, *, once: bool) -> bool:
     )
     try:
         with (
+            alone(settings),
             _progress(console) as progress,
             _host_application(settings, progress) as (with_source, app_database_url, filled_days),
             databases(with_source) as ready,

@@ -25,6 +25,7 @@ from dagster._core.instance.ref import InstanceRef
 from dagster_postgres.utils import DagsterPostgresException
 
 from analytics_assets.database import NotStartedError, UnreachableError, engine, failure_cause, redacted_errors
+from analytics_assets.folders import lock
 from analytics_assets.local.processes import LONGEST_SOCKET, ServerError, stop, uninterrupted
 from analytics_assets.retention.dagster_records import DagsterStorage, open_dagster_storage
 from analytics_assets.retention.shortening import describe_shortening
@@ -165,6 +166,27 @@ def set_up(admin_url: str, settings: Settings, *, shorten: Say | None = None, ho
             )
         shorten(going)
     init_db(admin_url, settings)
+
+
+@contextmanager
+def alone(settings: Settings) -> Iterator[None]:
+    """Keep every other `up` and `demo` off this data folder: two daemons on one database disturb each other.
+
+    Raises:
+        ServerError: there is one, or the folder cannot be used.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock(settings.data_dir / "dagster", wait=False))
+        except BlockingIOError:
+            raise ServerError(
+                "another `up` or `demo` is running on this data folder: stop it, or name another folder in"
+                " ANALYTICS_DATA_DIR and choose other ports"
+            ) from None
+        except OSError as error:
+            what = f"{type(error).__name__}: {error.strerror}"
+            raise ServerError(f"the data folder (ANALYTICS_DATA_DIR) cannot be used: {what}") from None
+        yield
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from analytics_assets.contract import METRICS
 from analytics_assets.demo.run import run
 from analytics_assets.demo.webserver import Webserver
 from analytics_assets.local.processes import ServerError, stop
-from analytics_assets.local.server import dagster_dev, dagster_home, dagster_instance, wait_until_ready
+from analytics_assets.local.server import alone, dagster_dev, dagster_home, dagster_instance, wait_until_ready
 from analytics_assets.settings import Settings
 from analytics_assets_tests.support.database import admin_url
 from analytics_assets_tests.support.host import Host, moments
@@ -99,6 +100,16 @@ def test_up_fails_when_its_daemon_is_killed(data_dir: Path) -> None:
     port = free_port()
     with running([*COMMAND, "up", "--port", str(port)], environment(data_dir)) as process:
         wait_until_ready(process, port)
+        second = subprocess.run(
+            [*COMMAND, "up", "--port", str(free_port())],
+            env=environment(data_dir),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert second.returncode == 1
+        assert "another `up` or `demo` is running on this data folder" in second.stderr
+        assert process.poll() is None
         for member in psutil.Process(process.pid).children(recursive=True):
             if "dagster._daemon" in " ".join(member.cmdline()):
                 member.kill()
@@ -210,6 +221,23 @@ def test_a_taken_port_is_refused_with_the_way_out(tmp_path: Path) -> None:
         with pytest.raises(ServerError, match="choose another with --app-port"):
             run(settings, free_port(), taken.getsockname()[1], once=True)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_demonstration_in_a_data_folder_is_refused(tmp_path: Path) -> None:
+    settings = Settings.from_env({"ANALYTICS_DATA_DIR": str(tmp_path)})
+    with (
+        alone(replace(settings, data_dir=tmp_path / "demo")),
+        pytest.raises(ServerError, match="stop it, or name another folder in ANALYTICS_DATA_DIR"),
+    ):
+        run(settings, free_port(), free_port(), once=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["demo", "dagster"]
+
+
+def test_a_data_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    settings = Settings.from_env({"ANALYTICS_DATA_DIR": str(tmp_path / "file")})
+    with pytest.raises(ServerError, match=r"the data folder \(ANALYTICS_DATA_DIR\) cannot be used"), alone(settings):
+        pass
 
 
 def test_a_dagster_yaml_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
