@@ -142,6 +142,9 @@ def test_what_does_not_leave_is_killed_with_all_that_it_has_started(tmp_path: Pa
     assert left_running(tmp_path) == []
 
 
+STARTED = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
+
+
 def test_runs_whose_processes_were_killed_give_their_places_back(
     settings: Settings, host: Host, yesterday: date, make_server_folder: Callable[[], Path]
 ) -> None:
@@ -156,6 +159,9 @@ def test_runs_whose_processes_were_killed_give_their_places_back(
         def statuses() -> list[str]:
             return sorted(run.status.value for run in instance.get_runs())
 
+        def has_its_processes(run: dg.DagsterRun) -> bool:
+            return bool(instance.all_logs(run.run_id, of_type=dg.DagsterEventType.LOGS_CAPTURED))
+
         with running(command, env) as process:
             wait_until_ready(process, port)
             with locked(host.url, "signups"), locked(sa.make_url(admin_url(settings)), "analytics.publications"):
@@ -164,6 +170,8 @@ def test_runs_whose_processes_were_killed_give_their_places_back(
                 wait_until(lambda: statuses() == ["QUEUED", "STARTED"])
                 webserver.launch_run(["published_counts"], [])
                 wait_until(lambda: statuses() == ["QUEUED", "STARTED", "STARTED"])
+                # A run that has only just started is about to start processes of its own.
+                wait_until(lambda: all(map(has_its_processes, instance.get_runs(STARTED))))
                 for member in psutil.Process(process.pid).children(recursive=True):
                     member.kill()
                 process.kill()
