@@ -420,7 +420,6 @@ def publish(day: datetime | None, dagster_home: Path | None) -> None:
         if not INSTALLED:
             click.echo("No page is written: that needs the extra \"pages\": pip install 'analytics-assets[pages]'")
         else:
-            click.echo(f"Writing the pages in {settings.publish_dir} ...")
             write_published_pages(store)
             if instance is None:
                 click.echo("The core team's pages are not written: they say which checks fail, as Dagster records it.")
