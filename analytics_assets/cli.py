@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import date, datetime
+from datetime import date
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, ParamSpec
 import click
 
 from analytics_assets import settings as settings_module
-from analytics_assets.contract import METRICS, SourceView
+from analytics_assets.contract import EVENT_DATE, METRICS, SourceView
 from analytics_assets.database import DatabaseError, place
 from analytics_assets.dictionary import markdown
+from analytics_assets.guard import obeys
 from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.ship import ship
 
@@ -41,6 +42,18 @@ _MAX_LINES = 20
 _EPILOG = "\b\nSettings (environment):\n" + "\n".join(
     f"  {name}\n      {meaning.replace('`', '')}" for name, meaning in settings_module.VARIABLES.items()
 )
+
+
+class _Day(click.ParamType[date]):
+    """A calendar day."""
+
+    name = "day"
+
+    def convert(self, value: str | date, param: click.Parameter | None, ctx: click.Context | None) -> date:
+        """Return the day. Raises BadParameter when the text is not one."""
+        if isinstance(value, str) and not obeys(EVENT_DATE, value):
+            self.fail(EVENT_DATE.rule, param, ctx)
+        return value if isinstance(value, date) else date.fromisoformat(value)
 
 
 def _report_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -322,12 +335,12 @@ def _repository(settings: Settings) -> RepositoryDefinition:
 @click.option(
     "--confirm-cutoff",
     "confirmed",
-    type=click.DateTime(["%Y-%m-%d"]),
+    type=_Day(),
     metavar="DATE",
     help="Confirm that this is the first day that is kept (YYYY-MM-DD), when the check cutoff_is_certain is red.",
 )
 @_report_errors
-def retention(dry_run: bool, dagster_home: Path | None, confirmed: datetime | None) -> None:
+def retention(dry_run: bool, dagster_home: Path | None, confirmed: date | None) -> None:
     """Remove expired days from every retention target.
 
     The retention targets are the tables, the counter dumps, and Dagster's records. The sensor `retention_sensor` does
@@ -350,7 +363,7 @@ def retention(dry_run: bool, dagster_home: Path | None, confirmed: datetime | No
         with open_store(settings) as store:
             cutoff = read_cutoff(store)
             if confirmed:
-                confirm_cutoff(store, confirmed.date())
+                confirm_cutoff(store, confirmed)
             elif cutoff.doubt and not dry_run:
                 raise DatabaseError(cutoff.doubt)
             with (server.dagster_storage if dry_run else server.dagster_instance)(settings, dagster_home) as dagster:
@@ -371,13 +384,13 @@ def retention(dry_run: bool, dagster_home: Path | None, confirmed: datetime | No
 @click.option(
     "--fill",
     "day",
-    type=click.DateTime(["%Y-%m-%d"]),
+    type=_Day(),
     metavar="DAY",
     help="Publish this day (YYYY-MM-DD) by itself: it was not collected in its turn, or is before the first one.",
 )
 @DAGSTER_HOME
 @_report_errors
-def publish(day: datetime | None, dagster_home: Path | None) -> None:
+def publish(day: date | None, dagster_home: Path | None) -> None:
     """Publish the closed days: running totals in fives, in schema published, for people outside the core team.
 
     The asset published_counts does it after every daily run. By hand it is for a gap: collect the day, then publish it
@@ -414,7 +427,7 @@ def publish(day: datetime | None, dagster_home: Path | None) -> None:
                 made = publish_closed(store, awaited)
                 waits = find_waits(store, awaited)
             else:
-                made = fill(store, day.date())
+                made = fill(store, day)
         except PublicationError as error:
             raise click.ClickException(str(error)) from None
         if not INSTALLED:

@@ -483,7 +483,7 @@ def _list_dumps(settings: Settings, kept: _Kept | Line) -> list[Line]:
         refused = Line("dumps", "dumps of today", Level.RED, str(problem))
         return [refused, _unread("dumps", "telemetry", refused)]
     if files or before:
-        line = Line("dumps", "dumps of today", Level.OK, f"{files} files")
+        line = Line("dumps", "dumps of today", Level.OK, f"{files:,} file{'' if files == 1 else 's'}")
     elif new:
         line = Line("dumps", "dumps of today", Level.OK, "none yet")
     elif isinstance(kept, Line):

@@ -30,9 +30,11 @@ def run(benchmark: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=os.environ | environment, check=False, capture_output=True, text=True)
 
 
-def test_every_alternative_runs_and_has_the_same_numbers() -> None:
-    done = run(COLLECT)
+@pytest.mark.parametrize(("option", "head"), [("", ""), (" --no-index", ", no index")])
+def test_every_alternative_runs_and_has_the_same_numbers(option: str, head: str) -> None:
+    done = run(COLLECT + option)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"3,000 sign-ups of 20 events, 3 days{head}\n")
     named = re.findall(r"^([a-z, ]+?) +ours .*, alternative .*, ratio \d", done.stdout, re.MULTILINE)
     assert named == ["count", "count, psql", "compare", "store a new day", "store again", "check", "whole run"]
     assert len(re.findall(r"\(target: at most [0-9.]+\) (?:met|MISSED)", done.stdout)) == 4

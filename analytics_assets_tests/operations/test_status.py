@@ -414,7 +414,7 @@ def test_the_dumps_of_today(pipeline: Pipeline, host: Host, yesterday: date) -> 
     fill(host, pipeline.settings, [yesterday])
     assert line() == (OK, "0 files")
     fill(host, pipeline.settings, [yesterday + timedelta(days=1)])
-    assert line() == (OK, "1 files")
+    assert line() == (OK, "1 file")
     pipeline.settings.dump_dir.rename(pipeline.settings.data_dir / "away")
     level, words = line()
     assert level is RED

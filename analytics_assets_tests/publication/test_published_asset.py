@@ -303,8 +303,10 @@ def test_the_command_publishes_fills_and_says_what_it_did(
     assert command("--fill", str(gap)) == (0, f"event_signup: {gap} to {gap}: 1 day(s) published\n")
     code, said = command("--fill", str(every_day[-1]))
     assert (code, said) == (1, f"Error: {every_day[-1]} is not closed: the last closed day is {last}\n")
-    code, said = command("--fill", "canary")
-    assert code == 2
+    for no_day in ("canary", "2026-13-01", "20261122"):
+        code, said = command("--fill", no_day)
+        assert code == 2
+        assert said.endswith("Error: Invalid value for '--fill': must be a date written YYYY-MM-DD\n")
 
 
 def test_the_command_waits_for_a_day_that_a_queued_run_is_about_to_collect(
