@@ -11,6 +11,8 @@ who is first to read the rows of a day:
 * Check what is stored of that day: `select` of it into the client.
 * A whole process that collects every day of the asset and executes its checks: one `create table as` over the whole
   sign-up table.
+* Count every day, as a run over all of them does, with the index and then without it: the alternative is the same
+  reader, told of one day at a time. PostgreSQL's plan decides whether days are counted together.
 
 Both sides must have the same numbers, or it fails with status 1. A missed target is printed but does not fail the run,
 because the machine may be the reason.
@@ -297,8 +299,29 @@ def compare_runs(found: Databases, rounds: int) -> Times:
     return times
 
 
+def compare_together(found: Databases, rounds: int, name: str) -> Times:
+    """Compare days that may be counted together with the same days one by one.
+
+    Raises:
+        DifferentError: both have different numbers.
+    """
+    times = Times()
+
+    def count(announced: Sequence[date]) -> list[Counts]:
+        with open_reader(SIGNUPS, found.settings, days=announced) as reader:
+            counted = [reader.count(day) for day in found.days]
+        return [as_counts((row["event_id"], row["source"], row["count"]) for row in day.rows) for day in counted]
+
+    for _ in range(rounds):
+        ours, together = timed(lambda: count(found.days))
+        plain, single = timed(lambda: count(()))
+        times.add(name, ours, plain)
+        require_equal(name, together, single)
+    return times
+
+
 def main() -> int:
-    """Run both comparisons. Returns the exit status."""
+    """Run the comparisons. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000, help="sign-ups (default: 10,000,000)")
     parser.add_argument("--events", type=int, default=2_000, help="events, each with two sources (default: 2,000)")
@@ -323,6 +346,10 @@ def main() -> int:
                 steps.report()
                 runs = compare_runs(found, options.runs)
                 runs.report()
+                if not options.no_index:
+                    compare_together(found, 1, "days, index").report()
+                    found.host.exec_driver_sql("drop index signups_occurred_at")
+                compare_together(found, 1, "days, no index").report()
             except DifferentError as difference:
                 print(difference, file=sys.stderr)
                 return 1

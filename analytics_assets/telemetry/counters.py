@@ -247,8 +247,8 @@ class Telemetry:
                 now = self._clock()
                 if self._day_start <= now < self._next_check:
                     try:
-                        line = self._line_of_key.get(key)
-                    except TypeError:  # an unhashable key is never stored, and is refused below
+                        line = self._line_of_key[key]
+                    except (KeyError, TypeError):  # new; or unhashable, which is never stored, and refused below
                         line = None
                     dump = self._dump
                     if line is not None and dump is not None:
