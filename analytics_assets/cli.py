@@ -6,7 +6,7 @@ Commands import their own modules, so that `--help` is fast.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import date
 from functools import wraps
 from pathlib import Path
@@ -23,7 +23,9 @@ from analytics_assets.settings import Settings, SettingsError
 from analytics_assets.ship import ship
 
 if TYPE_CHECKING:
-    from dagster import RepositoryDefinition
+    from dagster import DagsterInstance, RepositoryDefinition
+
+    from analytics_assets.store import Store
 
 P = ParamSpec("P")
 
@@ -69,6 +71,13 @@ def _report_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise click.ClickException(str(error)) from None
 
     return run
+
+
+def _waiting(text: str) -> AbstractContextManager[object]:
+    """Say on a terminal, beside the output, what takes its time."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)
 
 
 def _say_place(what: str, url: str | None) -> None:
@@ -366,7 +375,8 @@ def retention(dry_run: bool, dagster_home: Path | None, confirmed: date | None) 
                 confirm_cutoff(store, confirmed)
             elif cutoff.doubt and not dry_run:
                 raise DatabaseError(cutoff.doubt)
-            with (server.dagster_storage if dry_run else server.dagster_instance)(settings, dagster_home) as dagster:
+            open_dagster = server.dagster_storage if dry_run else server.dagster_instance
+            with open_dagster(settings, dagster_home) as dagster, _waiting("Looking for expired days"):
                 before, reports = apply_retention(settings, dagster, MANUAL, dry_run=dry_run)
     title = f"{'Expired' if dry_run else 'Removed'}: days before {before}"
     table = Table("retention target", "days", "rows", "oldest day left", title=title)
@@ -378,6 +388,24 @@ def retention(dry_run: bool, dagster_home: Path | None, confirmed: date | None) 
         click.echo(f"warning: {cutoff.doubt}")
     if problems := sum(bool(report.problem) for report in reports):
         raise click.ClickException(f"{'checking' if dry_run else 'removing'} failed for {problems} retention target(s)")
+
+
+def _write_pages(store: Store, instance: DagsterInstance | None) -> None:
+    """Write all pages anew, or say which are not written."""
+    from analytics_assets.defs.pages import read_health
+    from analytics_assets.publication.pages.publish import INSTALLED, write_core_pages, write_published_pages
+
+    if not INSTALLED:
+        click.echo("No page is written: that needs the extra \"pages\": pip install 'analytics-assets[pages]'")
+        return
+    with _waiting("Writing the published pages"):
+        write_published_pages(store)
+    if instance is None:
+        click.echo("The core team's pages are not written: they say which checks fail, as Dagster records it.")
+        return
+    with _waiting("Writing the core team's pages"):
+        checks = _repository(store.settings).asset_graph.asset_check_keys
+        write_core_pages(store, read_health(instance, checks))
 
 
 @main.command()
@@ -400,10 +428,8 @@ def publish(day: date | None, dagster_home: Path | None) -> None:
     """
     from contextlib import ExitStack
 
-    from analytics_assets.defs.pages import read_health
     from analytics_assets.local import server
     from analytics_assets.operations.runs import FAILED_RUNS, days_awaited
-    from analytics_assets.publication.pages.publish import INSTALLED, write_core_pages, write_published_pages
     from analytics_assets.publication.publish import PublicationError, fill, find_waits, publish_closed
     from analytics_assets.store import open_store
     from analytics_assets.store.gaps import missing_days
@@ -424,21 +450,14 @@ def publish(day: date | None, dagster_home: Path | None) -> None:
             if day is None:
                 missing = missing_days(store)
                 awaited = missing if instance is None else days_awaited(instance, missing)
-                made = publish_closed(store, awaited)
+                with _waiting("Publishing the closed days"):
+                    made = publish_closed(store, awaited)
                 waits = find_waits(store, awaited)
             else:
                 made = fill(store, day)
         except PublicationError as error:
             raise click.ClickException(str(error)) from None
-        if not INSTALLED:
-            click.echo("No page is written: that needs the extra \"pages\": pip install 'analytics-assets[pages]'")
-        else:
-            write_published_pages(store)
-            if instance is None:
-                click.echo("The core team's pages are not written: they say which checks fail, as Dagster records it.")
-            else:
-                checks = _repository(settings).asset_graph.asset_check_keys
-                write_core_pages(store, read_health(instance, checks))
+        _write_pages(store, instance)
         with store.transaction("reading what is published") as connection:
             published = read_last_published(connection)
     for each in made:
