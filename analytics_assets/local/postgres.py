@@ -27,7 +27,7 @@ import psutil
 import sqlalchemy as sa
 
 from analytics_assets.database import engine, redacted_errors
-from analytics_assets.local.processes import LONGEST_SOCKET, ServerError, uninterrupted
+from analytics_assets.local.processes import LONGEST_SOCKET, DataFolderError, ServerError, uninterrupted
 
 with warnings.catch_warnings():
     # Its import calls platformdirs, which warns on a machine without a desktop session.
@@ -65,7 +65,7 @@ def embedded_postgres(data_dir: Path) -> Iterator[sa.URL]:
     """
     # `postmaster.pid` has the path on a line of its own.
     if "\n" in str(data_dir):
-        raise ServerError("the data folder (ANALYTICS_DATA_DIR) cannot be used: its path has a line break")
+        raise DataFolderError("its path has a line break")
     pgdata = data_dir / "postgres"
     with _shared_folder(data_dir, pgdata) as folder:
         try:
@@ -76,8 +76,7 @@ def embedded_postgres(data_dir: Path) -> Iterator[sa.URL]:
             url = _wait_until_ready(data_dir)
             fcntl.flock(folder, fcntl.LOCK_SH)
         except OSError as error:
-            what = f"{type(error).__name__}: {error.strerror}"
-            raise ServerError(f"the data folder (ANALYTICS_DATA_DIR) cannot be used: {what}") from None
+            raise DataFolderError(error) from None
         if started:
             _configure_log(url)
         yield url
@@ -115,8 +114,7 @@ def _shared_folder(data_dir: Path, pgdata: Path) -> Iterator[int]:
         data_dir.mkdir(parents=True, exist_ok=True)
         folder = os.open(data_dir, os.O_RDONLY)
     except OSError as error:
-        what = f"{type(error).__name__}: {error.strerror}"
-        raise ServerError(f"the data folder (ANALYTICS_DATA_DIR) cannot be used: {what}") from None
+        raise DataFolderError(error) from None
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)

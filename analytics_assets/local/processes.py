@@ -23,6 +23,14 @@ class ServerError(RuntimeError):
     """A server could not be started; the text says what to do."""
 
 
+class DataFolderError(ServerError):
+    """The data folder cannot be used. The text says why."""
+
+    def __init__(self, why: OSError | str) -> None:
+        what = why if isinstance(why, str) else f"{type(why).__name__}: {why.strerror}"
+        super().__init__(f"the data folder (ANALYTICS_DATA_DIR) cannot be used: {what}")
+
+
 def stop(process: subprocess.Popen[bytes]) -> None:
     """Interrupt a process and its childless children, and kill the others. Kill everything that runs after two seconds.
 

@@ -26,7 +26,7 @@ from dagster_postgres.utils import DagsterPostgresException
 
 from analytics_assets.database import NotStartedError, UnreachableError, engine, failure_cause, redacted_errors
 from analytics_assets.folders import lock
-from analytics_assets.local.processes import LONGEST_SOCKET, ServerError, stop, uninterrupted
+from analytics_assets.local.processes import LONGEST_SOCKET, DataFolderError, ServerError, stop, uninterrupted
 from analytics_assets.retention.dagster_records import DagsterStorage, open_dagster_storage
 from analytics_assets.retention.shortening import describe_shortening
 from analytics_assets.run_launcher import run_address
@@ -184,8 +184,7 @@ def alone(settings: Settings) -> Iterator[None]:
                 " ANALYTICS_DATA_DIR and choose other ports"
             ) from None
         except OSError as error:
-            what = f"{type(error).__name__}: {error.strerror}"
-            raise ServerError(f"the data folder (ANALYTICS_DATA_DIR) cannot be used: {what}") from None
+            raise DataFolderError(error) from None
         yield
 
 
