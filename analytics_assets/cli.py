@@ -46,16 +46,13 @@ _EPILOG = "\b\nSettings (environment):\n" + "\n".join(
 )
 
 
-class _Day(click.ParamType[date]):
-    """A calendar day."""
-
-    name = "day"
-
-    def convert(self, value: str | date, param: click.Parameter | None, ctx: click.Context | None) -> date:
-        """Return the day. Raises BadParameter when the text is not one."""
-        if isinstance(value, str) and not obeys(EVENT_DATE, value):
-            self.fail(EVENT_DATE.rule, param, ctx)
-        return value if isinstance(value, date) else date.fromisoformat(value)
+def _to_day(_context: click.Context, _option: click.Parameter, text: str | None) -> date | None:
+    """Return the day that an option names. Raises BadParameter when the text is not a day."""
+    if text is None:
+        return None
+    if not obeys(EVENT_DATE, text):
+        raise click.BadParameter(EVENT_DATE.rule)
+    return date.fromisoformat(text)
 
 
 def _report_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -74,7 +71,7 @@ def _report_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _waiting(text: str) -> AbstractContextManager[object]:
-    """Say on a terminal, beside the output, what takes its time."""
+    """Show on stderr, if it is a terminal, what is taking time. Print nothing inside: Rich would send it to stderr."""
     from rich.console import Console
 
     return Console(stderr=True).status(text)
@@ -344,7 +341,7 @@ def _repository(settings: Settings) -> RepositoryDefinition:
 @click.option(
     "--confirm-cutoff",
     "confirmed",
-    type=_Day(),
+    callback=_to_day,
     metavar="DATE",
     help="Confirm that this is the first day that is kept (YYYY-MM-DD), when the check cutoff_is_certain is red.",
 )
@@ -375,8 +372,9 @@ def retention(dry_run: bool, dagster_home: Path | None, confirmed: date | None) 
                 confirm_cutoff(store, confirmed)
             elif cutoff.doubt and not dry_run:
                 raise DatabaseError(cutoff.doubt)
+            verb = "Looking for" if dry_run else "Removing"
             open_dagster = server.dagster_storage if dry_run else server.dagster_instance
-            with open_dagster(settings, dagster_home) as dagster, _waiting("Looking for expired days"):
+            with open_dagster(settings, dagster_home) as dagster, _waiting(f"{verb} expired days"):
                 before, reports = apply_retention(settings, dagster, MANUAL, dry_run=dry_run)
     title = f"{'Expired' if dry_run else 'Removed'}: days before {before}"
     table = Table("retention target", "days", "rows", "oldest day left", title=title)
@@ -412,7 +410,7 @@ def _write_pages(store: Store, instance: DagsterInstance | None) -> None:
 @click.option(
     "--fill",
     "day",
-    type=_Day(),
+    callback=_to_day,
     metavar="DAY",
     help="Publish this day (YYYY-MM-DD) by itself: it was not collected in its turn, or is before the first one.",
 )

@@ -343,7 +343,9 @@ def test_a_cutoff_is_confirmed_on_the_command_line(settings: Settings) -> None:
     both = CliRunner().invoke(main, ["retention", "--dry-run", "--confirm-cutoff", str(cutoff)], env=env)
     assert both.exit_code == 2
     assert old.exists()
-    confirmed = CliRunner().invoke(main, ["retention", "--confirm-cutoff", str(cutoff)], env=env)
+    terminal = env | {"TTY_COMPATIBLE": "1"}  # Rich takes stderr for a terminal
+    confirmed = CliRunner().invoke(main, ["retention", "--confirm-cutoff", str(cutoff)], env=terminal)
+    assert "Removing expired days" in confirmed.stderr
     assert confirmed.exit_code == 0, confirmed.output
     assert not old.exists()
     assert CliRunner().invoke(main, ["retention"], env=env).exit_code == 0, "confirmed once"

@@ -42,7 +42,7 @@ from analytics_assets.store.expiry import drop_day
 ASSETS = 6
 TABLE = "daily_event_counts"
 QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
-"""Run configuration: the events are recorded, and are not printed."""
+"""Run configuration: record the events without printing them."""
 
 
 def empty_job(first: date, days: int) -> dg.JobDefinition:

@@ -40,9 +40,10 @@ WARM_UP: Final = max(KEYS)
 NOTE: Final = (
     "The peers of the middlewares also time each request, measure its size, and keep histograms; ours only counts.\n"
     "Ours keeps its counts in memory-mapped files, as the peers do in the comparisons called multiprocess.\n"
-    "The least that counts checks no value and ends no day or file; around a response, it knows the only route and\n"
-    "misses what fails. The least that counts what ours does also looks up the route, and counts what fails, once.\n"
-    "A target below such a floor is out of reach, whoever writes the code."
+    "The least that counts is a floor: it checks no value, and never starts a new day or file. As a middleware, it is\n"
+    "given its only route, and does not count requests that raise an error. The least that counts what ours does also\n"
+    "looks up the route, counts requests that raise an error, and counts once where middlewares are nested.\n"
+    "Where a floor is above the target, we know of no way to meet the target in Python."
 )
 
 

@@ -248,7 +248,7 @@ class Telemetry:
                 if self._day_start <= now < self._next_check:
                     try:
                         line = self._line_of_key[key]
-                    except (KeyError, TypeError):  # new; or unhashable, which is never stored, and refused below
+                    except (KeyError, TypeError):  # a new key, or an unhashable one, which is refused below
                         line = None
                     dump = self._dump
                     if line is not None and dump is not None:

@@ -36,7 +36,7 @@ def test_every_alternative_runs_and_has_the_same_numbers(option: str, head: str)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"3,000 sign-ups of 20 events, 3 days{head}\n")
     named = re.findall(r"^([a-z, ]+?) +ours .*, alternative .*, ratio \d", done.stdout, re.MULTILINE)
-    together = ["days, no index"] if option else ["days, index", "days, no index"]
+    together = ["all days, no index"] if option else ["all days, index", "all days, no index"]
     assert named == [
         "count",
         "count, psql",

@@ -470,6 +470,12 @@ def test_the_comparison_names_the_file_that_it_cannot_read(tmp_path: Path) -> No
         b"[1]",
         b"{}",
         line(event_name=[]),
+        line(event_name=1),
+        line(count="canary"),
+        line(count="5"),
+        line(count=True),
+        line(count=5.0),
+        line(count=None),
         line().replace(b"5}", b"NaN}"),
     ):
         write(tmp_path / str(DAY), bad, names[4])
@@ -479,6 +485,7 @@ def test_the_comparison_names_the_file_that_it_cannot_read(tmp_path: Path) -> No
         ):
             source.total(DAY)
         assert "canary" not in str(refused.value)
+        assert refused.value.__context__ is None, "the parser's error has the line"
 
 
 def test_a_sum_past_the_largest_count_is_refused(tmp_path: Path) -> None:
