@@ -31,7 +31,7 @@ from analytics_assets.store import Store, open_store
 from analytics_assets.store.counts import DayRefusedError, Stored, Window, read_window, replace_days
 from analytics_assets.store.expiry import read_cutoff
 
-_CHUNK_ROWS: Final = 20_000
+_CHUNK_ROWS: Final = 40_000
 """Days are stored together while they have fewer rows. Two chunks are in memory at a time."""
 
 Results = Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import date
+from functools import partial
 from typing import Final
 
 import dagster as dg
@@ -23,7 +25,7 @@ from analytics_assets.sources import OriginRefusedError, Reader
 from analytics_assets.sources.app_views import open_view
 from analytics_assets.sources.counter_dumps import open_dumps
 from analytics_assets.store import Store
-from analytics_assets.store.counts import read_days
+from analytics_assets.store.counts import Stored, read_days
 from analytics_assets.store.gaps import missing_days
 from analytics_assets.store.inspection import count_row_violations, find_column_violations, find_undocumented
 
@@ -103,26 +105,22 @@ def evaluate(
     Raises:
         DatabaseError, OSError: a database is out of reach, or a dump cannot be read.
     """
-    results = []
-    if STORED in names:
-        results.append(_check_stored(store, metric, days))
-    if MATCHES in names:
-        results.append(_compare_totals(store, metric, days, days if compared is None else compared, run_id))
-    if DOCUMENTED in names:
-        results.append(make_result(DOCUMENTED, find_undocumented(store, metric), DOCUMENTED_RECOVERY))
-    if NO_FRICTION in names:
-        results.append(_check_friction(store, metric, days))
-    if NO_MISSING_DAYS in names:
-        missing = set(missing_days(store, days)[metric.asset])
-        if missing:
-            expected = set(in_progress().get(metric.asset, ()))
-            # Read again: a run that is in progress no more may have stored its days since.
-            missing = set(missing_days(store, days)[metric.asset]) - expected
-        found = [format_range(first, last) for first, last in ranges(missing)]
-        results.append(
-            make_result(NO_MISSING_DAYS, found, _MISSING_RECOVERY, {"missing days": len(missing)}, about=missing)
-        )
-    return results
+    compared = days if compared is None else compared
+    checks: dict[str, Callable[[], dg.AssetCheckResult]] = {
+        STORED: partial(_check_stored, store, metric, days),
+        DOCUMENTED: lambda: make_result(DOCUMENTED, find_undocumented(store, metric), DOCUMENTED_RECOVERY),
+        NO_FRICTION: partial(_check_friction, store, metric, days),
+        NO_MISSING_DAYS: partial(_check_missing, store, metric, days, in_progress),
+    }
+    with ThreadPoolExecutor(1) as thread:
+        if MATCHES in names:
+            stored = read_days(store, metric, compared)
+            # Another database counts the source again while this one is checked.
+            comparison = thread.submit(_compare_totals, metric, store.settings, days, stored, run_id)
+        results = {name: check() for name, check in checks.items() if name in names}
+        if MATCHES in names:
+            results[MATCHES] = comparison.result()
+    return [results[name] for name in CHECK_NAMES if name in results]
 
 
 def _check_stored(store: Store, metric: Metric, days: Sequence[date]) -> dg.AssetCheckResult:
@@ -135,15 +133,20 @@ def _check_stored(store: Store, metric: Metric, days: Sequence[date]) -> dg.Asse
 
 
 def _compare_totals(
-    store: Store, metric: Metric, days: Sequence[date], compared: Sequence[date], run_id: str
+    metric: Metric,
+    settings: Settings,
+    days: Sequence[date],
+    stored: Mapping[date, Stored],
+    run_id: str,
 ) -> dg.AssetCheckResult:
-    stored = read_days(store, metric, compared)
+    """Count the days of `stored` again. They are those of `days` that were stored."""
+    compared = list(stored)
     about: Sequence[date] = ()
     if days and not compared:
         findings = ["no day of the run was stored"]
     else:
         try:
-            with open_reader(metric, store.settings, compared, run_id) as reader:
+            with open_reader(metric, settings, compared, run_id) as reader:
                 differing = [day for day in compared if reader.total(day) != stored[day].total]
             findings, about = [f"{day}: the stored total differs from the source" for day in differing], differing
         except OriginRefusedError as refusal:
@@ -152,6 +155,21 @@ def _compare_totals(
     result = make_result(MATCHES, findings, _MATCHES_RECOVERY, {"days checked": len(compared)}, about=about)
     # Rows that arrive late are no fault.
     return result._replace(severity=dg.AssetCheckSeverity.WARN)
+
+
+def _check_missing(
+    store: Store,
+    metric: Metric,
+    days: Sequence[date],
+    in_progress: Callable[[], Mapping[str, Collection[date]]],
+) -> dg.AssetCheckResult:
+    missing = set(missing_days(store, days)[metric.asset])
+    if missing:
+        expected = set(in_progress().get(metric.asset, ()))
+        # Read again: a run that is in progress no more may have stored its days since.
+        missing = set(missing_days(store, days)[metric.asset]) - expected
+    found = [format_range(first, last) for first, last in ranges(missing)]
+    return make_result(NO_MISSING_DAYS, found, _MISSING_RECOVERY, {"missing days": len(missing)}, about=missing)
 
 
 def _check_friction(store: Store, metric: Metric, days: Sequence[date]) -> dg.AssetCheckResult:
