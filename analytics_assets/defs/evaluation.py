@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from datetime import date
 from functools import partial
 from typing import Final
@@ -115,8 +116,10 @@ def evaluate(
     with ThreadPoolExecutor(1) as thread:
         if MATCHES in names:
             stored = read_days(store, metric, compared)
-            # Another database counts the source again while this one is checked.
-            comparison = thread.submit(_compare_totals, metric, store.settings, days, stored, run_id)
+            # Another database counts the source again while this one is checked, by the connection that is kept.
+            comparison = thread.submit(
+                copy_context().run, _compare_totals, metric, store.settings, days, stored, run_id
+            )
         results = {name: check() for name, check in checks.items() if name in names}
         if MATCHES in names:
             results[MATCHES] = comparison.result()

@@ -368,7 +368,7 @@ def _key(metric: Metric, row: dict[str, Any]) -> _Key:
 
 
 class _Piece(NamedTuple):
-    """Whole lines of a file, without the last line feed."""
+    """Whole lines of a file, each with its line feed."""
 
     dump: str
     first: int
@@ -381,7 +381,7 @@ def _add_lines(pieces: Sequence[_Piece], heads: _Heads, totals: list[int]) -> It
 
     Yields the dump, the number and the text of any other line. Blank lines are skipped: they end a page early.
     """
-    text = b"\n".join([*(piece.text for piece in pieces), b"\n" * _TAIL])
+    text = b"".join([piece.text for piece in pieces]).rjust(_TAIL, b"\n")
     starts, ends, counts = _read_counts(text)
     is_usual = counts > 0
     of_heads = zip(starts[is_usual].tolist(), (ends[is_usual] - _TAIL).tolist(), strict=True)
@@ -409,7 +409,7 @@ def _read_counts(text: bytes) -> tuple[_Numbers, _Numbers, _Numbers]:
     """Return where each line that is not blank starts and ends, and its count.
 
     The count is 0 unless it is written as telemetry writes it: blanks, a number without a leading zero, and the brace.
-    The text ends with blank lines, at least _TAIL.
+    The text is not shorter than a count.
     """
     data = np.frombuffer(text, np.uint8)
     ends = np.flatnonzero(data == _LINE_FEED)
@@ -438,9 +438,9 @@ def _batches(folder: Path, dumps: Iterable[str]) -> Iterator[list[_Piece]]:
         piece = None
         for text in _blocks(f"{folder}/{dump}"):
             # Most files are one piece, so its lines are not counted before there is another.
-            piece = _Piece(dump, piece.first + piece.text.count(b"\n") + 1 if piece else 1, text)
+            piece = _Piece(dump, piece.first + piece.text.count(b"\n") if piece else 1, text)
             batch.append(piece)
-            size += len(text) + 1
+            size += len(text)
             if size >= _BLOCK:
                 yield batch
                 batch, size = [], 0
@@ -448,21 +448,20 @@ def _batches(folder: Path, dumps: Iterable[str]) -> Iterator[list[_Piece]]:
 
 
 def _blocks(path: str) -> Iterator[bytes]:
-    """Yield a file in pieces of whole lines, each without its last line feed.
+    """Yield a file in pieces of whole lines, each with its line feed.
 
     A line that is far too long is cut, and stays too long.
     """
     with open(path, "rb", buffering=0) as file:  # opening a Path takes longer than reading a small file
         rest = b""
         while piece := file.read(_BLOCK):
-            lines, line_feed, after = piece.rpartition(b"\n")
-            if line_feed:
-                yield rest + lines
-                rest = after
+            if end := piece.rfind(b"\n") + 1:
+                yield rest + piece[:end]  # no copy of a file that is one piece
+                rest = piece[end:]
             else:
-                rest = (rest + after)[: MAX_LINE + 1]
+                rest = (rest + piece)[: MAX_LINE + 1]
         if rest:
-            yield rest
+            yield rest + b"\n"
 
 
 def list_dumps(folder: Path) -> tuple[list[str], int, list[Problem]]:
