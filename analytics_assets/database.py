@@ -82,7 +82,7 @@ _kept: Final[ContextVar[dict[tuple[str, bool], sa.Engine] | None]] = ContextVar(
 def kept_engines() -> Iterator[None]:
     """Keep what `engine` makes until the end: a run logs in to each database once, and compiles a statement once.
 
-    Other threads make their own.
+    A thread makes its own, unless it runs in a copy of this context. Such a thread must end before this does.
     """
     before, engines = _kept.get(), dict[tuple[str, bool], sa.Engine]()
     _kept.set(engines)
@@ -91,7 +91,7 @@ def kept_engines() -> Iterator[None]:
     finally:
         # Not by a token: Dagster may end a resource in another context than it has begun it in.
         _kept.set(before)
-        for each in engines.values():
+        for each in list(engines.values()):
             each.dispose()
 
 

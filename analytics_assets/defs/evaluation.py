@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from contextvars import copy_context
 from datetime import date
 from functools import partial
+from itertools import takewhile
+from threading import Event
 from typing import Final
 
 import dagster as dg
@@ -103,8 +105,11 @@ def evaluate(
     given) are counted again at the source. `in_progress` returns the days that other runs are about to collect, by
     asset: they are not missing. It is called only when there would be missing days.
 
+    The source is counted in a thread, while the other checks are evaluated.
+
     Raises:
-        DatabaseError, OSError: a database is out of reach, or a dump cannot be read.
+        DatabaseError, OSError: a database is out of reach, or a dump cannot be read. If the source and another check
+            fail, it is the error of the other check.
     """
     compared = days if compared is None else compared
     checks: dict[str, Callable[[], dg.AssetCheckResult]] = {
@@ -113,16 +118,19 @@ def evaluate(
         NO_FRICTION: partial(_check_friction, store, metric, days),
         NO_MISSING_DAYS: partial(_check_missing, store, metric, days, in_progress),
     }
+    stopped = Event()
     with ThreadPoolExecutor(1) as thread:
-        if MATCHES in names:
-            stored = read_days(store, metric, compared)
-            # Another database counts the source again while this one is checked, by the connection that is kept.
-            comparison = thread.submit(
-                copy_context().run, _compare_totals, metric, store.settings, days, stored, run_id
-            )
-        results = {name: check() for name, check in checks.items() if name in names}
-        if MATCHES in names:
-            results[MATCHES] = comparison.result()
+        try:
+            if MATCHES in names:
+                stored = read_days(store, metric, compared)
+                # The copied context has the run's engines, so the thread does not log in again.
+                again = partial(_count_again, metric, store.settings, list(stored), run_id, stopped)
+                counting = thread.submit(copy_context().run, again)
+            results = {name: check() for name, check in checks.items() if name in names}
+            if MATCHES in names:
+                results[MATCHES] = _compare_totals(days, stored, counting)
+        finally:
+            stopped.set()
     return [results[name] for name in CHECK_NAMES if name in results]
 
 
@@ -135,26 +143,27 @@ def _check_stored(store: Store, metric: Metric, days: Sequence[date]) -> dg.Asse
     return make_result(STORED, findings, _STORED_RECOVERY, {"days checked": len(days)}, about=about)
 
 
+def _count_again(
+    metric: Metric, settings: Settings, days: Sequence[date], run_id: str, stopped: Event
+) -> dict[date, int]:
+    """Return the totals of days at the source. A day that is not counted when `stopped` is set is left out."""
+    with open_reader(metric, settings, days, run_id) as reader:
+        return {day: reader.total(day) for day in takewhile(lambda _: not stopped.is_set(), days)}
+
+
 def _compare_totals(
-    metric: Metric,
-    settings: Settings,
-    days: Sequence[date],
-    stored: Mapping[date, Stored],
-    run_id: str,
+    days: Sequence[date], stored: Mapping[date, Stored], counting: Future[dict[date, int]]
 ) -> dg.AssetCheckResult:
-    """Count the days of `stored` again. They are those of `days` that were stored."""
-    compared = list(stored)
-    about: Sequence[date] = ()
-    if days and not compared:
-        findings = ["no day of the run was stored"]
-    else:
-        try:
-            with open_reader(metric, settings, compared, run_id) as reader:
-                differing = [day for day in compared if reader.total(day) != stored[day].total]
-            findings, about = [f"{day}: the stored total differs from the source" for day in differing], differing
-        except OriginRefusedError as refusal:
-            about = compared
-            compared, findings = [], [f"the source cannot be counted: {refusal}"]
+    """Compare the totals that are stored with those at the source. `stored` is empty when a run has stored no day."""
+    compared, about = list(stored), list[date]()
+    try:
+        at_source = counting.result() if compared or not days else {}
+        about = [day for day, total in at_source.items() if total != stored[day].total]
+        findings = [f"{day}: the stored total differs from the source" for day in about]
+        if days and not compared:
+            findings = ["no day of the run was stored"]
+    except OriginRefusedError as refusal:
+        compared, about, findings = [], compared, [f"the source cannot be counted: {refusal}"]
     result = make_result(MATCHES, findings, _MATCHES_RECOVERY, {"days checked": len(compared)}, about=about)
     # Rows that arrive late are no fault.
     return result._replace(severity=dg.AssetCheckSeverity.WARN)
