@@ -158,7 +158,7 @@ class Telemetry:
         self._lock = threading.Lock()
         self._dump: DumpFile | None = None
         self._line_of_row: dict[_Key, Line] = {}
-        self._line_of_key: dict[_Key, Line] = {}  # several keys may mean one row: event_id 42 and "42"
+        self._line_of_key: dict[_Key, tuple[DumpFile, Line]] = {}  # several keys may mean one row: event_id 42 and "42"
         self._rows_per_event_name: Counter[str] = Counter()
         self._drops: DumpFile | None = None
         self._line_of_reason: dict[str, Line] = {}
@@ -247,11 +247,10 @@ class Telemetry:
                 now = self._clock()
                 if self._day_start <= now < self._next_check:
                     try:
-                        line = self._line_of_key[key]
+                        dump, line = self._line_of_key[key]
                     except (KeyError, TypeError):  # a new key, or an unhashable one, which is refused below
-                        line = None
-                    dump = self._dump
-                    if line is not None and dump is not None:
+                        pass
+                    else:
                         count = line.count + 1
                         digit = count % 10
                         if digit and times is _ONCE:  # `is`, because True and 1.0 equal 1
@@ -314,8 +313,8 @@ class Telemetry:
             self._write_drops()  # those of the threads that could not wait for this line
         elif self._dump is not None:
             _add_to_line(self._dump, line, times)
-        if not overflow:
-            self._line_of_key[key] = line
+        if not overflow and self._dump is not None:
+            self._line_of_key[key] = self._dump, line
 
     def _append_line(self, row: Mapping[str, object], times: int) -> Line:
         if time.monotonic() < self._next_attempt:
