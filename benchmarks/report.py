@@ -24,6 +24,14 @@ import psutil
 from analytics_assets.local.postgres import VERSION
 
 FOLDER: Final = Path(__file__).parent
+HEAD: Final = """\
+# Benchmarks
+
+Each comparison ran in one go on one machine. The alternatives take turns, and all that count must find the same
+numbers. A ratio is the time of ours in times of the alternative, unless the line says otherwise: below one, ours is
+faster. A target was set before anything was measured; MISSED says that it was not reached in this run. Ratios hold
+on other machines better than seconds do. `make bench` writes this page; the head of each script in `benchmarks/`
+says what it compares."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +114,7 @@ def processor() -> str:
 def page(outputs: dict[str, str]) -> str:
     """Return the page in Markdown."""
     parts = [
-        "# Benchmarks",
-        "Each comparison ran in one go on one machine. The alternatives take turns, and all must find the same numbers."
-        " Ratios\nhold on other machines better than seconds do. `make bench` writes this page; the head of each script"
-        " in `benchmarks/`\nsays what it does.",
+        HEAD,
         describe_machine(),
     ]
     for name, output in outputs.items():

@@ -127,7 +127,7 @@ def run(settings: Settings, port: int, app_port: int, *, once: bool) -> bool:
                 wait_until_ready(dagster, port)
             webserver = Webserver(f"http://{HOST}:{port}")
             backfilled = _backfill(webserver, ready, requested, progress)
-            with _step(progress, "What is published, friction, pages, and the checks of all of it"):
+            with _step(progress, "Publication, friction, pages, checks"):
                 published = _publish(webserver, anew=backfilled)
             progress.stop()
             green = _print_summary(webserver, ready, console) and published
