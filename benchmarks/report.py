@@ -29,9 +29,9 @@ HEAD: Final = """\
 
 Each comparison ran in one go on one machine. The alternatives take turns, and all that count must find the same
 numbers. A ratio is the time of ours in times of the alternative, unless the line says otherwise: below one, ours is
-faster. A target was set before anything was measured; MISSED says that it was not reached in this run. Ratios hold
-on other machines better than seconds do. `make bench` writes this page; the head of each script in `benchmarks/`
-says what it compares."""
+faster. A target is a goal, not a result; MISSED says that it was not reached in this run. Ratios hold on other machines
+better than seconds do. `make bench` writes this page; the head of each script in `benchmarks/` says what it
+compares."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def evaluate_beside(
 
     def check(*arguments: object) -> dg.AssetCheckResult:
         begin()
-        return check_stored(*arguments)  # type: ignore[arg-type]
+        return check_stored(*arguments)  # type: ignore[arg-type]  # passed on as they come
 
     reader = Reader(count=lambda _: Counted([], []), total=total)
     monkeypatch.setattr(evaluation, "open_reader", lambda *_: nullcontext(reader))
